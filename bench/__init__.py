@@ -1,0 +1,1 @@
+"""Development only: the training recipe of the demo model and the benchmarks."""

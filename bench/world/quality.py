@@ -1,0 +1,137 @@
+"""The quality floor of the demo model, over all 28 objects x 5 styles (`make quality`)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trust_engine.audit import Rate, Shot, look, to_pixels
+from trust_engine.demo.judge import load_judge
+from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
+from trust_engine.model import LoadedModel, load_model
+from trust_engine.sampler import SamplerSettings
+
+SETTINGS = SamplerSettings(steps=20, cfg=4.0)
+FLOOR = {
+    "object": 0.95,
+    "worst_object": 0.80,
+    "style": 0.95,
+    "background": 0.97,
+    "synonyms": 0.90,
+    "pairs": 0.80,
+}
+
+
+class Pair(Shot):
+    """A shot of two objects."""
+
+    @property
+    def prompt(self) -> str:
+        """Return the caption, naming both."""
+        return caption(self.scene.objects, self.scene.background, self.scene.style)
+
+
+def singles(images: int, synonyms: bool) -> list[Shot]:
+    """List `images` shots for each object x style, fixed seeds."""
+    shots = []
+    for o, (name, others) in enumerate(OBJECTS.items()):
+        for s, style in enumerate(STYLES):
+            for i in range(images):
+                index = (o * len(STYLES) + s) * images + i
+                words = others[(i + s) % len(others)] if synonyms else name
+                scene = Scene((name,), BACKGROUNDS[index % len(BACKGROUNDS)], style)
+                shots.append(Shot(words, scene, 2_000_000 + 100_000 * synonyms + index))
+    return shots
+
+
+def pairs(count: int) -> list[Shot]:
+    """List shots of random pairs, fixed seeds."""
+    rng = np.random.default_rng(12)
+    shots: list[Shot] = []
+    for i in range(count):
+        names = tuple(str(n) for n in rng.choice(list(OBJECTS), 2, replace=False))
+        scene = Scene(names, BACKGROUNDS[i % len(BACKGROUNDS)], STYLES[i % len(STYLES)])
+        shots.append(Pair("", scene, 3_000_000 + i))
+    return shots
+
+
+def measure(model: LoadedModel, images: int, pair_count: int) -> dict:
+    """Measure every bound of the floor."""
+    judge = load_judge()
+    plain, named = singles(images, False), singles(max(1, images // 2), True)
+    objects, style, background = look(model, judge, plain, SETTINGS)
+    worst = {
+        name: share(hit for hit, shot in zip(objects, plain, strict=True) if shot.words == name)
+        for name in OBJECTS
+    }
+    both = look(model, judge, pairs(pair_count), SETTINGS)[0]
+    figures = {
+        "object": rate(objects),
+        "style": rate(style),
+        "background": rate(background),
+        "synonyms": rate(look(model, judge, named, SETTINGS)[0]),
+        "pairs": rate(both),
+    }
+    least = min(worst, key=lambda name: worst[name])
+    figures["worst_object"] = {"value": worst[least], "name": least}
+    return {"figures": figures, "per_object": worst}
+
+
+def rate(hits: Sequence[bool]) -> dict:
+    """Summarise hits with n and interval."""
+    return Rate(sum(hits), len(hits)).to_dict()
+
+
+def share(hits: Iterable[bool]) -> float:
+    """Return the share of hits."""
+    hits = list(hits)
+    return round(sum(hits) / len(hits), 4)
+
+
+def draw_grid(model: LoadedModel, path: Path) -> None:
+    """Draw every object in every style, and a row of pairs."""
+    rows = [
+        [
+            caption([name], BACKGROUNDS[(o + s) % len(BACKGROUNDS)], style)
+            for o, name in enumerate(OBJECTS)
+        ]
+        for s, style in enumerate(STYLES)
+    ]
+    rows.append([shot.prompt for shot in pairs(len(OBJECTS))])
+    prompts = [prompt for row in rows for prompt in row]
+    batches = model.generate(prompts, range(9_000, 9_000 + len(prompts)), SETTINGS)
+    pixels = np.concatenate([to_pixels(batch) for batch in batches])
+    pixels = pixels.reshape(len(rows), len(OBJECTS), 128, 128, 3).transpose(0, 2, 1, 3, 4)
+    Image.fromarray(pixels.reshape(len(rows) * 128, -1, 3)).save(path)
+
+
+def main() -> int:
+    """Print the figures beside their floor; exit 1 when one is missed."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--images", type=int, default=8, help="a object x style")
+    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--grid", type=Path, help="write a picture of all objects x styles")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    model = load_model(args.model)
+    if args.grid:
+        draw_grid(model, args.grid)
+    result = measure(model, args.images, args.pairs)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    missed = 0
+    for name, bound in FLOOR.items():
+        figure = result["figures"][name]
+        missed += figure["value"] < bound
+        print(f"{name:14s} {figure['value']:.4f}  floor {bound:.2f}  {figure}")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,139 @@
+"""What every training stage shares: scenes in batches, averaged weights, a log, resuming."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.world.scenes import draw, random_scene
+from trust_engine.demo.vocabulary import OBJECTS, Scene
+
+Module = TypeVar("Module", bound=nn.Module)
+RUNS = Path("runs/world")
+"""Where stages keep their state, logs and sample grids; safe to delete when the model is done."""
+
+
+def pick_device() -> torch.device:
+    """Train on a GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Compute in bfloat16, keep weights in float32."""
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def scene_batch(
+    rng: np.random.Generator, count: int, objects: Sequence[str] = tuple(OBJECTS)
+) -> tuple[Tensor, list[Scene]]:
+    """Draw `count` scenes: pixels (b, 3, 128, 128) in -1..1, and what they show."""
+    scenes = [random_scene(rng, objects) for _ in range(count)]
+    return to_tensor(np.stack([draw(scene, rng) for scene in scenes])), scenes
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """Turn (b, h, w, 3) uint8 into (b, 3, h, w) float in -1..1."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def channels_last(module: Module, device: torch.device) -> Module:
+    """Move a network to the device in the memory layout that convolutions like best."""
+    return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Stage:
+    """A training run that can be stopped and resumed: weights, average, optimiser, log."""
+
+    def __init__(
+        self,
+        name: str,
+        modules: dict[str, nn.Module],
+        steps: int,
+        rate: float,
+        decay: float = 0.999,
+        extra: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.folder = RUNS / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.module = nn.ModuleDict(modules)
+        self.steps, self.rate, self.decay, self.step = steps, rate, decay, 0
+        self.optimiser = torch.optim.AdamW(self.module.parameters(), rate, weight_decay=1e-3)
+        self.average = {k: v.clone().float() for k, v in self.module.state_dict().items()}
+        self._saved = time.monotonic()
+        if (self.folder / "state.pt").exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        state = torch.load(self.folder / "state.pt", weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average, self.step = state["average"], state["step"]
+        self.log(resumed=self.step)
+
+    def run(self, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]]) -> Iterator[int]:
+        """Take the remaining steps; `loss_of(step)` gives a loss and figures for the log."""
+        started, first = time.monotonic(), self.step
+        while self.step < self.steps:
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.rate * schedule(self.step, self.steps)
+            loss, figures = loss_of(self.step)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+            self.optimiser.step()
+            self._update_average()
+            self.step += 1
+            if self.step % 50 == 0:
+                pace = (time.monotonic() - started) / (self.step - first)
+                self.log(loss=round(float(loss), 5), seconds_a_step=round(pace, 3), **figures)
+            if time.monotonic() - self._saved > 240:
+                self.save()
+            yield self.step
+        self.save()
+
+    def _update_average(self) -> None:
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for key, value in self.module.state_dict().items():
+                self.average[key].lerp_(value.float(), 1 - decay)
+
+    def save(self) -> None:
+        """Keep everything that resuming needs."""
+        self._saved = time.monotonic()
+        state = {
+            "module": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average,
+            "step": self.step,
+        }
+        torch.save(state, self.folder / "state.tmp")
+        (self.folder / "state.tmp").rename(self.folder / "state.pt")
+
+    def averaged(self, name: str) -> dict[str, Tensor]:
+        """Return the averaged weights of one of the stage's modules."""
+        prefix = name + "."
+        return {k[len(prefix) :]: v for k, v in self.average.items() if k.startswith(prefix)}
+
+    def log(self, **figures: object) -> None:
+        """Append a line of JSON to the stage's log and print it."""
+        line = json.dumps({"step": self.step, **figures})
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+        print(self.folder.name, line, flush=True)
+
+
+def schedule(step: int, steps: int, warmup: int = 200) -> float:
+    """Warm up, hold, then fall to zero along a cosine over the last 60 % of the run."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = step / steps
+    return 1.0 if progress < 0.4 else 0.5 * (1 + math.cos(math.pi * (progress - 0.4) / 0.6))

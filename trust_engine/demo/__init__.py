@@ -1,0 +1,1 @@
+"""Emoji World: the small model, judge and vocabulary that ship with TRUST Unlearn."""
