@@ -1,0 +1,259 @@
+"""The command line: flags -> spec -> engine -> files. The only place that prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .cli_inputs import check_all_fit, check_out, read_diffs, read_spec
+from .errors import TrustError
+from .files import write_atomically
+from .spec import KINDS, UnlearnSpec, in_range
+
+DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
+
+EPILOG = """examples:
+  python -m trust_engine demo
+  python -m trust_engine unlearn --model demo --concept gun --out gun.safetensors
+  python -m trust_engine generate --model demo --diff gun.safetensors \\
+      --prompt "a gun on a red background" "a cat" --seed 1 --out after.png
+  python -m trust_engine audit --model demo --diff gun.safetensors --concept gun
+
+Start with `demo`; `python -m trust_engine COMMAND --help` explains a command."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, as all our others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line."""
+        self.exit(2, f"trust_engine: {one_line(message)}; see python -m {self.prog} --help\n")
+
+
+def one_line(message: object) -> str:
+    """Join an error's lines to one."""
+    return " ".join(str(message).split())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 on success, 2 for what the user can mend, 130 when interrupted."""
+    args = build_parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except TrustError as error:
+        print(f"trust_engine: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ntrust_engine: stopped; no half-written file is left", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declare the commands; their words are part of the product and stay."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser("trust_engine", epilog=EPILOG, formatter_class=formatter)
+    parser.description = "Make a text-to-image model forget a concept, and measure what is left."
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_generate(commands)
+    _add_unlearn(commands)
+    _add_audit(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="the whole job on the embedded demo model, with pictures and an audit",
+        description="Unlearn one concept from the embedded demo model and show the result: "
+        "diff.safetensors, before_after.png, neurons.png and audit.json in --out.",
+    )
+    parser.add_argument("--concept", default="gun", help="an object to forget (default: gun)")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="default: out/demo")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    _add_device(parser)
+    parser.set_defaults(run=_demo)
+
+
+def _add_generate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="draw prompts, with or without diffs",
+        description="Draw one picture a prompt, side by side in one PNG.",
+    )
+    _add_model(parser)
+    parser.add_argument("--prompt", nargs="+", required=True, metavar="TEXT")
+    parser.add_argument(
+        "--diff",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="apply a diff; several are applied in the order given (strength -2..2, default 1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
+    parser.add_argument("--steps", type=int, default=20, help="DDIM steps (default: 20)")
+    parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default: 4)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    parser.set_defaults(run=_generate)
+
+
+def _add_unlearn(commands: Any) -> None:
+    parser = commands.add_parser(
+        "unlearn",
+        help="make a diff that removes a concept",
+        description="Find the concept's neurons in the cross-attention q/k/v weights, fine-tune "
+        "only those, and save the change as a small diff. The model file is not touched.",
+    )
+    _add_model(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--concept", nargs="+", metavar="TEXT", help="one or more words or phrases that mean it"
+    )
+    what.add_argument(
+        "--spec", type=Path, metavar="FILE.json", help="a saved spec instead of flags"
+    )
+    parser.add_argument("--kind", choices=KINDS, help="default: single, or as --with/--when imply")
+    parser.add_argument("--with", dest="companion", metavar="TEXT", help="e.g. beer (combination)")
+    parser.add_argument(
+        "--when", dest="condition", metavar="TEXT", help='e.g. "on a red background" (conditional)'
+    )
+    parser.add_argument(
+        "--preserve",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TEXT",
+        help="what must keep its look (default: the nearest words the model knows)",
+    )
+    parser.add_argument(
+        "--anchor", metavar="TEXT", help="what to draw instead (default: the prompt without it)"
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help=f"updates a layer (default: {DEFAULTS['steps']})"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=_unlearn)
+
+
+def _add_audit(commands: Any) -> None:
+    parser = commands.add_parser(
+        "audit",
+        help="measure what is gone and what is kept, on the demo model",
+        description="Draw the concept, its synonyms and every other object with and without the "
+        "diff, on the same seeds, and let the judge count.",
+    )
+    _add_model(parser)
+    parser.add_argument("--diff", nargs="+", action="extend", default=[], required=True)
+    parser.add_argument("--concept", required=True, metavar="TEXT")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--images", type=int, default=4, help="pictures an object (default: 4)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.set_defaults(run=_audit)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="demo|PATH", help="demo, or a safetensors checkpoint"
+    )
+    _add_device(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .demo.job import run_demo
+
+    run_demo(args.concept, args.out, args.seed, args.device, print)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from .audit import to_pixels
+    from .diff import applied
+    from .model import load_model
+    from .pictures import png
+    from .progress import passes_bar
+    from .sampler import SamplerSettings
+
+    settings = SamplerSettings(args.steps, args.cfg)
+    in_range("seed", args.seed, 0, 2**48, whole=True)
+    check_out(args.out, args.model)
+    diffs = read_diffs(args.diff)
+    model = load_model(args.model, args.device)
+    check_all_fit(args.diff, diffs, model.denoiser)
+    seeds = range(args.seed, args.seed + len(args.prompt))
+    with applied(model.denoiser, diffs), passes_bar("drawing") as on_step:
+        pictures = [to_pixels(b) for b in model.generate(args.prompt, seeds, settings, on_step)]
+    row = np.concatenate(list(np.concatenate(pictures)), axis=1)
+    write_atomically(args.out, png(Image.fromarray(row)))
+    print(f"{len(args.prompt)} pictures in {args.out}")
+
+
+def _unlearn(args: argparse.Namespace) -> None:
+    from .diff import save_diff
+    from .model import load_model
+    from .progress import run_with_bar
+    from .unlearn import Unlearning, check_built
+
+    spec = read_spec(args)
+    check_built(spec)
+    check_out(args.out, args.model)
+    model = load_model(args.model, args.device)
+    run = Unlearning(model.lend(), spec)
+    print(f"preserving: {'; '.join(run.prompts.preserve)}", file=sys.stderr)
+    run_with_bar(run)
+    diff = run.diff
+    save_diff(diff, args.out)
+    effect = sum(step.effect for step in run.final.values()) / len(run.final)
+    result = {
+        "diff": str(args.out),
+        "concept": spec.concept.name,
+        "entries_changed": diff.changed,
+        "share_changed": round(diff.share, 5),
+        "effect_left": round(effect, 5),
+        "unet_passes": run.passes,
+    }
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{args.out}: {spec.concept.name!r} - {diff.changed:,} entries changed "
+            f"({diff.share:.1%} of q/k/v), {effect:.1%} of the concept's local effect left, "
+            f"{run.passes} UNet passes"
+        )
+
+
+def _audit(args: argparse.Namespace) -> None:
+    from .audit import audit, plan
+    from .demo.job import table
+    from .demo.judge import load_judge
+    from .model import load_model
+    from .progress import passes_bar
+
+    plan(args.concept, args.images, args.seed)  # refuse bad input before loading anything
+    if args.json:
+        check_out(args.json, args.model)
+    diffs = read_diffs(args.diff)
+    model = load_model(args.model, args.device)
+    check_all_fit(args.diff, diffs, model.denoiser)
+    judge = load_judge().to(model.encoder.device)
+    with passes_bar("auditing") as on_step:
+        report = audit(model, judge, diffs, args.concept, args.images, args.seed, on_step=on_step)
+    if args.json:
+        write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
+    print(table(report))

@@ -1,0 +1,79 @@
+"""What the command line's flags name: specs, diffs, outputs; all checked before a model loads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputError, SpecError
+from .files import check_writable
+from .spec import ConceptSpec, UnlearnSpec
+
+CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor")
+
+
+def read_spec(args: argparse.Namespace) -> UnlearnSpec:
+    """Build the spec from a file or from flags; --steps and --seed go with either."""
+    changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    if args.spec is not None:
+        if any(getattr(args, flag) not in (None, []) for flag in CONCEPT_FLAGS):
+            raise SpecError("--spec says all about the concept; give only --steps, --seed with it")
+        try:
+            text = args.spec.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{args.spec}: cannot be read ({error})") from error
+        return replace(UnlearnSpec.from_json(text), **changes)
+    kind: Any = args.kind
+    if kind is None and args.companion is not None:
+        kind = "combination"
+    elif kind is None:
+        kind = "single" if args.condition is None else "conditional"
+    concept = ConceptSpec(
+        words=tuple(args.concept),
+        kind=kind,
+        companion=args.companion,
+        condition=args.condition,
+        preserve=tuple(args.preserve),
+        anchor=args.anchor,
+    )
+    return UnlearnSpec(concept, **changes)
+
+
+def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:
+    """Read FILE[:STRENGTH]..., in order; whether they fit a model is not known yet."""
+    from .diff import load_diff
+
+    named = [_split_strength(text) for text in texts]
+    return [(load_diff(path), strength) for path, strength in named]
+
+
+def check_all_fit(texts: Sequence[str], diffs: Sequence[tuple[Any, float]], denoiser: Any) -> None:
+    """Raise DiffError, naming the file, for a diff that was made for another model."""
+    from .diff import check_fits
+
+    for text, (diff, _) in zip(texts, diffs, strict=True):
+        check_fits(diff, denoiser, text)
+
+
+def check_out(out: Path, model: str) -> None:
+    """Refuse an output that cannot be written, or that would replace the model file."""
+    check_writable(out)
+    if os.path.exists(out) and os.path.exists(model) and os.path.samefile(out, model):
+        raise OutputError(f"{out}: is the model itself; choose another name for the result")
+
+
+def _split_strength(text: str) -> tuple[Path, float]:
+    path, colon, number = text.rpartition(":")
+    try:
+        strength = float(number)
+    except ValueError:
+        return Path(text), 1.0  # no strength: a colon may belong to a drive letter
+    if not colon:
+        return Path(text), 1.0
+    if not -2.0 <= strength <= 2.0:
+        raise SpecError(f"{text}: strength {strength} must lie between -2 and 2")
+    return Path(path), strength

@@ -1,0 +1,40 @@
+"""Adam that moves masked entries only and takes back those that leave the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
+
+
+class SelectiveAdam:
+    """Adam over the offsets theta - theta_0 of some tensors, restricted to a mask."""
+
+    def __init__(self, base: Sequence[Tensor], rate: float) -> None:
+        self.base = tuple(base)
+        self.offset = tuple(torch.zeros_like(b) for b in base)
+        self.rate = rate
+        self._first = tuple(torch.zeros_like(b) for b in base)
+        self._second = tuple(torch.zeros_like(b) for b in base)
+        self._age = tuple(torch.zeros_like(b) for b in base)
+
+    def theta(self) -> tuple[Tensor, ...]:
+        """Return the current weights, ready to be differentiated."""
+        pairs = zip(self.base, self.offset, strict=True)
+        return tuple((b + o).requires_grad_(True) for b, o in pairs)
+
+    @torch.no_grad()
+    def step(self, gradient: Sequence[Tensor], mask: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Move masked entries by one Adam step of `rate * scale`; revert the others."""
+        for i, (g, m) in enumerate(zip(gradient, mask, strict=True)):
+            keep, g = m.to(g.dtype), g.masked_fill(~m, 0)  # 0 * inf would be nan
+            self._age[i].add_(1).mul_(keep)
+            self._first[i].lerp_(g, 1 - BETA1).mul_(keep)
+            self._second[i].lerp_(g.square(), 1 - BETA2).mul_(keep)
+            age = self._age[i].clamp(min=1)
+            mean = self._first[i] / (1 - BETA1**age)
+            spread = (self._second[i] / (1 - BETA2**age)).sqrt() + EPSILON
+            self.offset[i].sub_(self.rate * scale * mean / spread).mul_(keep)
