@@ -1,0 +1,35 @@
+"""What every test gets: fixed seeds; and a reason in sight when it is skipped."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare --run-slow."""
+    parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the slow tests unless asked for, and those whose host is not there."""
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--run-slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: --run-slow runs it"))
+        for marker in item.iter_markers("host"):
+            (variable,) = marker.args
+            if not Path(os.environ.get(variable) or "missing").is_dir():
+                reason = f"no host: {variable} names no folder"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

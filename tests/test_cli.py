@@ -1,0 +1,300 @@
+"""The command line: bad input is one clear line, before any model is loaded or file written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+from tiny import frozen_bits, tiny_denoiser, tiny_model
+
+import trust_engine.model
+from trust_engine.cli import main
+from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, load_diff, save_diff
+from trust_engine.errors import ModelError
+from trust_engine.keys import LDM_PREFIX
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+
+FIRST = LDM_PREFIX + "input_blocks.0.0.weight"
+UNLEARN = ["unlearn", "--model", "m", "--out", "new/o", "--concept", "gun"]
+GENERATE = ["generate", "--model", "m", "--out", "new/o", "--prompt", "a cat"]
+AUDIT = ["audit", "--model", "m", "--diff", "d", "--concept", "gun", "--json", "new/o"]
+
+
+class Failure:
+    """What a refused command left behind: its exit code, its one line, and nothing else."""
+
+    def __init__(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        before = files()
+        try:
+            self.code: object = main(arguments)
+        except SystemExit as stop:
+            self.code = stop.code
+        captured = capsys.readouterr()
+        assert self.code == 2, captured
+        assert captured.out == ""
+        assert captured.err.endswith("\n")
+        assert captured.err.count("\n") == 1, captured.err
+        assert captured.err.startswith("trust_engine: ")
+        assert files() == before
+        self.line = captured.err
+
+
+def files() -> dict[str, bytes]:
+    """Read every file below the working folder."""
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_odd_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("I am no checkpoint")
+    Path("pickle.ckpt").write_bytes(pickle.dumps({"a": 1}))
+    torch.save({"a": torch.zeros(2)}, "zip.safetensors")
+    Path("foreign.safetensors").write_bytes(save({"a": torch.zeros(2)}))
+    for channels in (320, 64):
+        weights = {FIRST: torch.zeros(channels, 4, 3, 3)}
+        Path(f"sd{channels}.safetensors").write_bytes(save(weights))
+    Path("scalar.safetensors").write_bytes(save({FIRST: torch.tensor(1.0)}))
+    odd = {FIRST: torch.zeros(64, 4, 3, 3), LDM_PREFIX + "control.0.weight": torch.zeros(2)}
+    Path("odd.safetensors").write_bytes(save(odd))
+    Path("spec.json").write_text(UnlearnSpec(ConceptSpec(("gun",))).to_json())
+    Path("global.json").write_text(UnlearnSpec(ConceptSpec(("gun",)), engine="global").to_json())
+    Path("broken.json").write_text("{")
+    Path("bad.json").write_text('{"concept": {"words": ["gun"]}, "stepps": 3}')
+
+
+@pytest.fixture
+def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if a model is loaded."""
+
+    def load(*_: object) -> None:
+        pytest.fail("a model was loaded before the input was checked")
+
+    monkeypatch.setattr(trust_engine.model, "load_model", load)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.model.LoadedModel:
+    """Let the command line load the tiny model, which has no decoder."""
+    lent = tiny_model()
+    model = trust_engine.model.LoadedModel(
+        lent.denoiser,
+        lent.encoder,
+        torch.nn.Identity(),
+        (8, 8),
+        lent.vocabulary,  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr(trust_engine.model, "load_model", lambda *_: model)
+    return model
+
+
+@pytest.mark.usefixtures("_no_model")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["forget"], "forget"),
+        (["unlearn"], "--model"),
+        (["unlearn", "--model", "m", "--out", "o"], "--concept"),
+        ([*UNLEARN, "--spec", "spec.json"], "not allowed"),
+        ([*UNLEARN, "--kind", "word"], "--kind"),
+        ([*UNLEARN, "--device", "tpu"], "--device"),
+        ([*UNLEARN, "--steps", "many"], "--steps"),
+        ([*UNLEARN, "--colour"], "--colour"),
+        ([*UNLEARN, "--steps", "0"], "steps is 0"),
+        ([*UNLEARN, "--steps", "-3"], "steps is -3"),
+        ([*UNLEARN, "--steps", "100001"], "steps is 100001"),
+        ([*UNLEARN, "--seed", "-1"], "seed is -1"),
+        ([*UNLEARN, "--seed", str(2**63)], "seed is 92"),
+        ([*UNLEARN, "--preserve", ""], "preserve is empty"),
+        ([*UNLEARN, "--preserve", "Gun"], "preserve names the concept itself"),
+        ([*UNLEARN, "--anchor", ""], "anchor is empty"),
+        ([*UNLEARN, "--kind", "combination"], "add --with"),
+        ([*UNLEARN, "--kind", "conditional"], "add --when"),
+        ([*UNLEARN, "--with", ""], "add --with"),
+        ([*UNLEARN, "--when", ""], "add --when"),
+        ([*UNLEARN, "--kind", "single", "--with", "beer"], "--with belongs to"),
+        ([*UNLEARN, "--with", "beer", "--when", "on red"], "--when belongs to"),
+        ([*UNLEARN, "--with", "gun"], "equals the concept"),
+        ([*UNLEARN, "--with", "beer"], "combination concepts are not built yet"),
+        ([*UNLEARN, "--kind", "combination", "--with", "beer"], "not built yet"),
+        ([*UNLEARN, "--when", "on red"], "conditional concepts are not built yet"),
+        ([*UNLEARN, "--kind", "style"], "style concepts are not built yet"),
+        ([*UNLEARN[:-1], ""], "concept is empty"),
+        ([*UNLEARN[:-1], "gun", "  "], "concept is empty"),
+        ([*UNLEARN[:-2], "--spec", "missing.json"], "missing.json"),
+        ([*UNLEARN[:-2], "--spec", "broken.json"], "not JSON"),
+        ([*UNLEARN[:-2], "--spec", "bad.json"], "stepps"),
+        ([*UNLEARN[:-2], "--spec", "global.json"], "not built yet"),
+        ([*UNLEARN[:-2], "--spec", "spec.json", "--with", "beer"], "--spec"),
+        ([*UNLEARN[:-2], "--spec", "spec.json", "--anchor", "toy"], "--spec"),
+        ([*UNLEARN[:-2], "--spec", "spec.json", "--steps", "0"], "steps is 0"),
+        ([*UNLEARN, "--out", "."], "give a file name"),
+        ([*UNLEARN, "--out", "text/o"], "text/o: cannot write there"),
+        ([*UNLEARN, "--out", "x" * 300], "cannot write there"),
+        ([*UNLEARN, "--model", "text", "--out", "./text"], "is the model itself"),
+        ([*GENERATE, "--steps", "0"], "steps is 0"),
+        ([*GENERATE, "--steps", "1000"], "steps is 1000"),
+        ([*GENERATE, "--cfg", "0"], "cfg is 0"),
+        ([*GENERATE, "--cfg", "nan"], "cfg "),
+        ([*GENERATE, "--seed", "-1"], "seed is -1"),
+        ([*GENERATE, "--seed", str(2**64)], "seed is "),
+        ([*GENERATE, "--out", "text/o.png"], "cannot write there"),
+        ([*GENERATE, "--diff", "missing:0.5"], "missing: no such file"),
+        ([*GENERATE, "--diff", "text"], "text: not a safetensors file"),
+        ([*GENERATE, "--diff", "pickle.ckpt:-1"], "pickle.ckpt: a torch pickle"),
+        ([*GENERATE, "--diff", "foreign.safetensors"], "not a TRUST diff"),
+        ([*GENERATE, "--diff", "text:2.5"], "strength 2.5"),
+        ([*GENERATE, "--diff", "text:nan"], "strength nan"),
+        ([*GENERATE, "--diff", "text:-inf"], "strength -inf"),
+        ([*AUDIT, "--concept", "spaceship"], "'spaceship' is not an object"),
+        ([*AUDIT, "--concept", ""], "is not an object"),
+        ([*AUDIT, "--images", "0"], "images is 0"),
+        ([*AUDIT, "--images", "100000"], "images is 100000"),
+        ([*AUDIT, "--seed", "-1"], "seed is -1"),
+        ([*AUDIT, "--json", "."], "give a file name"),
+        ([*AUDIT, "--diff", "missing"], "d: no such file"),
+        (["demo", "--concept", "spaceship"], "'spaceship' is not an object"),
+        (["demo", "--seed", "-1"], "seed is -1"),
+        (["demo", "--out", "text"], "cannot write there"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_a_model_loads(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in Failure(arguments, capsys).line
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ("missing", "missing: no such file"),
+        ("new\nline", "new line: no such file"),
+        (".", "no such file"),
+        ("x" * 300, "cannot be read"),
+        ("text", "text: not a safetensors file"),
+        ("pickle.ckpt", "a torch pickle, which can run code"),
+        ("zip.safetensors", "convert it to safetensors"),
+        ("foreign.safetensors", "not a Stable Diffusion checkpoint"),
+        ("sd320.safetensors", "a UNet of 320 channels"),
+        ("scalar.safetensors", "a UNet of 0 channels"),
+        ("odd.safetensors", "control.0.weight"),
+        ("sd64.safetensors", "the checkpoint's UNet lacks"),
+    ],
+)
+@pytest.mark.parametrize("command", [UNLEARN, GENERATE])
+def test_a_model_that_is_none_is_refused(
+    command: list[str], model: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in Failure([*command, "--model", model], capsys).line
+
+
+def test_a_checkpoint_of_other_shapes_is_refused() -> None:
+    weights = {FIRST: torch.zeros(64, 9, 3, 3)}
+    Path("inpaint.safetensors").write_bytes(save(weights))
+    with pytest.raises(ModelError, match="UNet has other shapes"):
+        trust_engine.model.load_model("inpaint.safetensors")
+
+
+def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "mps" if not torch.backends.mps.is_available() else "cuda"
+    line = Failure([*UNLEARN, "--model", "foreign.safetensors", "--device", missing], capsys).line
+    assert f"device '{missing}' is not available here" in line
+
+
+def test_unlearns_and_reports(
+    tiny: trust_engine.model.LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = frozen_bits(tiny.denoiser.module)
+    assert main([*UNLEARN, "--steps", "2", "--seed", "7", "--json"]) == 0
+    result, diff = json.loads(capsys.readouterr().out), load_diff(Path("new/o"))
+    spec = UnlearnSpec.from_json(diff.provenance["spec"])
+    assert (spec.steps, spec.seed, spec.concept.words) == (2, 7, ("gun",))
+    assert result["diff"] == str(Path("new/o"))
+    assert result["entries_changed"] == diff.changed > 0
+    assert result["unet_passes"] == diff.provenance["passes"]
+    assert frozen_bits(tiny.denoiser.module) == before
+    assert os.listdir("new") == ["o"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_spec_file_and_its_flags_give_the_same_diff() -> None:
+    Path("spec.json").write_text(UnlearnSpec(ConceptSpec(("gun",))).to_json())
+    flags = ["--steps", "1", "--out", "one"]
+    assert main([*UNLEARN, *flags]) == 0
+    assert main([*UNLEARN[:-2], "--spec", "spec.json", "--steps", "1", "--out", "two"]) == 0
+    assert Path("one").read_bytes() == Path("two").read_bytes()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_diff_of_another_model_is_refused(
+    tiny: trust_engine.model.LoadedModel, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny_denoiser(seed=seed)
+    key = "middle_block.1.transformer_blocks.0.attn2.to_v.weight"
+    shape = (64, 16) if seed else (2, 2)
+    offsets = {key: SparseOffset.of(torch.ones(shape))}
+    save_diff(WeightDiff(offsets, {"base": fingerprint(other)}), Path("other"))
+    line = Failure([*GENERATE, "--diff", "other:0.5"], capsys).line
+    assert "other:0.5: made for another" in line
+    assert fingerprint(tiny.denoiser) == fingerprint(tiny_denoiser())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_stopped_by_the_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trust_engine.progress.run_with_bar", interrupt)
+    before = files()
+    assert main(UNLEARN) == 130
+    assert "stopped" in capsys.readouterr().err
+    assert files() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ([], ["demo", "generate", "unlearn", "audit", "examples:"]),
+        (["demo"], ["--concept", "--out", "--seed", "--device"]),
+        (
+            ["generate"],
+            ["--model", "--diff", "STRENGTH", "--prompt", "--seed", "--steps", "--cfg", "--out"],
+        ),
+        (
+            ["unlearn"],
+            ["--model", "--concept", "--spec", "--kind", "--with", "--when", "--preserve",
+             "--anchor", "--device", "--steps", "--seed", "--out", "--json"],
+        ),
+        (["audit"], ["--model", "--diff", "--concept", "--seed", "--images", "--json"]),
+    ],
+)  # fmt: skip
+def test_help_teaches(
+    command: list[str], flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert [flag for flag in flags if flag not in shown] == []
+
+
+def test_the_real_command(tmp_path: Path) -> None:
+    """In a process of its own nothing else is printed, such as a library's warnings."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "trust_engine", *GENERATE, "--model", "pickle.ckpt"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("trust_engine: pickle.ckpt: a torch pickle")

@@ -1,0 +1,160 @@
+"""One layer forgets: it did know before, it does not know after, and the rest stays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_spec
+
+from trust_engine.attention import CrossAttention
+from trust_engine.errors import DivergenceError
+from trust_engine.local import LayerRun, LayerStep, Situation
+from trust_engine.spec import UnlearnSpec
+
+PROMPTS, POSITIONS, D, C, TOKENS = 4, 96, 24, 64, 6
+
+
+def layer() -> CrossAttention:
+    """Make a random layer of four heads."""
+    torch.manual_seed(1)
+    q, k, v, out = (torch.randn(24, n) * n**-0.5 for n in (D, C, C, D))
+    return CrossAttention(q, k, v, out, torch.zeros(D), heads=4)
+
+
+def situations() -> tuple[Situation, Situation]:
+    """Erase one token's row, in several prompts; keep the same prompts with other tokens there."""
+    torch.manual_seed(2)
+    concept, neutral, others = torch.randn(C), torch.randn(C), torch.randn(PROMPTS, C)
+    context = torch.randn(PROMPTS, TOKENS, C)
+    now, goal, kept = context.clone(), context.clone(), context.clone()
+    now[:, 2], goal[:, 2], kept[:, 2] = concept, neutral, others
+    x = torch.randn(2, PROMPTS, POSITIONS, D)
+    return Situation(x[0], now, goal), Situation(x[1], kept, kept)
+
+
+def spec(**changes: object) -> UnlearnSpec:
+    """Ask for enough steps to forget."""
+    return tiny_spec(
+        **{"steps": 80, "budget": 0.2, "rate": 0.03, "beta": 2.0, "xi": 0.0, **changes}
+    )
+
+
+def run(wanted: UnlearnSpec) -> tuple[LayerRun, list[LayerStep]]:
+    """Train the layer to the end."""
+    it = LayerRun(layer(), *situations(), wanted)
+    return it, list(it)
+
+
+def effect(theta: CrossAttention, part: Situation, base: CrossAttention) -> float:
+    """Measure the distance to the goal over all positions."""
+    return float((theta(part.x, part.now) - base(part.x, part.goal)).square().mean())
+
+
+@pytest.mark.parametrize("objective", ["none", "csr", "cip"])
+def test_forgets_the_concept_and_keeps_the_rest(objective: str) -> None:
+    done, steps = run(spec(objective=objective))
+    assert steps[0].effect == pytest.approx(1, abs=0.15)  # a sample of positions, hence not exactly
+    assert steps[0].harm == 0
+    assert steps[-1].effect < 0.1
+    assert steps[-1].harm < 0.1
+    # The same, measured from outside: all positions, theta_0 + offset.
+    base, (erase, keep) = layer(), situations()
+    after = base.with_weights(
+        *(w + o for w, o in zip((base.q, base.k, base.v), done.offset, strict=True))
+    )
+    before = effect(base, erase, base)
+    assert effect(after, erase, base) < 0.1 * before
+    assert effect(after, keep, base) < 0.1 * before
+
+
+@pytest.mark.parametrize("budget", [1e-6, 0.03, 0.2])
+def test_changes_stay_within_the_budget(budget: float) -> None:
+    done, steps = run(spec(budget=budget, steps=20, xi=-10.0))
+    entries = sum(offset.numel() for offset in done.offset)
+    changed = sum(int(offset.count_nonzero()) for offset in done.offset)
+    assert 0 < changed <= math.ceil(budget * entries)
+    assert all(step.share <= math.ceil(budget * entries) / entries for step in steps)
+
+
+def test_only_marked_entries_change() -> None:
+    done, _ = run(spec(steps=10))
+    assert done.mask.current is not None
+    for offset, mask in zip(done.offset, done.mask.current, strict=True):
+        assert bool((offset[~mask] == 0).all())
+
+
+def test_the_mask_moves_then_settles() -> None:
+    """It is re-estimated while training, and left alone for the last re-fit."""
+    _, steps = run(spec(steps=40))
+    overlaps = [step.overlap for step in steps]
+    assert overlaps[0] == 1
+    assert min(overlaps) < 1
+    assert len(set(overlaps[-8:])) == 1
+
+
+def test_objectives_differ() -> None:
+    """CSR and CIP do something: neither gives the plain effect's offsets."""
+    plain, *others = (run(spec(objective=o, steps=5, lam=1.0))[0] for o in ("none", "csr", "cip"))
+    for other in others:
+        assert not all(torch.equal(a, b) for a, b in zip(plain.offset, other.offset, strict=True))
+
+
+def test_csr_leaves_the_effect_less_sensitive() -> None:
+    """What CSR promises: a smaller gradient at the neurons than without it, at the same effect."""
+
+    def sensitivity(lam: float) -> float:
+        done, _ = run(spec(objective="csr", lam=lam))
+        base, (erase, _) = layer(), situations()
+        theta = [
+            (w + o).requires_grad_(True)
+            for w, o in zip((base.q, base.k, base.v), done.offset, strict=True)
+        ]
+        goal = base(erase.x, erase.goal)
+        loss = (base.with_weights(*theta)(erase.x, erase.now) - goal).square().mean() / done.scale
+        gradient = torch.autograd.grad(loss, theta)
+        assert done.mask.current is not None
+        masked = [(g * m).square().sum() for g, m in zip(gradient, done.mask.current, strict=True)]
+        return float(torch.stack(masked).sum().sqrt())
+
+    assert sensitivity(0.3) < 0.8 * sensitivity(0.0)
+
+
+def test_preservation_preserves() -> None:
+    with_it, without = run(spec(beta=4.0))[1][-1], run(spec(beta=0.0))[1][-1]
+    assert with_it.harm < 0.5 * without.harm
+
+
+def test_same_seed_same_offsets_and_another_seed_others() -> None:
+    one, two, other = (run(spec(steps=6, seed=s))[0].offset for s in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_concept_without_effect_changes_nothing() -> None:
+    erase, keep = situations()
+    done = LayerRun(layer(), replace(erase, now=erase.goal), keep, spec(steps=3))
+    assert all(step.effect == step.harm == 0 for step in done)
+    assert not any(bool(offset.any()) for offset in done.offset)
+
+
+@pytest.mark.parametrize("objective", ["none", "csr", "cip"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_input_that_is_not_finite_is_noticed(objective: str, bad: float) -> None:
+    erase, keep = situations()
+    erase.x[0, :, 0] = bad
+    with pytest.raises(DivergenceError, match="not finite"):
+        list(LayerRun(layer(), erase, keep, spec(objective=objective, steps=3)))
+
+
+@pytest.mark.parametrize("objective", ["none", "csr", "cip"])
+def test_offsets_are_finite_or_the_run_says_so(objective: str) -> None:
+    """The largest rate the spec allows."""
+    done = LayerRun(layer(), *situations(), spec(objective=objective, rate=1.0, steps=15))
+    try:
+        list(done)
+    except DivergenceError:
+        return
+    assert all(bool(offset.isfinite().all()) for offset in done.offset)

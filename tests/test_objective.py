@@ -1,0 +1,107 @@
+"""CSR and CIP against their definitions, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from trust_engine.attention import CrossAttention
+from trust_engine.objective import cip, csr, distance
+
+GAMMA, TAU = 2.0, 0.5
+
+
+def problem() -> tuple[CrossAttention, Tensor, Tensor, Tensor]:
+    """Make a small layer, states, a context and the goal for its output."""
+    torch.manual_seed(0)
+    q, k, v, out = (torch.randn(6, n, dtype=torch.float64) for n in (5, 4, 4, 6))
+    layer = CrossAttention(q, k, v, out[:5], None, heads=2)
+    x, context = torch.randn(2, 7, 5).double(), torch.randn(2, 3, 4).double()
+    return layer, x, context, torch.randn(2, 7, 5).double()
+
+
+def gradient_at(theta: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Differentiate the concept effect by q, k and v."""
+    layer, x, context, goal = problem()
+    effect = distance(layer.with_weights(*theta)(x, context), goal, 1.7)
+    return torch.autograd.grad(effect, theta, create_graph=create_graph)
+
+
+def start() -> list[Tensor]:
+    """Return the layer's weights, ready to be differentiated."""
+    layer = problem()[0]
+    return [w.clone().requires_grad_(True) for w in (layer.q, layer.k, layer.v)]
+
+
+def masks() -> list[Tensor]:
+    """Mark about half of the entries."""
+    return [torch.rand_like(w) > 0.5 for w in start()]
+
+
+def test_distance_is_the_mean_square_in_units_of_scale() -> None:
+    assert float(distance(torch.full((2, 3), 5.0), torch.full((2, 3), 2.0), 3.0)) == 3.0
+
+
+def test_csr_is_the_norm_of_the_masked_gradient() -> None:
+    value = csr(
+        [torch.tensor([3.0, 9.0]), torch.tensor([4.0])], [torch.tensor([1, 0]), torch.ones(1)]
+    )
+    torch.testing.assert_close(value, torch.tensor(5.0))
+
+
+def test_csr_differentiates_to_the_hessian_vector_product() -> None:
+    """Its slope along random directions is the finite difference of the gradient's norm."""
+    theta, mask, step = start(), masks(), 1e-5
+    slope = torch.autograd.grad(csr(gradient_at(theta, create_graph=True), mask), theta)
+    for _ in range(3):
+        way = [torch.randn_like(w) for w in theta]
+
+        def norm(size: float, way: list[Tensor] = way) -> Tensor:
+            moved = [
+                (w + size * d).detach().requires_grad_(True)
+                for w, d in zip(start(), way, strict=True)
+            ]
+            return csr(gradient_at(moved), mask)
+
+        measured = (norm(step) - norm(-step)) / (2 * step)
+        exact = sum(
+            ((s * d).sum() for s, d in zip(slope, way, strict=True)), torch.zeros(()).double()
+        )
+        torch.testing.assert_close(exact, measured, rtol=1e-6, atol=1e-9)
+        assert abs(float(exact)) > 1e-3
+
+
+def test_csr_of_an_empty_mask_or_no_gradient_has_a_finite_slope() -> None:
+    theta = start()
+    value = csr(gradient_at(theta, create_graph=True), [torch.zeros_like(w) for w in theta])
+    for slope in torch.autograd.grad(value, theta):
+        assert float(slope.abs().max()) == 0
+
+
+def test_cip_lies_between_0_and_1() -> None:
+    for size in (1e-12, 1.0, 1e12):
+        assert 0 <= float(cip((torch.randn(9, 9) * size, torch.randn(50) * size), GAMMA, TAU)) <= 1
+
+
+def test_cip_grows_with_more_influential_entries() -> None:
+    """Up to a tenth of the entries; see the test below for what lies beyond."""
+    shares = []
+    for influential in (0, 1, 10, 50, 100):
+        row = torch.full((1000,), 1.0) + torch.linspace(0, 0.01, 1000)
+        row[:influential] += 50.0
+        shares.append(float(cip((row,), GAMMA, 0.05)))
+    assert shares[1:] == sorted(shares[1:])
+    assert shares[-1] == pytest.approx(0.1, abs=0.01)
+
+
+def test_cip_has_a_slope() -> None:
+    theta = start()
+    value = cip(gradient_at(theta, create_graph=True), GAMMA, TAU)
+    assert max(float(s.abs().max()) for s in torch.autograd.grad(value, theta)) > 0
+
+
+def test_cip_of_no_influence_at_all_has_a_finite_slope() -> None:
+    gradient = torch.zeros(5, 5, requires_grad=True)
+    (slope,) = torch.autograd.grad(cip((gradient,), GAMMA, TAU), gradient)
+    assert bool(slope.isfinite().all())

@@ -1,0 +1,161 @@
+"""Specs: what is refused, by which words, and JSON there and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from trust_engine.errors import SpecError
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+
+GUN = ConceptSpec(("gun",))
+CONCEPTS = {
+    "single": ConceptSpec((" gun ", "fire   arm"), preserve=("knife",), anchor="a toy"),
+    "combination": ConceptSpec(("baby",), "combination", companion="beer"),
+    "conditional": ConceptSpec(("cat",), "conditional", condition="on a red background"),
+    "style": ConceptSpec(("noto",), "style"),
+}
+BAD_CONCEPTS: list[tuple[dict[str, Any], str]] = [
+    ({"words": ()}, "concept is empty"),
+    ({"words": ("",)}, "concept is empty"),
+    ({"words": ("gun", " \t")}, "concept is empty"),
+    ({"words": "gun"}, "concept must be a list"),
+    ({"words": ("gun", 3)}, "concept must be a list"),
+    ({"words": 3}, "concept must be a list"),
+    ({"words": None}, "concept must be a list"),
+    ({"words": ("gun",), "preserve": ("",)}, "preserve is empty"),
+    ({"words": ("gun",), "preserve": "cat"}, "preserve must be a list"),
+    ({"words": ("gun",), "preserve": ("cat", "GUN")}, "preserve names the concept itself"),
+    ({"words": ("gun",), "kind": "word"}, "kind 'word' is unknown"),
+    ({"words": ("gun",), "kind": ["single"]}, "kind .* is unknown"),
+    ({"words": ("gun",), "anchor": " "}, "anchor is empty"),
+    ({"words": ("gun",), "anchor": 5}, "anchor must be a text"),
+    ({"words": ("baby",), "kind": "combination"}, "needs a companion; add --with"),
+    ({"words": ("baby",), "kind": "combination", "companion": " "}, "needs a companion"),
+    ({"words": ("baby",), "kind": "combination", "companion": 5}, "companion must be a text"),
+    ({"words": ("baby",), "kind": "combination", "companion": "Baby "}, "companion equals"),
+    ({"words": ("cat",), "kind": "conditional"}, "needs a condition; add --when"),
+    ({"words": ("cat",), "kind": "conditional", "condition": "cat"}, "condition equals"),
+    ({"words": ("cat",), "companion": "beer"}, "--with belongs to --kind combination"),
+    ({"words": ("cat",), "companion": ""}, "--with belongs to --kind combination"),
+    ({"words": ("cat",), "condition": "red"}, "--when belongs to --kind conditional"),
+    (
+        {"words": ("a",), "kind": "combination", "companion": "b", "condition": "c"},
+        "--when belongs to --kind conditional",
+    ),
+]
+BAD_SETTINGS: dict[str, list[Any]] = {
+    "steps": [0, -1, 100_001, 1.5, True, "3", None, 10**400],
+    "trajectory_steps": [0, 101, 2.0],
+    "seed": [-1, 2**63, 0.5, False],
+    "rate": [0, 1.01, float("nan"), float("inf"), "fast", 10**400],
+    "xi": [-10.5, 101, float("nan"), None],
+    "budget": [0, 1.5, -1],
+    "cfg": [0.9, 31, float("nan")],
+    "beta": [-0.1, 1e7],
+    "lam": [-0.1, 1e7, float("-inf")],
+    "gamma": [float("nan"), "two", None],
+    "tau": [0, -1, float("inf"), "wide"],
+    "objective": ["csx", None, 3],
+    "engine": ["remote", None],
+}
+GOOD_SETTINGS: dict[str, list[Any]] = {
+    "steps": [1, 100_000],
+    "seed": [0, 2**63 - 1],
+    "rate": [1, 1e-8],
+    "budget": [1.0, 1],
+    "cfg": [1, 30.0],
+    "beta": [0],
+    "lam": [0.0],
+    "objective": ["csr", "cip", "none"],
+    "engine": ["local", "global"],
+}
+
+
+@pytest.mark.parametrize(("values", "message"), BAD_CONCEPTS)
+def test_a_bad_concept_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        ConceptSpec(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(n, v) for n in BAD_SETTINGS for v in BAD_SETTINGS[n]],
+    ids=lambda value: str(value)[:9],
+)
+def test_a_bad_setting_is_named(name: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=f"^{name} "):
+        UnlearnSpec(GUN, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n in GOOD_SETTINGS for v in GOOD_SETTINGS[n]]
+)
+def test_the_limits_themselves_are_allowed(name: str, value: Any) -> None:
+    assert getattr(UnlearnSpec(GUN, **{name: value}), name) == value
+
+
+@pytest.mark.parametrize("kind", CONCEPTS)
+def test_json_there_and_back(kind: str) -> None:
+    spec = UnlearnSpec(CONCEPTS[kind], xi=2, rate=1 / 3, seed=2**63 - 1, objective="cip")
+    again = UnlearnSpec.from_json(spec.to_json())
+    assert again == spec
+    assert again.to_json() == spec.to_json()
+    assert "\n" not in spec.to_json()
+
+
+def test_words_lose_stray_space() -> None:
+    assert CONCEPTS["single"].words == ("gun", "fire arm")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("single", "gun"),
+        ("combination", "baby with beer"),
+        ("conditional", "cat on a red background"),
+        ("style", "noto"),
+    ],
+)
+def test_a_concept_has_a_name_for_people(kind: str, name: str) -> None:
+    assert CONCEPTS[kind].name == name
+
+
+def edited(**changes: Any) -> str:
+    """Write a sound spec's JSON with some fields exchanged."""
+    return json.dumps({**json.loads(UnlearnSpec(GUN).to_json()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "spec is not JSON"),
+        ("{", "spec is not JSON"),
+        ("[" * 100_000, "spec is not JSON"),
+        ('{"concept": {"words": ["gun"]}, "steps": ' + "9" * 5000 + "}", "spec is not JSON|steps"),
+        ("[]", '"concept" object'),
+        ("{}", '"concept" object'),
+        ('{"concept": "gun"}', '"concept" object'),
+        ('{"concept": {}}', "words"),
+        (edited(version=2), "spec version 2 is not 1"),
+        (edited(version="1"), "spec version 1 is not 1"),
+        (edited(speed=1, colour=2), "spec has unknown fields colour, speed"),
+        (edited(concept={"words": ["gun"], "word": 1}), "concept has unknown fields word"),
+        (edited(steps="many"), "steps must be a whole number, not 'many'"),
+        (edited(steps=None), "steps must be a whole number"),
+        (edited(rate=float("nan")), "rate "),
+        (edited(concept={"words": "gun"}), "concept must be a list"),
+        (edited(concept={"words": 7}), "concept must be a list"),
+        (edited(concept={"words": ["gun"], "anchor": 7}), "anchor must be a text"),
+        (edited(concept={"words": ["a"], "kind": {}}), "kind .* is unknown"),
+    ],
+)
+def test_bad_json_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        UnlearnSpec.from_json(text)
+
+
+def test_json_may_leave_out_what_has_a_default() -> None:
+    assert UnlearnSpec.from_json('{"concept": {"words": ["gun"]}}') == UnlearnSpec(GUN)
