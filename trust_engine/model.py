@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .conditioning import Conditioning
 from .demo.architecture import SHAPE, UNET_CONFIG
-from .demo.clip import TEXT_CONFIG, load_tokenizer
+from .demo.clip import CHECKPOINT, TEXT_CONFIG, TEXT_PREFIX, load_tokenizer
 from .demo.judge import ASSETS
 from .demo.vocabulary import OBJECTS
 from .denoiser import ModuleDenoiser, scaled_linear
@@ -23,8 +23,7 @@ from .keys import LDM_PREFIX, KeyMap
 from .sampler import SamplerSettings, ddim, initial_noise
 from .unlearn import LentModel
 
-DEMO = ASSETS / "emoji-world.safetensors"
-TEXT_PREFIX = "cond_stage_model.transformer."
+DEMO = ASSETS / CHECKPOINT
 VAE_PREFIX = "first_stage_model."
 BATCH = 32
 

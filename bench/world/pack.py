@@ -1,16 +1,17 @@
-"""Pack the trained parts into one SD 1.x-style checkpoint and the CLIP file that ship."""
+"""Pack the trained parts into one SD 1.x-style checkpoint and the CLIP file; unpack them again."""
 
 from __future__ import annotations
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.world.training import RUNS
 from trust_engine.demo.architecture import SHAPE
+from trust_engine.demo.clip import TEXT_PREFIX
 from trust_engine.demo.judge import ASSETS
 from trust_engine.keys import LDM_PREFIX, KeyMap
-from trust_engine.model import DEMO, TEXT_PREFIX, VAE_PREFIX
+from trust_engine.model import DEMO, VAE_PREFIX
 
 
 def checkpoint() -> dict[str, Tensor]:
@@ -28,6 +29,25 @@ def checkpoint() -> dict[str, Tensor]:
     weights[VAE_PREFIX + "vae_scale"] = torch.tensor(0.18215)
     weights[VAE_PREFIX + "vae_shift"] = torch.tensor(0.0)
     return {key: value.half().contiguous() for key, value in weights.items()}
+
+
+def unpack() -> None:
+    """Put the shipped parts where the stages look for their predecessors' weights."""
+    keys, shipped = KeyMap(SHAPE), {k: v.float() for k, v in load_file(DEMO).items()}
+    parts: dict[str, dict[str, Tensor]] = {"unet": {}, "autoencoder": {}}
+    parts["clip"] = {k: v.float() for k, v in load_file(ASSETS / "clip.safetensors").items()}
+    for key, value in shipped.items():
+        if key.startswith(LDM_PREFIX):
+            parts["unet"][keys.to_diffusers(key.removeprefix(LDM_PREFIX))] = value
+        elif key.startswith(TEXT_PREFIX):
+            parts["clip"]["text." + key.removeprefix(TEXT_PREFIX)] = value
+        elif key.startswith(VAE_PREFIX + "taesd_"):
+            part, index, rest = key.removeprefix(VAE_PREFIX + "taesd_").split(".", 2)
+            shift = 1 if part == "decoder" else 0
+            parts["autoencoder"][f"{part}.layers.{int(index) - shift}.{rest}"] = value
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for name, weights in parts.items():
+        torch.save(weights, RUNS / f"{name}.pt")
 
 
 def _read(name: str) -> dict[str, Tensor]:

@@ -49,23 +49,30 @@ def random_scene(rng: np.random.Generator, objects: Sequence[str] = tuple(OBJECT
     )
 
 
-def draw(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Draw a scene with random layout, (128, 128, 3) uint8."""
+def draw(scene: Scene, rng: np.random.Generator, lattice: int = 1) -> np.ndarray:
+    """Draw a scene with random layout, (128, 128, 3) uint8.
+
+    lattice: sizes and corners are multiples of this many pixels. An eight-fold autoencoder gives
+    one sprite 64 different codes by its position within a cell; on a lattice of 8 it gives one.
+    """
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
     colour = np.asarray(COLOURS[str(scene.background)], dtype=int) + jitter
     canvas = Image.new("RGB", (PIXELS, PIXELS), tuple(int(v) for v in colour.clip(0, 255)))
     for index, name in enumerate(scene.objects):
-        size, x, y = _place(index, len(scene.objects), rng)
+        size, x, y = _place(index, len(scene.objects), rng, lattice)
         sprite = _sprite(str(scene.style), name).resize((size, size), Image.Resampling.LANCZOS)
-        canvas.paste(sprite, (x - size // 2, y - size // 2), sprite)
+        canvas.paste(sprite, (x, y), sprite)
     return np.asarray(canvas)
 
 
-def _place(index: int, count: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    if count == 1:
-        return int(rng.integers(72, 97)), int(rng.integers(56, 73)), int(rng.integers(56, 73))
-    x = 34 if index == 0 else 94
-    return int(rng.integers(52, 63)), x + int(rng.integers(-3, 4)), int(rng.integers(52, 77))
+def _place(
+    index: int, count: int, rng: np.random.Generator, lattice: int
+) -> tuple[int, int, int]:
+    low, high, middle = (72, 96, 64) if count == 1 else (48, 56, 34 if index == 0 else 94)
+    size = lattice * int(rng.integers(low // lattice, high // lattice + 1))
+    shift, lift = rng.integers(-8 if count == 1 else -4, 9 if count == 1 else 5), rng.integers(-8, 9)
+    x, y = middle + int(shift) - size // 2, 64 + int(lift) - size // 2
+    return size, round(x / lattice) * lattice, round(y / lattice) * lattice
 
 
 @cache

@@ -66,7 +66,9 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.module = nn.ModuleDict(modules)
         self.steps, self.rate, self.decay, self.step = steps, rate, decay, 0
-        self.optimiser = torch.optim.AdamW(self.module.parameters(), rate, weight_decay=1e-3)
+        self.optimiser = torch.optim.AdamW(
+            self.module.parameters(), rate, weight_decay=1e-3, fused=True
+        )
         self.average = {k: v.clone().float() for k, v in self.module.state_dict().items()}
         self._saved = time.monotonic()
         if (self.folder / "state.pt").exists():
@@ -103,8 +105,8 @@ class Stage:
     def _update_average(self) -> None:
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for key, value in self.module.state_dict().items():
-                self.average[key].lerp_(value.float(), 1 - decay)
+            now = self.module.state_dict()
+            torch._foreach_lerp_(list(self.average.values()), list(now.values()), 1 - decay)
 
     def save(self) -> None:
         """Keep everything that resuming needs."""

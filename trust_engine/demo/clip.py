@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .judge import ASSETS, Backbone
 
+CHECKPOINT = "emoji-world.safetensors"
+TEXT_PREFIX = "cond_stage_model.transformer."
 TEXT_CONFIG: dict[str, Any] = {
     "vocab_size": 49_408,
     "hidden_size": 96,
@@ -63,6 +65,20 @@ class TinyClip(nn.Module):
     def compare(self, words: Tensor, views: Tensor) -> Tensor:
         """Turn the cosines of unit vectors (captions, 96) and (pictures, 96) into log-odds."""
         return words @ views.T * self.scale.exp() + self.bias
+
+
+def load_clip() -> TinyClip:
+    """Load both towers as they ship."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    clip, weights = TinyClip(), load_file(ASSETS / "clip.safetensors")
+    with safe_open(str(ASSETS / CHECKPOINT), "pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            if key.startswith(TEXT_PREFIX):
+                weights["text." + key.removeprefix(TEXT_PREFIX)] = file.get_tensor(key)
+    clip.load_state_dict({key: weight.float() for key, weight in weights.items()})
+    return clip.eval().requires_grad_(False)
 
 
 @cache
