@@ -95,6 +95,12 @@ def test_cip_grows_with_more_influential_entries() -> None:
     assert shares[-1] == pytest.approx(0.1, abs=0.01)
 
 
+def test_cip_counts_influence_of_either_sign() -> None:
+    gradient = torch.randn(500)
+    up, mixed = float(cip((gradient.abs(),), GAMMA, TAU)), float(cip((gradient,), GAMMA, TAU))
+    assert up == mixed
+
+
 def test_cip_has_a_slope() -> None:
     theta = start()
     value = cip(gradient_at(theta, create_graph=True), GAMMA, TAU)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import WordEncoder, frozen_bits, hooks_of, tiny_model, tiny_spec
+from tiny import HostEncoder, WordEncoder, frozen_bits, hooks_of, tiny_model, tiny_spec
 from torch import Tensor
 
 from trust_engine.attention import cross_attention_modules, read_layer
@@ -228,7 +228,7 @@ def test_diff_before_the_end_is_refused(fresh: bool) -> None:
 def test_runs_in_inference_mode_on_inference_tensors(style: str, tmp_path: Path) -> None:
     """As ComfyUI executes nodes; between reports the host's own mode holds."""
     with torch.inference_mode():
-        model = tiny_model(style)
+        model = replace(tiny_model(style), encoder=HostEncoder())
         assert projections(model.denoiser)[next(iter(projections(model.denoiser)))].is_inference()
         run = Unlearning(model, tiny_spec())
         for _ in run:

@@ -97,6 +97,15 @@ class WordEncoder:
         return rows + 0.5 * rows.cumsum(0) / torch.arange(1, TOKENS + 1).view(-1, 1)
 
 
+class HostEncoder(WordEncoder):
+    """Encode as a host in inference mode does, whatever mode the caller is in."""
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts to inference tensors."""
+        return super().encode(prompts)
+
+
 def _row(word: str) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
     return torch.randn(WIDTH, generator=generator)

@@ -157,7 +157,7 @@ def _phrases(values: Iterable[str], what: str, least: int = 1) -> tuple[str, ...
 def in_range(name: str, value: float, low: float, high: float, whole: bool = False) -> None:
     """Raise SpecError naming the setting unless value is a number in low..high."""
     allowed = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed) or value != value:
+    if isinstance(value, bool) or not isinstance(value, allowed):
         raise SpecError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
     if not low <= value <= high:
         raise SpecError(f"{name} is {value}; it must lie between {low:g} and {high:g}")

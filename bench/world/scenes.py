@@ -65,12 +65,11 @@ def draw(scene: Scene, rng: np.random.Generator, lattice: int = 1) -> np.ndarray
     return np.asarray(canvas)
 
 
-def _place(
-    index: int, count: int, rng: np.random.Generator, lattice: int
-) -> tuple[int, int, int]:
+def _place(index: int, count: int, rng: np.random.Generator, lattice: int) -> tuple[int, int, int]:
     low, high, middle = (72, 96, 64) if count == 1 else (48, 56, 34 if index == 0 else 94)
     size = lattice * int(rng.integers(low // lattice, high // lattice + 1))
-    shift, lift = rng.integers(-8 if count == 1 else -4, 9 if count == 1 else 5), rng.integers(-8, 9)
+    reach = 8 if count == 1 else 4
+    shift, lift = rng.integers(-reach, reach + 1), rng.integers(-8, 9)
     x, y = middle + int(shift) - size // 2, 64 + int(lift) - size // 2
     return size, round(x / lattice) * lattice, round(y / lattice) * lattice
 
