@@ -35,7 +35,9 @@ COLOURS = {
     "pink": (245, 165, 195),
 }
 COLOUR_JITTER = 6
+JITTER = 8  # pixels between an object's leftmost and rightmost place
 PAIR_SHARE = 0.4
+NAMED = 0.85  # share of captions that name the background, and of those that name the style
 
 
 def random_scene(rng: np.random.Generator, objects: Sequence[str] = tuple(OBJECTS)) -> Scene:
@@ -66,12 +68,13 @@ def draw(scene: Scene, rng: np.random.Generator, lattice: int = 1) -> np.ndarray
 
 
 def _place(index: int, count: int, rng: np.random.Generator, lattice: int) -> tuple[int, int, int]:
-    low, high, middle = (72, 96, 64) if count == 1 else (48, 56, 34 if index == 0 else 94)
-    size = lattice * int(rng.integers(low // lattice, high // lattice + 1))
-    reach = 8 if count == 1 else 4
-    shift, lift = rng.integers(-reach, reach + 1), rng.integers(-8, 9)
-    x, y = middle + int(shift) - size // 2, 64 + int(lift) - size // 2
-    return size, round(x / lattice) * lattice, round(y / lattice) * lattice
+    """Choose a size and a corner: one object big and central, two side by side."""
+    size = int(rng.choice((88, 104))) if count == 1 else 56
+    left = (128 - size) // 2 if count == 1 else (4, 68)[index]
+    x, y = rng.integers(0, JITTER // lattice + 1, 2) * lattice - JITTER // 2
+    if lattice > 1:  # fewer places to learn: only sideways
+        y = JITTER // 2
+    return size, left + int(x), (128 - size) // 2 + int(y)
 
 
 @cache
@@ -89,8 +92,8 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
     """Write a random caption that is true of the scene; return it and what it claims."""
     claim = Scene(
         scene.objects,
-        scene.background if rng.random() < 0.7 else None,
-        scene.style if rng.random() < 0.7 else None,
+        scene.background if rng.random() < NAMED else None,
+        scene.style if rng.random() < NAMED else None,
     )
     words = [_word(name, rng) for name in rng.permutation(np.array(scene.objects, dtype=object))]
     text = caption(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.world.muon import Muon
 from bench.world.scenes import draw, random_scene
 from trust_engine.demo.vocabulary import OBJECTS, Scene
 
@@ -60,15 +61,20 @@ class Stage:
         steps: int,
         rate: float,
         decay: float = 0.999,
-        extra: dict[str, Tensor] | None = None,
+        muon: bool = False,
     ) -> None:
         self.folder = RUNS / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.module = nn.ModuleDict(modules)
         self.steps, self.rate, self.decay, self.step = steps, rate, decay, 0
-        self.optimiser = torch.optim.AdamW(
-            self.module.parameters(), rate, weight_decay=1e-3, fused=True
-        )
+        matrices = [p for p in self.module.parameters() if muon and p.ndim >= 2]
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in self.module.parameters() if id(p) not in chosen]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, rate, weight_decay=1e-3, fused=True)
+        ]
+        if muon:
+            self.optimisers.append(Muon(matrices, rate))
         self.average = {k: v.clone().float() for k, v in self.module.state_dict().items()}
         self._saved = time.monotonic()
         if (self.folder / "state.pt").exists():
@@ -77,7 +83,8 @@ class Stage:
     def _resume(self) -> None:
         state = torch.load(self.folder / "state.pt", weights_only=True)
         self.module.load_state_dict(state["module"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self.average, self.step = state["average"], state["step"]
         self.log(resumed=self.step)
 
@@ -85,13 +92,14 @@ class Stage:
         """Take the remaining steps; `loss_of(step)` gives a loss and figures for the log."""
         started, first = time.monotonic(), self.step
         while self.step < self.steps:
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.rate * schedule(self.step, self.steps)
             loss, figures = loss_of(self.step)
-            self.optimiser.zero_grad(set_to_none=True)
+            self.module.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-            self.optimiser.step()
+            for optimiser in self.optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = self.rate * schedule(self.step, self.steps)
+                optimiser.step()
             self._update_average()
             self.step += 1
             if self.step % 50 == 0:
@@ -113,7 +121,7 @@ class Stage:
         self._saved = time.monotonic()
         state = {
             "module": self.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "average": self.average,
             "step": self.step,
         }
