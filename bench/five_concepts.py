@@ -27,7 +27,7 @@ KEYS = ("ua", "synonyms", "ira", "cra_style", "cra_background")
 def cell(model: LoadedModel, concept: str, seed: int, images: int) -> dict[str, Any]:
     """Unlearn and audit one concept with one seed."""
     started = time.monotonic()
-    run = Unlearning(model.lend(), UnlearnSpec(ConceptSpec((concept,)), seed=seed))
+    run = Unlearning(model.lend(), UnlearnSpec((ConceptSpec((concept,)),), seed=seed))
     for _ in run:
         pass
     seconds = time.monotonic() - started

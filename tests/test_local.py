@@ -11,7 +11,8 @@ from tiny import tiny_spec
 
 from trust_engine.attention import CrossAttention
 from trust_engine.errors import DivergenceError
-from trust_engine.local import LayerRun, LayerStep, Situation
+from trust_engine.forgetting import Forgetting, Standing
+from trust_engine.local import LayerProblem, Situation
 from trust_engine.spec import UnlearnSpec
 
 PROMPTS, POSITIONS, D, C, TOKENS = 4, 96, 24, 64, 6
@@ -32,19 +33,26 @@ def situations() -> tuple[Situation, Situation]:
     now, goal, kept = context.clone(), context.clone(), context.clone()
     now[:, 2], goal[:, 2], kept[:, 2] = concept, neutral, others
     x = torch.randn(2, PROMPTS, POSITIONS, D)
-    return Situation(x[0], now, goal), Situation(x[1], kept, kept)
+    rows = torch.arange(PROMPTS)
+    return Situation(x[0], rows, now, goal), Situation(x[1], rows, kept, kept)
 
 
 def spec(**changes: object) -> UnlearnSpec:
     """Ask for enough steps to forget."""
     return tiny_spec(
-        **{"steps": 80, "budget": 0.2, "rate": 0.03, "beta": 2.0, "xi": 0.0, **changes}
+        **{"steps": 80, "budget": 0.2, "rate": 0.15, "beta": 2.0, "xi": 0.0, **changes}
     )
 
 
-def run(wanted: UnlearnSpec) -> tuple[LayerRun, list[LayerStep]]:
+def forgetting(wanted: UnlearnSpec, erase: Situation, keep: Situation) -> Forgetting:
+    """Set a layer up."""
+    problem = LayerProblem(layer(), erase, keep, wanted.eta, wanted.seed)
+    return Forgetting(problem, wanted)
+
+
+def run(wanted: UnlearnSpec) -> tuple[Forgetting, list[Standing]]:
     """Train the layer to the end."""
-    it = LayerRun(layer(), *situations(), wanted)
+    it = forgetting(wanted, *situations())
     return it, list(it)
 
 
@@ -113,7 +121,9 @@ def test_csr_leaves_the_effect_less_sensitive() -> None:
             for w, o in zip((base.q, base.k, base.v), done.offset, strict=True)
         ]
         goal = base(erase.x, erase.goal)
-        loss = (base.with_weights(*theta)(erase.x, erase.now) - goal).square().mean() / done.scale
+        loss = (
+            base.with_weights(*theta)(erase.x, erase.now) - goal
+        ).square().mean() / done.problem.scale
         gradient = torch.autograd.grad(loss, theta)
         assert done.mask.current is not None
         masked = [(g * m).square().sum() for g, m in zip(gradient, done.mask.current, strict=True)]
@@ -135,7 +145,7 @@ def test_same_seed_same_offsets_and_another_seed_others() -> None:
 
 def test_a_concept_without_effect_changes_nothing() -> None:
     erase, keep = situations()
-    done = LayerRun(layer(), replace(erase, now=erase.goal), keep, spec(steps=3))
+    done = forgetting(spec(steps=3), replace(erase, now=erase.goal), keep)
     assert all(step.effect == step.harm == 0 for step in done)
     assert not any(bool(offset.any()) for offset in done.offset)
 
@@ -146,13 +156,13 @@ def test_input_that_is_not_finite_is_noticed(objective: str, bad: float) -> None
     erase, keep = situations()
     erase.x[0, :, 0] = bad
     with pytest.raises(DivergenceError, match="not finite"):
-        list(LayerRun(layer(), erase, keep, spec(objective=objective, steps=3)))
+        list(forgetting(spec(objective=objective, steps=3), erase, keep))
 
 
 @pytest.mark.parametrize("objective", ["none", "csr", "cip"])
 def test_offsets_are_finite_or_the_run_says_so(objective: str) -> None:
     """The largest rate the spec allows."""
-    done = LayerRun(layer(), *situations(), spec(objective=objective, rate=1.0, steps=15))
+    done = forgetting(spec(objective=objective, rate=10.0, steps=15), *situations())
     try:
         list(done)
     except DivergenceError:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_spec
 from torch import Tensor
 
-from trust_engine.mask import DynamicMask, overlap, share, top_entries, z_scores
+from trust_engine.mask import DynamicMask, grouped, overlap, share, top_groups, z_scores
 
 # Few distinct values, so that ties are common.
 values = st.lists(st.sampled_from([-2.0, 0.0, 0.5, 1.0, 1.5, 3.0]), min_size=1, max_size=12)
@@ -18,6 +19,11 @@ scores = st.lists(values, min_size=1, max_size=3).map(lambda rows: tuple(map(tor
 def flat(tensors: tuple[Tensor, ...]) -> Tensor:
     """Join tensors to one row."""
     return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def top_entries(z: tuple[Tensor, ...], xi: float, count: int) -> tuple[Tensor, ...]:
+    """Choose single entries."""
+    return top_groups(z, [1] * len(z), xi, count)
 
 
 @settings(max_examples=150, deadline=None)
@@ -46,7 +52,7 @@ def test_z_scores_have_mean_zero_and_deviation_one() -> None:
     z = z_scores((torch.rand(7, 9) * 1e-6, torch.rand(50) + 3))
     for tensor in z:
         torch.testing.assert_close(tensor.mean(), torch.tensor(0.0), atol=1e-4, rtol=0)
-        torch.testing.assert_close(tensor.std(), torch.tensor(1.0), atol=1e-4, rtol=0)
+        torch.testing.assert_close(tensor.std(correction=0), torch.tensor(1.0), atol=1e-4, rtol=0)
 
 
 def test_a_flat_saliency_has_no_neurons() -> None:
@@ -72,14 +78,89 @@ def test_share_counts_over_all_projections() -> None:
     assert share(marks(0, 4, 5)) == 0.5
 
 
+def test_pooled_z_scores_compare_projections() -> None:
+    small, large = torch.rand(50), torch.rand(50) * 100
+    alone, together = z_scores((small, large)), z_scores((small, large), pooled=True)
+    assert alone[0].max() > 1 and together[0].max() < 0
+    torch.testing.assert_close(flat(together).mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+def mask_of(*shapes: tuple[int, ...], heads: int = 1, **changes: object) -> DynamicMask:
+    """Make a mask over tensors of these shapes."""
+    sizes = [torch.Size(shape) for shape in shapes]
+    return DynamicMask(sizes, tiny_spec(**changes), [heads] * len(sizes))
+
+
 def test_the_mask_follows_the_saliency() -> None:
     """A neuron that stops mattering leaves, one that starts to matter enters, `first` stays."""
-    dynamic, old, new = DynamicMask(1.0, 1), torch.zeros(9), torch.zeros(9)
+    dynamic, old, new = mask_of((9,), budget=0.12), torch.zeros(9), torch.zeros(9)
     old[2], new[6] = -5.0, 5.0
-    assert dynamic.update((old,))[0].nonzero().tolist() == [[2]]
-    assert dynamic.update((new,))[0].nonzero().tolist() == [[2]]  # smoothed: one step is not enough
-    for _ in range(20):
-        dynamic.update((new,))
+    assert dynamic.update((old,), 0)[0].nonzero().tolist() == [[2]]
+    # Smoothed: one step is not enough.
+    assert dynamic.update((new,), 1)[0].nonzero().tolist() == [[2]]
+    for step in range(2, 22):
+        dynamic.update((new,), step)
     assert dynamic.current is not None and dynamic.first is not None
     assert dynamic.current[0].nonzero().tolist() == [[6]]
     assert dynamic.first[0].nonzero().tolist() == [[2]]
+    assert min(dynamic.reports[0].drift) == 0
+    assert set(dynamic.reports[0].counts) == {1}
+
+
+@pytest.mark.parametrize(("refresh", "renewals"), [(1, 12), (5, 3), (0, 1)])
+def test_the_mask_is_taken_anew_every_so_often(refresh: int, renewals: int) -> None:
+    dynamic = mask_of((40,), refresh=refresh)
+    for step in range(12):
+        dynamic.update((torch.rand(40),), step)
+    assert len(dynamic.reports[0].counts) == renewals
+
+
+@pytest.mark.parametrize("granularity", ["row", "head"])
+def test_rows_and_heads_are_chosen_whole(granularity: str) -> None:
+    dynamic = mask_of((8, 5), (8, 3), heads=2, granularity=granularity, budget=0.4, xi=-10.0)
+    saliency = torch.rand(8, 5), torch.rand(8, 3)
+    saliency[0][4:] += 1
+    first, second = dynamic.update(saliency, 0)
+    assert 0 < share((first, second)) <= 0.4
+    rows = 4 if granularity == "head" else 1
+    for mask in (first, second):
+        groups = mask.view(len(mask) // rows, -1)
+        assert bool((groups.all(1) | ~groups.any(1)).all())
+    assert bool(first[4:].any()) and not bool(first[:4].any())
+
+
+def test_groups_are_judged_by_their_mean() -> None:
+    rows = grouped((torch.arange(6.0).view(3, 2),), [1])[0]
+    assert rows.tolist() == [0.5, 2.5, 4.5]
+
+
+def test_a_random_mask_has_the_budgets_size_and_a_whole_one_everything() -> None:
+    one, two, other = (
+        mask_of((100,), selection="random", budget=0.2, seed=seed) for seed in (0, 0, 1)
+    )
+    masks = [m.update((torch.zeros(100),), 0)[0] for m in (one, two, other)]
+    assert {int(m.sum()) for m in masks} == {20}
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+    assert share(mask_of((30,), selection="all").update((torch.zeros(30),), 0)) == 1
+
+
+def test_a_fixed_saliency_decides_alone() -> None:
+    fixed = torch.zeros(20)
+    fixed[3] = 1.0
+    dynamic = DynamicMask([torch.Size((20,))], tiny_spec(), [1], (fixed,))
+    for step in range(3):
+        assert dynamic.update((torch.rand(20),), step)[0].nonzero().tolist() == [[3]]
+
+
+def test_a_state_goes_on_where_it_was() -> None:
+    one, two = mask_of((30,)), mask_of((30,))
+    torch.manual_seed(0)
+    samples = [torch.rand(30) for _ in range(6)]
+    for step in range(3):
+        one.update((samples[step],), step)
+    two.load(one.state(), torch.device("cpu"))
+    for step in range(3, 6):
+        assert torch.equal(
+            one.update((samples[step],), step)[0], two.update((samples[step],), step)[0]
+        )
+    assert one.reports == two.reports

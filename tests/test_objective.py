@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from trust_engine.attention import CrossAttention
-from trust_engine.objective import cip, csr, distance
+from trust_engine.objective import (
+    InfluenceScale,
+    cip,
+    csr,
+    distance,
+    exact_product,
+    finite_product,
+    slope,
+)
 
 GAMMA, TAU = 2.0, 0.5
 
@@ -21,7 +31,7 @@ def problem() -> tuple[CrossAttention, Tensor, Tensor, Tensor]:
     return layer, x, context, torch.randn(2, 7, 5).double()
 
 
-def gradient_at(theta: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+def gradient_at(theta: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
     """Differentiate the concept effect by q, k and v."""
     layer, x, context, goal = problem()
     effect = distance(layer.with_weights(*theta)(x, context), goal, 1.7)
@@ -53,7 +63,7 @@ def test_csr_is_the_norm_of_the_masked_gradient() -> None:
 def test_csr_differentiates_to_the_hessian_vector_product() -> None:
     """Its slope along random directions is the finite difference of the gradient's norm."""
     theta, mask, step = start(), masks(), 1e-5
-    slope = torch.autograd.grad(csr(gradient_at(theta, create_graph=True), mask), theta)
+    along = torch.autograd.grad(csr(gradient_at(theta, create_graph=True), mask), theta)
     for _ in range(3):
         way = [torch.randn_like(w) for w in theta]
 
@@ -66,48 +76,85 @@ def test_csr_differentiates_to_the_hessian_vector_product() -> None:
 
         measured = (norm(step) - norm(-step)) / (2 * step)
         exact = sum(
-            ((s * d).sum() for s, d in zip(slope, way, strict=True)), torch.zeros(()).double()
+            ((s * d).sum() for s, d in zip(along, way, strict=True)), torch.zeros(()).double()
         )
         torch.testing.assert_close(exact, measured, rtol=1e-6, atol=1e-9)
         assert abs(float(exact)) > 1e-3
 
 
+def penalties() -> dict[str, Callable[[Sequence[Tensor]], Tensor]]:
+    """Fix all but the gradient."""
+    mask, scale = masks(), InfluenceScale.of(gradient_at(start()))
+    return {"csr": lambda g: csr(g, mask), "cip": lambda g: cip(g, scale, GAMMA, TAU)}
+
+
+@pytest.mark.parametrize("name", ["csr", "cip"])
+def test_the_penaltys_gradient_is_a_hessian_product(name: str) -> None:
+    """dR/dtheta, straight from autograd, equals H w with w = dR/dg."""
+    torch.manual_seed(3)
+    penalty, theta = penalties()[name], tuple(start())
+    gradient = gradient_at(theta, create_graph=True)
+    straight = torch.autograd.grad(penalty(gradient), theta, retain_graph=True)
+    product = exact_product(gradient, theta, slope(penalty, gradient))
+    for a, b in zip(straight, product, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["csr", "cip"])
+def test_the_finite_difference_agrees_with_the_exact_product(name: str) -> None:
+    """Within 2 % of the product's size, in float64."""
+    torch.manual_seed(3)
+    penalty, theta = penalties()[name], tuple(start())
+    gradient = gradient_at(theta, create_graph=True)
+    w = slope(penalty, gradient)
+    exact = exact_product(gradient, theta, w)
+    finite = finite_product(gradient_at, theta, w)
+    apart = torch.cat([(a - b).flatten() for a, b in zip(exact, finite, strict=True)]).norm()
+    assert float(apart) < 2e-2 * float(torch.cat([a.flatten() for a in exact]).norm())
+
+
 def test_csr_of_an_empty_mask_or_no_gradient_has_a_finite_slope() -> None:
     theta = start()
     value = csr(gradient_at(theta, create_graph=True), [torch.zeros_like(w) for w in theta])
-    for slope in torch.autograd.grad(value, theta):
-        assert float(slope.abs().max()) == 0
+    for way in torch.autograd.grad(value, theta):
+        assert float(way.abs().max()) == 0
+
+
+def count(gradient: Sequence[Tensor], tau: float = TAU) -> float:
+    """Take CIP by the gradient's own scale."""
+    return float(cip(gradient, InfluenceScale.of(gradient), GAMMA, tau))
 
 
 def test_cip_lies_between_0_and_1() -> None:
     for size in (1e-12, 1.0, 1e12):
-        assert 0 <= float(cip((torch.randn(9, 9) * size, torch.randn(50) * size), GAMMA, TAU)) <= 1
+        assert 0 <= count((torch.randn(9, 9) * size, torch.randn(50) * size)) <= 1
 
 
-def test_cip_grows_with_more_influential_entries() -> None:
-    """Up to a tenth of the entries: beyond a fifth, their own deviation hides them."""
-    shares = []
-    for influential in (0, 1, 10, 50, 100):
-        row = torch.full((1000,), 1.0) + torch.linspace(0, 0.01, 1000)
-        row[:influential] += 50.0
-        shares.append(float(cip((row,), GAMMA, 0.05)))
-    assert shares[1:] == sorted(shares[1:])
-    assert shares[-1] == pytest.approx(0.1, abs=0.01)
+def test_cip_counts_influential_entries() -> None:
+    row = torch.full((1000,), 1.0) + torch.linspace(0, 0.01, 1000)
+    scale = InfluenceScale((torch.tensor(1.0),), (torch.tensor(1.0),))
+    for influential in (0, 10, 100, 500):
+        now = row.clone()
+        now[:influential] += 50.0
+        share = float(cip((now,), scale, GAMMA, 0.05))
+        assert share == pytest.approx(influential / 1000, abs=0.001)
+
+
+def test_cip_falls_as_influence_shrinks() -> None:
+    """Its scale is theta_0's: a moving one would hide that every influence has shrunk."""
+    gradient = torch.randn(1000)
+    scale = InfluenceScale.of((gradient,))
+    shares = [float(cip((gradient * size,), scale, GAMMA, TAU)) for size in (1.0, 0.5, 0.1)]
+    assert shares[0] > 2 * shares[1] > 2 * shares[2]
 
 
 def test_cip_counts_influence_of_either_sign() -> None:
     gradient = torch.randn(500)
-    up, mixed = float(cip((gradient.abs(),), GAMMA, TAU)), float(cip((gradient,), GAMMA, TAU))
-    assert up == mixed
-
-
-def test_cip_has_a_slope() -> None:
-    theta = start()
-    value = cip(gradient_at(theta, create_graph=True), GAMMA, TAU)
-    assert max(float(s.abs().max()) for s in torch.autograd.grad(value, theta)) > 0
+    assert count((gradient.abs(),)) == count((gradient,))
 
 
 def test_cip_of_no_influence_at_all_has_a_finite_slope() -> None:
     gradient = torch.zeros(5, 5, requires_grad=True)
-    (slope,) = torch.autograd.grad(cip((gradient,), GAMMA, TAU), gradient)
-    assert bool(slope.isfinite().all())
+    value = cip((gradient,), InfluenceScale.of((gradient,)), GAMMA, TAU)
+    (way,) = torch.autograd.grad(value, gradient)
+    assert bool(way.isfinite().all())

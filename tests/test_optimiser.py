@@ -8,6 +8,11 @@ from trust_engine.diff import SparseOffset
 from trust_engine.optimiser import BETA1, BETA2, EPSILON, SelectiveAdam
 
 
+def relative(rate: float) -> float:
+    """Turn a step's size into a share of the weights' root mean square, which is the same."""
+    return rate / float(base()[0].square().mean().sqrt())
+
+
 def random_masks(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mark about half of the entries."""
     generator = torch.Generator().manual_seed(seed)
@@ -15,9 +20,10 @@ def random_masks(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def base() -> tuple[torch.Tensor, torch.Tensor]:
-    """Make two weights."""
+    """Make two weights of the same root mean square."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(3, 4, generator=generator), torch.randn(5, generator=generator)
+    pair = torch.randn(3, 4, generator=generator), torch.randn(5, generator=generator)
+    return tuple(w / w.square().mean().sqrt() for w in pair)  # type: ignore[return-value]
 
 
 def gradient(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +33,7 @@ def gradient(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_unmasked_entries_keep_their_bits_and_masked_ones_move() -> None:
-    optimiser, mask = SelectiveAdam(base(), 0.1), random_masks(1)
+    optimiser, mask = SelectiveAdam(base(), relative(0.1)), random_masks(1)
     for step in range(5):
         optimiser.step(gradient(step), mask)
     for before, after, m in zip(base(), optimiser.theta(), mask, strict=True):
@@ -36,7 +42,11 @@ def test_unmasked_entries_keep_their_bits_and_masked_ones_move() -> None:
 
 
 def test_entries_that_leave_are_taken_back() -> None:
-    optimiser, first, second = SelectiveAdam(base(), 0.1), random_masks(1), random_masks(2)
+    optimiser, first, second = (
+        SelectiveAdam(base(), relative(0.1)),
+        random_masks(1),
+        random_masks(2),
+    )
     optimiser.step(gradient(0), first)
     optimiser.step(gradient(1), second)
     for offset, theta, b, m in zip(
@@ -49,14 +59,14 @@ def test_entries_that_leave_are_taken_back() -> None:
 
 
 def test_an_empty_mask_takes_everything_back() -> None:
-    optimiser = SelectiveAdam(base(), 0.1)
+    optimiser = SelectiveAdam(base(), relative(0.1))
     optimiser.step(gradient(0), random_masks(1))
     optimiser.step(gradient(1), tuple(torch.zeros_like(m) for m in random_masks(1)))
     assert not any(bool(offset.any()) for offset in optimiser.offset)
 
 
 def test_equals_torch_adam_under_a_full_mask() -> None:
-    ours = SelectiveAdam(base(), 0.05)
+    ours = SelectiveAdam(base(), relative(0.05))
     theirs = [weight.clone().requires_grad_(True) for weight in base()]
     adam = torch.optim.Adam(theirs, lr=0.05, betas=(BETA1, BETA2), eps=EPSILON)
     everything = tuple(torch.ones_like(m) for m in random_masks(0))
@@ -71,7 +81,7 @@ def test_equals_torch_adam_under_a_full_mask() -> None:
 
 def test_an_entry_that_enters_late_starts_as_adam_does() -> None:
     """Its first step is `rate` against the gradient's sign, whatever the gradient was before."""
-    optimiser, mask = SelectiveAdam(base(), 0.1), random_masks(1)
+    optimiser, mask = SelectiveAdam(base(), relative(0.1)), random_masks(1)
     for step in range(4):
         optimiser.step(gradient(step), mask)
     everything = tuple(torch.ones_like(m) for m in mask)
@@ -81,7 +91,7 @@ def test_an_entry_that_enters_late_starts_as_adam_does() -> None:
 
 
 def test_a_gradient_that_is_not_finite_spares_the_unmasked() -> None:
-    optimiser, mask = SelectiveAdam(base(), 0.1), random_masks(1)
+    optimiser, mask = SelectiveAdam(base(), relative(0.1)), random_masks(1)
     bad = tuple(g.masked_fill(~m, float("nan")) for g, m in zip(gradient(0), mask, strict=True))
     optimiser.step(bad, mask)
     for offset, m in zip(optimiser.offset, mask, strict=True):
@@ -90,7 +100,7 @@ def test_a_gradient_that_is_not_finite_spares_the_unmasked() -> None:
 
 
 def test_scale_shortens_the_step() -> None:
-    whole, half = SelectiveAdam(base(), 0.1), SelectiveAdam(base(), 0.1)
+    whole, half = SelectiveAdam(base(), relative(0.1)), SelectiveAdam(base(), relative(0.1))
     whole.step(gradient(0), random_masks(1))
     half.step(gradient(0), random_masks(1), 0.5)
     for a, b in zip(whole.offset, half.offset, strict=True):
@@ -99,7 +109,25 @@ def test_scale_shortens_the_step() -> None:
 
 def test_the_base_is_never_written() -> None:
     weights = base()
-    optimiser = SelectiveAdam(weights, 0.1)
+    optimiser = SelectiveAdam(weights, relative(0.1))
     optimiser.step(gradient(0), random_masks(1))
     optimiser.theta()[0].detach().zero_()
     assert all(torch.equal(a, b) for a, b in zip(weights, base(), strict=True))
+
+
+def test_a_step_is_a_share_of_each_tensors_size() -> None:
+    small, large = torch.randn(50), torch.randn(50) * 100
+    optimiser, everything = SelectiveAdam((small, large), 0.1), torch.ones(50, dtype=torch.bool)
+    optimiser.step((torch.randn(50), torch.randn(50)), (everything, everything))
+    for offset, weight in zip(optimiser.offset, (small, large), strict=True):
+        size = weight.square().mean().sqrt()
+        torch.testing.assert_close(offset.abs(), (0.1 * size).expand(50))
+
+
+def test_a_state_goes_on_where_it_was() -> None:
+    one, two = SelectiveAdam(base(), 0.1), SelectiveAdam(base(), 0.1)
+    one.step(gradient(0), random_masks(1))
+    two.load({k: v.clone() for k, v in one.state().items()})
+    for optimiser in (one, two):
+        optimiser.step(gradient(1), random_masks(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.offset, two.offset, strict=True))

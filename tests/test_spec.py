@@ -28,6 +28,11 @@ BAD_CONCEPTS: list[tuple[dict[str, Any], str]] = [
     ({"words": ("gun",), "preserve": ("",)}, "preserve is empty"),
     ({"words": ("gun",), "preserve": "cat"}, "preserve must be a list"),
     ({"words": ("gun",), "preserve": ("cat", "GUN")}, "preserve names the concept itself"),
+    ({"words": ("gun",), "preserve": ("a toy gun",)}, "preserve names the concept itself"),
+    ({"words": ("gun",), "preserve": ("two Guns",)}, "preserve names the concept itself"),
+    ({"words": ("gun",), "templates": ("a photo",)}, "needs {} once"),
+    ({"words": ("gun",), "templates": ("{} and {}",)}, "needs {} once"),
+    ({"words": ("gun",), "templates": ("{} {0}",)}, "needs {} once"),
     ({"words": ("gun",), "kind": "word"}, "kind 'word' is unknown"),
     ({"words": ("gun",), "kind": ["single"]}, "kind .* is unknown"),
     ({"words": ("gun",), "anchor": " "}, "anchor is empty"),
@@ -50,7 +55,7 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "steps": [0, -1, 100_001, 1.5, True, "3", None, 10**400],
     "trajectory_steps": [0, 101, 2.0],
     "seed": [-1, 2**63, 0.5, False],
-    "rate": [0, 1.01, float("nan"), float("inf"), "fast", 10**400],
+    "rate": [0, 10.01, float("nan"), float("inf"), "fast", 10**400],
     "xi": [-10.5, 101, float("nan"), None],
     "budget": [0, 1.5, -1],
     "cfg": [0.9, 31, float("nan")],
@@ -60,17 +65,30 @@ BAD_SETTINGS: dict[str, list[Any]] = {
     "tau": [0, -1, float("inf"), "wide"],
     "objective": ["csx", None, 3],
     "engine": ["remote", None],
+    "hessian": ["inexact"],
+    "saliency": ["noises", 1],
+    "selection": ["none"],
+    "pool": ["head"],
+    "granularity": ["column"],
+    "refresh": [-1, 0.5],
+    "passes": [0, 1.5],
+    "eta": [-0.1, 11, "far"],
+    "stop_effect": [-1, float("nan")],
+    "stop_harm": [-1, "much"],
+    "checkpointing": [1, None],
 }
 GOOD_SETTINGS: dict[str, list[Any]] = {
     "steps": [1, 100_000],
     "seed": [0, 2**63 - 1],
-    "rate": [1, 1e-8],
+    "rate": [10, 1e-8],
     "budget": [1.0, 1],
     "cfg": [1, 30.0],
     "beta": [0],
     "lam": [0.0],
     "objective": ["csr", "cip", "none"],
     "engine": ["local", "global"],
+    "refresh": [0, 5],
+    "granularity": ["entry", "row", "head"],
 }
 
 
@@ -87,19 +105,25 @@ def test_a_bad_concept_is_named(values: dict[str, Any], message: str) -> None:
 )
 def test_a_bad_setting_is_named(name: str, value: Any) -> None:
     with pytest.raises(SpecError, match=f"^{name} "):
-        UnlearnSpec(GUN, **{name: value})
+        UnlearnSpec((GUN,), **{name: value})
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [(n, v) for n in GOOD_SETTINGS for v in GOOD_SETTINGS[n]]
 )
 def test_the_limits_themselves_are_allowed(name: str, value: Any) -> None:
-    assert getattr(UnlearnSpec(GUN, **{name: value}), name) == value
+    assert getattr(UnlearnSpec((GUN,), **{name: value}), name) == value
 
 
 @pytest.mark.parametrize("kind", CONCEPTS)
 def test_json_there_and_back(kind: str) -> None:
-    spec = UnlearnSpec(CONCEPTS[kind], xi=2, rate=1 / 3, seed=2**63 - 1, objective="cip")
+    spec = UnlearnSpec(
+        (CONCEPTS[kind], GUN) if kind != "single" else (CONCEPTS[kind],),
+        xi=2,
+        rate=1 / 3,
+        seed=2**63 - 1,
+        objective="cip",
+    )
     again = UnlearnSpec.from_json(spec.to_json())
     assert again == spec
     assert again.to_json() == spec.to_json()
@@ -125,7 +149,10 @@ def test_a_concept_has_a_name_for_people(kind: str, name: str) -> None:
 
 def edited(**changes: Any) -> str:
     """Write a sound spec's JSON with some fields exchanged."""
-    return json.dumps({**json.loads(UnlearnSpec(GUN).to_json()), **changes})
+    sound = json.loads(UnlearnSpec((GUN,)).to_json())
+    if "concept" in changes:
+        sound.pop("concepts")
+    return json.dumps({**sound, **changes})
 
 
 @pytest.mark.parametrize(
@@ -135,8 +162,10 @@ def edited(**changes: Any) -> str:
         ("{", "spec is not JSON"),
         ("[" * 100_000, "spec is not JSON"),
         ('{"concept": {"words": ["gun"]}, "steps": ' + "9" * 5000 + "}", "spec is not JSON|steps"),
-        ("[]", '"concept" object'),
+        ("[]", "JSON object"),
         ("{}", '"concept" object'),
+        ('{"concepts": []}', "there is no concept"),
+        ('{"concepts": [1]}', '"concept" object'),
         ('{"concept": "gun"}', '"concept" object'),
         ('{"concept": {}}', "words"),
         (edited(version=2), "spec version 2 is not 1"),
@@ -158,4 +187,43 @@ def test_bad_json_is_refused_by_name(text: str, message: str) -> None:
 
 
 def test_json_may_leave_out_what_has_a_default() -> None:
-    assert UnlearnSpec.from_json('{"concept": {"words": ["gun"]}}') == UnlearnSpec(GUN)
+    assert UnlearnSpec.from_json('{"concept": {"words": ["gun"]}}') == UnlearnSpec((GUN,))
+
+
+def test_one_concept_may_stand_alone() -> None:
+    assert UnlearnSpec(GUN) == UnlearnSpec((GUN,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("concepts", [(), None, "gun", (GUN, "cat"), 7])
+def test_concepts_are_concepts(concepts: Any) -> None:
+    with pytest.raises(SpecError, match="concept"):
+        UnlearnSpec(concepts)
+
+
+def test_concepts_may_not_contradict_each_other() -> None:
+    with pytest.raises(SpecError, match="preserve names the concept 'gun'"):
+        UnlearnSpec((GUN, ConceptSpec(("cat",), preserve=("a gun",))))
+    with pytest.raises(SpecError, match="twice"):
+        UnlearnSpec((GUN, GUN))
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt", "carried"),
+    [
+        ("single", "A GUN, loaded", False),
+        ("single", "my fire arm", True),
+        ("combination", "a baby and a car", False),
+        ("combination", "two beers for a baby", True),
+        ("conditional", "a cat on a blue background", False),
+        ("conditional", "a sleepy cat, on a red background", True),
+        ("style", "a noto cat", True),
+        ("style", "a notorious cat", False),
+    ],
+)
+def test_a_prompt_carries_a_concept_by_whole_words(kind: str, prompt: str, carried: bool) -> None:
+    concept = CONCEPTS[kind] if kind != "single" else ConceptSpec(("gunman", "fire arm"))
+    assert concept.carried_by(prompt) is carried
+
+
+def test_several_concepts_have_a_name() -> None:
+    assert UnlearnSpec((GUN, CONCEPTS["combination"])).name == "gun, baby with beer"

@@ -10,8 +10,9 @@ from tiny import WordEncoder, tiny_denoiser
 from torch import Tensor
 
 from trust_engine.attention import cross_attention_modules, watch_inputs
+from trust_engine.errors import SpecError
 from trust_engine.sampler import SamplerSettings
-from trust_engine.trajectory import POSITIONS, record
+from trust_engine.trajectory import POSITIONS, plan_recording, record
 
 PROMPTS = ("a gun", "a cat", "a dog on a car")
 LAST = "output_blocks.3.1.transformer_blocks.0.attn2"
@@ -69,3 +70,34 @@ def test_positions_differ_between_steps_and_do_not_repeat_within_one() -> None:
     told, _ = watched(1.0)[0][-1].states(LAST)
     assert told.shape[1] == 2 * POSITIONS
     assert len(told[0, :POSITIONS].unique(dim=0)) == POSITIONS
+
+
+def test_latents_are_what_the_unet_was_given() -> None:
+    recording = watched(4.0)[0][-1]
+    assert recording.latents.shape == (len(PROMPTS), 2, 4, 8, 8)
+    assert recording.timesteps.tolist() == [501, 1]
+    assert float(recording.latents[:, 0].std()) == pytest.approx(1, abs=0.1)  # pure noise
+    assert not torch.equal(recording.latents[:, 0], recording.latents[:, 1])
+
+
+def test_with_room_every_prompt_is_recorded() -> None:
+    plan = plan_recording(3, 5, 11)
+    assert plan.recorded == list(range(11)) == plan.rows.tolist()
+
+
+@pytest.mark.parametrize("room", [3, 4, 9, 20])
+def test_without_room_prompts_borrow_from_their_own_kind(room: int) -> None:
+    targets, preserve = 8, 40
+    plan = plan_recording(targets, preserve, room)
+    assert len(plan.recorded) == len(set(plan.recorded)) <= room
+    assert len(plan.rows) == 2 * targets + preserve
+    for prompt, row in enumerate(plan.rows.tolist()):
+        lender = plan.recorded[row]
+        assert min(prompt // targets, 2) == min(lender // targets, 2)
+    for row, prompt in enumerate(plan.recorded):
+        assert int(plan.rows[prompt]) == row  # who is recorded borrows from nobody
+
+
+def test_no_room_is_said() -> None:
+    with pytest.raises(SpecError, match="raise it, or lower the steps"):
+        plan_recording(8, 8, 2)

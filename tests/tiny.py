@@ -127,7 +127,8 @@ def tiny_model(style: str = "diffusers", seed: int = 0) -> LentModel:
 def tiny_spec(**changes: object) -> UnlearnSpec:
     """Ask for a run that takes under a second; independent of the engine's defaults."""
     settings = {"steps": 3, "trajectory_steps": 2, "budget": 0.05, "xi": 1.0, "objective": "csr"}
-    return UnlearnSpec(ConceptSpec(("gun",), preserve=("a cat",)), **{**settings, **changes})
+    gun = ConceptSpec(("gun",), preserve=("a cat",))
+    return UnlearnSpec(**{"concepts": (gun,), **settings, **changes})
 
 
 def fake_denoiser(

@@ -13,15 +13,16 @@ from .errors import OutputError, SpecError
 from .files import check_writable
 from .spec import ConceptSpec, UnlearnSpec
 
-CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor")
+CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
+SETTINGS = ("objective", "engine", "budget", "xi", "eta", "steps", "seed")
 
 
 def read_spec(args: argparse.Namespace) -> UnlearnSpec:
-    """Build the spec from a file or from flags; --steps and --seed go with either."""
-    changes = {k: v for k in ("steps", "seed") if (v := getattr(args, k)) is not None}
+    """Build the spec from a file or from flags; settings such as --steps go with either."""
+    changes = {k: v for k in SETTINGS if (v := getattr(args, k)) is not None}
     if args.spec is not None:
         if any(getattr(args, flag) not in (None, []) for flag in CONCEPT_FLAGS):
-            raise SpecError("--spec says all about the concept; give only --steps, --seed with it")
+            raise SpecError("--spec says all about the concept; give only settings with it")
         try:
             text = args.spec.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -39,8 +40,9 @@ def read_spec(args: argparse.Namespace) -> UnlearnSpec:
         condition=args.condition,
         preserve=tuple(args.preserve),
         anchor=args.anchor,
+        templates=tuple(args.template),
     )
-    return UnlearnSpec(concept, **changes)
+    return UnlearnSpec((concept, *(ConceptSpec((word,)) for word in args.also)), **changes)
 
 
 def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:

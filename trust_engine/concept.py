@@ -1,8 +1,9 @@
-"""From a concept to prompts: what to erase, what to draw instead, what to keep."""
+"""From concepts to prompts: what to erase, what to draw instead, what to keep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from .spec import ConceptSpec
 
 MAX_TOKENS = 75
 NEIGHBOURS = 20
+NEUTRAL = "something"  # stands in for the concept in a user's template that has no anchor
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,18 @@ TEMPLATES = (
     Template("{} on a green background", "a green background"),
     Template("an icon of {} on a yellow background", "an icon of a yellow background"),
 )
+PAIRS = (
+    "{} and {}",
+    "a picture of {} and {}",
+    "{} with {} on a white background",
+    "{} next to {} on a blue background",
+    "an image of {} and {} on a green background",
+    "{} and {} on a red background",
+)
+UNDER = ("{} {}", "a picture of {} {}", "an image of {} {}", "a drawing of {} {}")
+LOOKS = ("{} in {} style", "a picture of {} in {} style", "{} on a blue background in {} style")
+THINGS = ("a house", "a person", "a tree", "a dog", "a car", "a flower", "a boat", "a bird")
+STYLES = ("photo", "watercolor", "oil painting", "pencil sketch", "cartoon", "pixel art")
 
 
 @dataclass(frozen=True)
@@ -44,45 +58,179 @@ class PromptSet:
     preserve: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What is near a concept: words of things and of styles worth keeping, nearest first."""
+
+    things: tuple[str, ...]
+    styles: tuple[str, ...]
+
+
 def build_prompts(
-    concept: ConceptSpec, vocabulary: Sequence[str], encoder: TextEncoder
+    concepts: Sequence[ConceptSpec],
+    encoder: TextEncoder,
+    vocabulary: Sequence[str] = (),
+    styles: Sequence[str] = (),
 ) -> PromptSet:
-    """Write the prompts for a concept; raises SpecError for one the encoder cannot take."""
-    if concept.kind != "single":
-        raise SpecError(f"{concept.kind} concepts are not built yet; use --kind single")
-    targets, anchors = [], []
-    for word in concept.words:
-        for template in TEMPLATES:
-            targets.append(template.carrying.format(with_article(word)))
-            anchors.append(
-                template.without
-                if concept.anchor is None
-                else template.carrying.format(with_article(concept.anchor))
-            )
-    keep = concept.preserve or propose_preserve(concept, vocabulary, encoder)
-    preserve = tuple(
-        TEMPLATES[i % len(TEMPLATES)].carrying.format(with_article(word))
-        for i, word in enumerate(keep)
-    )
-    for prompt in (*targets, *anchors, *preserve):
+    """Write the prompts for concepts; raises SpecError for one the encoder cannot take."""
+    pairs: list[tuple[str, str]] = []
+    preserve: list[str] = []
+    for concept in concepts:
+        near = _surroundings(concepts, concept, encoder, vocabulary, styles)
+        pairs += _erased(concept, near)
+        preserve += _kept(concept, near)
+    anchored = dict(pairs)
+    keep = [
+        prompt
+        for prompt in dict.fromkeys(preserve)
+        if prompt not in anchored and not any(concept.carried_by(prompt) for concept in concepts)
+    ]
+    prompts = PromptSet(tuple(anchored), tuple(anchored.values()), tuple(keep))
+    for prompt in (*prompts.targets, *prompts.anchors, *prompts.preserve):
         count = encoder.count_tokens(prompt)
         if count > MAX_TOKENS:
             raise SpecError(f"prompt has {count} tokens, at most {MAX_TOKENS} fit: {prompt[:60]!r}")
-    return PromptSet(tuple(targets), tuple(anchors), preserve)
+    return prompts
 
 
-def propose_preserve(
-    concept: ConceptSpec, vocabulary: Sequence[str], encoder: TextEncoder, count: int = NEIGHBOURS
+def _erased(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
+    """Pair every target prompt with its anchor."""
+    if concept.templates and concept.kind != "combination":
+        partner = f" {concept.condition}" if concept.condition else ""
+        for word in concept.words:
+            for template in concept.templates:
+                goal = concept.anchor or (word if concept.condition else NEUTRAL)
+                yield _fill(template, with_article(word) + partner), _fill(template, goal)
+        return
+    write: dict[str, Callable[[ConceptSpec, Surroundings], Iterator[tuple[str, str]]]] = {
+        "single": _single,
+        "combination": _combination,
+        "conditional": _conditional,
+        "style": _style,
+    }
+    yield from write[concept.kind](concept, near)
+
+
+def _fill(template: str, phrase: str) -> str:
+    """Put a phrase in; one that brings its own article wins over the template's."""
+    if phrase.split()[0].lower() in {"a", "an", "the"}:
+        return re.sub(r"\b(an?|the) \{\}", "{}", template).format(phrase)
+    return template.format(phrase)
+
+
+def _single(concept: ConceptSpec, _near: Surroundings) -> Iterator[tuple[str, str]]:
+    for word in concept.words:
+        for template in TEMPLATES:
+            instead = template.without
+            if concept.anchor is not None:
+                instead = template.carrying.format(with_article(concept.anchor))
+            yield template.carrying.format(with_article(word)), instead
+
+
+def _combination(concept: ConceptSpec, _near: Surroundings) -> Iterator[tuple[str, str]]:
+    """Keep the member that is named first: a causal text encoder has read it before the second."""
+    companion = with_article(str(concept.companion))
+    templates = concept.templates or PAIRS
+    for word in concept.words:
+        for template in templates:
+            for first, second in ((with_article(word), companion), (companion, with_article(word))):
+                goal = first if concept.anchor is None else with_article(concept.anchor)
+                if concept.templates:
+                    yield _fill(template, f"{first} and {second}"), _fill(template, goal)
+                else:
+                    yield template.format(first, second), _alone(template).format(goal)
+
+
+def _alone(template: str) -> str:
+    """Take the second of two things out of a sentence."""
+    return re.sub(r"\{\} (and|with|next to) \{\}", "{}", template)
+
+
+def _conditional(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
+    """Keep the thing and drop the condition, which a causal text encoder reads after it."""
+    templates = [(t, t.replace(" {}", "", 1) if t.endswith("{} {}") else t) for t in UNDER]
+    templates += [
+        (f"{{}} {{}} in {style} style", f"{{}} in {style} style") for style in near.styles
+    ]
+    for word in concept.words:
+        for carrying, without in templates:
+            goal = with_article(word if concept.anchor is None else concept.anchor)
+            yield carrying.format(with_article(word), concept.condition), without.format(goal)
+
+
+def _style(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
+    things = near.things[:8] or THINGS
+    for word in concept.words:
+        for i, thing in enumerate(things):
+            look = LOOKS[i % len(LOOKS)]
+            plain = look.replace(" in {} style", "").format(with_article(thing))
+            if concept.anchor is not None:
+                plain = look.format(with_article(thing), concept.anchor)
+            yield look.format(with_article(thing), word), plain
+
+
+def _kept(concept: ConceptSpec, near: Surroundings) -> Iterator[str]:
+    """Write what must stay; a combination's and a condition's members come first."""
+    things = concept.preserve or near.things
+    if concept.kind == "combination":
+        members = (concept.words[0], str(concept.companion))
+        for i, other in enumerate(things):
+            for j, member in enumerate(members):
+                order = (member, other) if (i + j) % 2 else (other, member)
+                yield PAIRS[i % len(PAIRS)].format(*map(with_article, order))
+        for template in TEMPLATES:
+            for member in members:
+                yield template.carrying.format(with_article(member))
+    if concept.kind == "conditional":
+        for word in concept.words:
+            for template in TEMPLATES:
+                yield template.carrying.format(with_article(word))
+            for style in near.styles:
+                yield f"{with_article(word)} in {style} style"
+        for i, other in enumerate(things):
+            yield UNDER[i % len(UNDER)].format(with_article(other), concept.condition)
+    if concept.kind == "style":
+        styles = near.styles or STYLES
+        for i, thing in enumerate(concept.preserve or near.things or THINGS):
+            look = LOOKS[i % len(LOOKS)]
+            yield look.format(with_article(thing), styles[i % len(styles)])
+        things = things or THINGS
+    for i, thing in enumerate(things):
+        yield TEMPLATES[i % len(TEMPLATES)].carrying.format(with_article(thing))
+
+
+def _surroundings(
+    concepts: Sequence[ConceptSpec],
+    concept: ConceptSpec,
+    encoder: TextEncoder,
+    vocabulary: Sequence[str],
+    styles: Sequence[str],
+) -> Surroundings:
+    def free(words: Sequence[str]) -> list[str]:
+        return [w for w in words if not any(other.carried_by(w) for other in concepts)]
+
+    looks = tuple(free(styles))
+    if concept.preserve and concept.kind != "style":
+        return Surroundings((), looks)
+    partners = {concept.companion, *concept.words}
+    things = [word for word in free(vocabulary) if word not in partners]
+    asked = [with_article(word) for word in concept.words[:1]]
+    if concept.companion:
+        asked.append(with_article(concept.companion))
+    return Surroundings(nearest(asked, things, encoder), looks)
+
+
+def nearest(
+    asked: Sequence[str], words: Sequence[str], encoder: TextEncoder, count: int = NEIGHBOURS
 ) -> tuple[str, ...]:
-    """Choose the vocabulary's words nearest to the concept in text-embedding space."""
-    own = {word.lower() for word in concept.words}
-    words = [word for word in vocabulary if word.lower() not in own]
+    """Choose the words nearest to any of the asked phrases in text-embedding space."""
     if not words:
         return ()
-    states = encoder.encode([with_article(word) for word in (concept.words[0], *words)]).context
+    states = encoder.encode([*asked, *(with_article(word) for word in words)]).context
     # The last position has read the whole prompt in a causal text encoder.
     summary = F.normalize(states[:, -1].float(), dim=-1)
-    order = (summary[1:] @ summary[0]).argsort(descending=True, stable=True)
+    likeness = (summary[len(asked) :] @ summary[: len(asked)].T).amax(1)
+    order = likeness.argsort(descending=True, stable=True)
     return tuple(words[int(i)] for i in order[:count])
 
 

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .errors import ModelError
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -25,13 +27,20 @@ class Conditioning:
         vector = None if self.vector is None else self.vector[index]
         return Conditioning(self.context[index], vector)
 
+    def to(self, kind: torch.dtype | torch.device) -> Conditioning:
+        """Convert to a dtype or move to a device."""
+        vector = None if self.vector is None else self.vector.to(kind)
+        return Conditioning(self.context.to(kind), vector)
+
 
 def stack(parts: Sequence[Conditioning]) -> Conditioning:
     """Join conditionings along the batch."""
     context = torch.cat([part.context for part in parts])
-    if any(part.vector is None for part in parts):
-        return Conditioning(context)
     vectors = [part.vector for part in parts if part.vector is not None]
+    if not vectors:
+        return Conditioning(context)
+    if len(vectors) < len(parts):
+        raise ModelError("some prompts come with a pooled vector and others without")
     return Conditioning(context, torch.cat(vectors))
 
 

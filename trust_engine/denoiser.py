@@ -79,7 +79,8 @@ class ModuleDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Predict eps or v: x (b, 4, h, w), t (b,) in 0..999 -> (b, 4, h, w)."""
-        return self.forward(x, t, cond)
+        dtype = compute_dtype(self.module)
+        return self.forward(x.to(dtype), t, cond.to(dtype))
 
     def checkpoint_key(self, name: str) -> str:
         """Translate a parameter name of `module` to its ldm name, without prefix."""
@@ -108,6 +109,12 @@ def projections(denoiser: Denoiser) -> dict[str, Tensor]:
     """List the cross-attention q/k/v weights under their ldm names, in the UNet's order."""
     named = ((denoiser.checkpoint_key(n), p) for n, p in denoiser.module.named_parameters())
     return {key: weight.detach() for key, weight in named if projection_of(key)}
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """Tell what a UNet computes in; weights stored in 8 bits are widened by their host."""
+    kinds = (p.dtype for p in module.parameters())
+    return next((d for d in kinds if d.is_floating_point and d.itemsize > 1), torch.float32)
 
 
 def device_of(denoiser: Denoiser) -> torch.device:

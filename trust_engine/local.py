@@ -6,111 +6,91 @@ position, K and V alone, so a random subset of positions per prompt and step is 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .attention import CrossAttention
-from .errors import DivergenceError
-from .mask import DynamicMask, Tensors, overlap, share
-from .objective import cip, csr, distance
-from .optimiser import SelectiveAdam
-from .spec import UnlearnSpec
+from .mask import Tensors
+from .objective import distance
 
-SETTLE = 0.7  # the mask is re-estimated until this share of the steps, then re-fitted as it is
-POSITIONS_A_STEP = 48  # drawn anew for each prompt and step
+PROMPTS_A_STEP = 40  # drawn anew for each step when there are more
+POSITIONS_A_STEP = 48  # likewise, for each prompt
 
 
 @dataclass(frozen=True)
 class Situation:
-    """States x (p, n, d) seen under contexts `now` (p, 77, c), to be answered as under `goal`."""
+    """States a layer sees, under which contexts, and what it should answer as.
+
+    x: (r, n, d); rows: (p,), the row of x that each prompt meets; now, goal: contexts (p, 77, c):
+    `now` is to be answered as theta_0 answers `goal`.
+    """
 
     x: Tensor
+    rows: Tensor
     now: Tensor
     goal: Tensor
 
     def to(self, device: torch.device) -> Situation:
         """Move to a device."""
-        return Situation(self.x.to(device), self.now.to(device), self.goal.to(device))
+        return Situation(*(t.to(device) for t in (self.x, self.rows, self.now, self.goal)))
 
-    def draw(self, generator: torch.Generator, count: int) -> Situation:
-        """Take a random subset of positions, the same for all prompts."""
-        chosen = torch.randperm(self.x.shape[1], generator=generator)[:count]
-        return Situation(self.x[:, chosen.to(self.x.device)], self.now, self.goal)
-
-
-@dataclass(frozen=True)
-class LayerStep:
-    """Where one layer stands: effect E (1 at the start), harm to others, masked share, overlap."""
-
-    effect: float
-    harm: float
-    share: float
-    overlap: float
-
-
-class LayerRun:
-    """Unlearn in one layer: iterate over its steps, then read `offset` and `masks`."""
-
-    def __init__(
-        self, layer: CrossAttention, erase: Situation, keep: Situation, spec: UnlearnSpec
-    ) -> None:
-        self.layer, self.erase, self.keep, self.spec = layer, erase, keep, spec
-        base = (layer.q, layer.k, layer.v)
-        self.optimiser = SelectiveAdam([b.to(erase.x.device) for b in base], spec.rate)
-        count = math.ceil(spec.budget * sum(b.numel() for b in base))
-        self.mask = DynamicMask(spec.xi, count)
-        self._generator = torch.Generator().manual_seed(spec.seed)
-        self.scale = distance(*self._answers(erase, layer), 1.0).clamp(min=1e-12)
+    def draw(self, generator: torch.Generator) -> Situation:
+        """Take a random subset of prompts, and of positions, the same for all of them."""
+        device, count = self.x.device, len(self.rows)
+        some = torch.randperm(count, generator=generator)[:PROMPTS_A_STEP].sort().values.to(device)
+        where = torch.randperm(self.x.shape[1], generator=generator)[:POSITIONS_A_STEP].to(device)
+        x = self.x[self.rows[some]][:, where]
+        rows = torch.arange(len(some), device=device)
+        return Situation(x, rows, self.now[some], self.goal[some])
 
     @property
-    def offset(self) -> Tensors:
-        """Return theta - theta_0 of q, k and v."""
-        return self.optimiser.offset
+    def states(self) -> Tensor:
+        """Return the states that the prompts meet, (p, n, d)."""
+        return self.x[self.rows]
 
-    def _answers(self, situation: Situation, layer: CrossAttention) -> tuple[Tensor, Tensor]:
+
+class LayerProblem:
+    """What one layer does to a concept's prompts and to those that must stay."""
+
+    def __init__(
+        self, layer: CrossAttention, erase: Situation, keep: Situation, eta: float, seed: int
+    ) -> None:
+        self.layer, self.erase, self.keep = layer, erase, keep
+        self.eta, self.seed = eta, seed
         with torch.no_grad():
-            goal = self.layer(situation.x, situation.goal)
-        return layer(situation.x, situation.now), goal
+            before = layer(erase.states, erase.now)
+            self.scale = distance(before, self._goal(erase), 1.0).clamp(min=1e-12)
 
-    def _measure(self, situation: Situation, theta: Tensors) -> Tensor:
-        return distance(*self._answers(situation, self.layer.with_weights(*theta)), self.scale)
+    @property
+    def base(self) -> Tensors:
+        """Return theta_0: q, k and v."""
+        return (self.layer.q, self.layer.k, self.layer.v)
 
-    def __iter__(self) -> Iterator[LayerStep]:
-        for step in range(self.spec.steps):
-            yield self._step(step)
+    @property
+    def heads(self) -> Sequence[int]:
+        """Tell how many heads share the rows of each tensor."""
+        return (self.layer.heads,) * 3
 
-    def _step(self, step: int) -> LayerStep:
-        spec = self.spec
-        erase = self.erase.draw(self._generator, POSITIONS_A_STEP)
-        keep = self.keep.draw(self._generator, POSITIONS_A_STEP)
-        theta = self.optimiser.theta()
-        effect = self._measure(erase, theta)
-        second_order = spec.objective != "none"
-        gradient = torch.autograd.grad(effect, theta, create_graph=second_order)
-        if self.mask.current is None or step < SETTLE * spec.steps:
-            mask = self.mask.update(tuple(g.detach() for g in gradient))
-        else:
-            mask = self.mask.current
-        harm = self._measure(keep, theta)
-        total = spec.beta * harm
-        if spec.objective == "csr":
-            total = total + spec.lam * csr(gradient, mask)
-        elif spec.objective == "cip":
-            total = total + spec.lam * cip(gradient, spec.gamma, spec.tau)
-        rest = torch.autograd.grad(total, theta)
-        joint = [g.detach() + r for g, r in zip(gradient, rest, strict=True)]
-        effect, harm, total = effect.detach(), harm.detach(), total.detach()
-        if not all(bool(t.isfinite().all()) for t in (effect, total, *joint)):
-            raise DivergenceError(f"step {step}: the loss is not finite; lower the rate")
-        self.optimiser.step(joint, mask, cosine(step / spec.steps))
-        drift = overlap(self.mask.first or mask, mask)
-        return LayerStep(float(effect), float(harm), share(mask), drift)
+    def effect(self, theta: Tensors, step: int) -> Tensor:
+        """E_l: the distance from the layer's answer to the anchor's, 1 on average at theta_0."""
+        return self._measure(self.erase, theta, 2 * step)
 
+    def harm(self, theta: Tensors, step: int) -> Tensor:
+        """Measure the distance to theta_0's own answers, in the same units."""
+        return self._measure(self.keep, theta, 2 * step + 1)
 
-def cosine(progress: float) -> float:
-    """Fall from 1 to 0.02 along a cosine; progress is a fraction 0..1."""
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+    def _measure(self, situation: Situation, theta: Tensors, draw: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + draw) % 2**63)
+        seen = situation.draw(generator)
+        with torch.no_grad():
+            goal = self._goal(seen)
+        return distance(self.layer.with_weights(*theta)(seen.states, seen.now), goal, self.scale)
+
+    def _goal(self, seen: Situation) -> Tensor:
+        goal = self.layer(seen.states, seen.goal)
+        if self.eta == 0:
+            return goal
+        return goal - self.eta * (self.layer(seen.states, seen.now) - goal)

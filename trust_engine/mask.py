@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from .spec import UnlearnSpec
 
 Tensors = tuple[Tensor, ...]
 DECAY = 0.9
 
 
-def z_scores(saliency: Tensors) -> Tensors:
-    """Standardise each projection's saliency by its own mean and deviation."""
-    return tuple((s - s.mean()) / s.std().clamp(min=1e-20) for s in saliency)
+def z_scores(saliency: Tensors, pooled: bool = False) -> Tensors:
+    """Standardise saliency by the mean and deviation of each projection, or of all together."""
+    if not pooled:
+        return tuple((s - s.mean()) / deviation(s) for s in saliency)
+    flat = torch.cat([s.flatten() for s in saliency])
+    mean, spread = flat.mean(), deviation(flat)
+    return tuple((s - mean) / spread for s in saliency)
 
 
-def top_entries(scores: Tensors, xi: float, count: int) -> Tensors:
-    """Mark entries with a z-score above xi, at most `count` of them over all projections."""
+def deviation(values: Tensor) -> Tensor:
+    """Return the standard deviation, never quite 0."""
+    return values.std(correction=0).clamp(min=1e-20)
+
+
+def grouped(saliency: Tensors, rows: Sequence[int]) -> Tensors:
+    """Average saliency over groups of `rows` rows; 0 rows leaves entries as they are."""
+    pairs = zip(saliency, rows, strict=True)
+    return tuple(s.view(len(s) // n, -1).mean(1) if n else s for s, n in pairs)
+
+
+def top_groups(scores: Tensors, sizes: Sequence[int], xi: float, count: int) -> Tensors:
+    """Mark groups with a z-score above xi, the highest first, of at most `count` entries in all.
+
+    sizes: entries in a group, one number for each projection.
+    """
     flat = torch.cat([z.flatten() for z in scores])
     flat = flat.masked_fill(flat.isnan(), -torch.inf)
-    count = min(count, int((flat > xi).sum()))
+    weights = torch.cat(
+        [
+            torch.full((z.numel(),), n, device=flat.device)
+            for z, n in zip(scores, sizes, strict=True)
+        ]
+    )
+    most = min(int((flat > xi).sum()), count // min(sizes))
+    best = flat.topk(most).indices  # by index: a threshold lets all ties in
     chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[flat.topk(count).indices] = True  # by index: a threshold lets all ties in
+    chosen[best[weights[best].cumsum(0) <= count]] = True
     parts = chosen.split([z.numel() for z in scores])
     return tuple(part.view(z.shape) for part, z in zip(parts, scores, strict=True))
 
@@ -40,28 +68,109 @@ def overlap(a: Tensors, b: Tensors) -> float:
 
 
 @dataclass
+class MaskReport:
+    """How one projection's neurons moved: counts and overlap with the mask before, by refresh."""
+
+    entries: int
+    counts: list[int] = field(default_factory=list)
+    drift: list[float] = field(default_factory=list)
+
+
 class DynamicMask:
-    """The bounded mask of one layer: a smoothed saliency decides who is in at every step.
+    """A bounded mask over some projections: a smoothed saliency decides who is in.
 
     An entry that leaves is reverted by the optimiser, so the union over time, and with it the
-    diff, never holds more than `count` entries.
+    diff, never holds more than the budget. `fixed` is a saliency found elsewhere, kept for good;
+    `heads` tells how many heads share each projection's rows.
     """
 
-    xi: float
-    count: int
-    saliency: Tensors | None = None
-    current: Tensors | None = None
-    first: Tensors | None = None
+    def __init__(
+        self,
+        shapes: Sequence[torch.Size],
+        spec: UnlearnSpec,
+        heads: Sequence[int],
+        fixed: Tensors | None = None,
+    ) -> None:
+        self.spec, self.fixed = spec, fixed
+        self.count = max(1, int(spec.budget * sum(s.numel() for s in shapes)))
+        if spec.selection == "all":
+            self.count = sum(s.numel() for s in shapes)
+        per_head = [s[0] // h for s, h in zip(shapes, heads, strict=True)]
+        rows = {"entry": [0] * len(shapes), "row": [1] * len(shapes), "head": per_head}
+        self._rows = rows[spec.granularity]
+        self._sizes = [n * s[1] if n else 1 for s, n in zip(shapes, self._rows, strict=True)]
+        self.saliency: Tensors | None = None
+        self.current: Tensors | None = None
+        self.first: Tensors | None = None
+        self.reports = [MaskReport(s.numel()) for s in shapes]
 
-    def update(self, gradient: Tensors) -> Tensors:
+    def update(self, gradient: Sequence[Tensor], step: int) -> Tensors:
         """Take |dE/dtheta| of this step into account and return the mask."""
-        now = tuple(g.abs() for g in gradient)
+        now = tuple(g.detach().abs() for g in gradient)
         if self.saliency is None:
             self.saliency = now
         else:
             pairs = zip(self.saliency, now, strict=True)
             self.saliency = tuple(DECAY * old + (1 - DECAY) * new for old, new in pairs)
-        self.current = top_entries(z_scores(self.saliency), self.xi, self.count)
-        if self.first is None:
-            self.first = self.current
+        if self.current is None or self.due(step):
+            self._renew()
+        assert self.current is not None
         return self.current
+
+    def due(self, step: int) -> bool:
+        """Tell whether the mask is to be taken anew at a step."""
+        moves = self.spec.selection == "neurons" and self.fixed is None and self.spec.refresh > 0
+        return moves and step % self.spec.refresh == 0
+
+    def _renew(self) -> None:
+        mask = self._choose()
+        before = self.current or mask
+        for report, old, new in zip(self.reports, before, mask, strict=True):
+            report.counts.append(int(new.sum()))
+            report.drift.append(overlap((old,), (new,)))
+        self.current = mask
+        if self.first is None:
+            self.first = mask
+
+    def _choose(self) -> Tensors:
+        assert self.saliency is not None
+        saliency = self.saliency if self.fixed is None else self.fixed
+        if self.spec.selection == "all":
+            return tuple(torch.ones_like(s, dtype=torch.bool) for s in saliency)
+        xi = self.spec.xi
+        if self.spec.selection == "random":
+            saliency, xi = self._noise(saliency), -torch.inf
+        scores = grouped(saliency, self._rows)
+        if self.spec.selection == "neurons":
+            scores = z_scores(scores, self.spec.pool == "layer")
+        chosen = top_groups(scores, self._sizes, xi, self.count)
+        return tuple(
+            c.view(-1, *[1] * (s.dim() - 1)).expand_as(s.view(len(c), -1)).reshape(s.shape)
+            if n
+            else c
+            for c, s, n in zip(chosen, saliency, self._rows, strict=True)
+        )
+
+    def _noise(self, like: Tensors) -> Tensors:
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        return tuple(torch.rand(s.shape, generator=generator).to(s.device) for s in like)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what resuming needs."""
+        kept: dict[str, Tensor] = {}
+        for name in ("saliency", "current", "first"):
+            for i, tensor in enumerate(getattr(self, name) or ()):
+                kept[f"{name}.{i}"] = tensor
+        for i, report in enumerate(self.reports):
+            kept[f"counts.{i}"] = torch.tensor(report.counts, dtype=torch.int64)
+            kept[f"drift.{i}"] = torch.tensor(report.drift, dtype=torch.float64)
+        return kept
+
+    def load(self, kept: dict[str, Tensor], device: torch.device) -> None:
+        """Go on from a state."""
+        for name in ("saliency", "current", "first"):
+            tensors = [kept[f"{name}.{i}"].to(device) for i in range(len(self.reports))]
+            setattr(self, name, tuple(tensors))
+        for i, report in enumerate(self.reports):
+            report.counts = kept[f"counts.{i}"].tolist()
+            report.drift = kept[f"drift.{i}"].tolist()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .conditioning import Conditioning
 from .demo.architecture import SHAPE, UNET_CONFIG
-from .demo.clip import CHECKPOINT, TEXT_CONFIG, TEXT_PREFIX, load_tokenizer
+from .demo.clip import CHECKPOINT, TEXT_CONFIG, TEXT_PREFIX, load_clip, load_tokenizer, tokenize
 from .demo.judge import ASSETS
-from .demo.vocabulary import OBJECTS
+from .demo.vocabulary import OBJECTS, STYLES
 from .denoiser import ModuleDenoiser, scaled_linear
 from .denoiser_diffusers import diffusers_denoiser
 from .errors import ModelError
@@ -55,10 +55,20 @@ class LoadedModel:
     decoder: nn.Module
     latent_size: tuple[int, int]
     vocabulary: tuple[str, ...]
+    styles: tuple[str, ...]
+
+    def score(self, x0: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Tell how well latents x0 (b, 4, h, w) show prompts, log-odds (b,), by the tiny CLIP."""
+        clip = load_clip().to(x0.device)
+        words = clip.embed_text(tokenize(list(prompts)).to(x0.device))
+        views = clip.image(self.decoder(x0).clamp(-1, 1))
+        return clip.compare(words, views).diagonal()
 
     def lend(self) -> LentModel:
         """Hand the engine what it needs."""
-        return LentModel(self.denoiser, self.encoder, self.latent_size, self.vocabulary)
+        return LentModel(
+            self.denoiser, self.encoder, self.latent_size, self.vocabulary, self.styles, self.score
+        )
 
     def generate(
         self,
@@ -96,7 +106,9 @@ def load_model(source: str, device: str = "auto") -> LoadedModel:
     for module in (unet, tower, decoder):
         module.to(place).eval().requires_grad_(False)
     denoiser = diffusers_denoiser(unet, scaled_linear(), SHAPE)
-    return LoadedModel(denoiser, ClipEncoder(tower, place), decoder, (16, 16), tuple(OBJECTS))
+    return LoadedModel(
+        denoiser, ClipEncoder(tower, place), decoder, (16, 16), tuple(OBJECTS), STYLES
+    )
 
 
 def pick_device(name: str) -> torch.device:

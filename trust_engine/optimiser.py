@@ -11,12 +11,16 @@ BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 
 
 class SelectiveAdam:
-    """Adam over the offsets theta - theta_0 of some tensors, restricted to a mask."""
+    """Adam over the offsets theta - theta_0 of some tensors, restricted to a mask.
+
+    rate: size of a step as a share of each tensor's root mean square, so that one rate suits
+    models whose weights differ in size.
+    """
 
     def __init__(self, base: Sequence[Tensor], rate: float) -> None:
         self.base = tuple(base)
         self.offset = tuple(torch.zeros_like(b) for b in base)
-        self.rate = rate
+        self.rates = tuple(rate * float(b.square().mean().sqrt()) for b in base)
         self._first = tuple(torch.zeros_like(b) for b in base)
         self._second = tuple(torch.zeros_like(b) for b in base)
         self._age = tuple(torch.zeros_like(b) for b in base)
@@ -37,4 +41,14 @@ class SelectiveAdam:
             age = self._age[i].clamp(min=1)
             mean = self._first[i] / (1 - BETA1**age)
             spread = (self._second[i] / (1 - BETA2**age)).sqrt() + EPSILON
-            self.offset[i].sub_(self.rate * scale * mean / spread).mul_(keep)
+            self.offset[i].sub_(self.rates[i] * scale * mean / spread).mul_(keep)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what resuming needs."""
+        kept = {"offset": self.offset, "m": self._first, "v": self._second, "age": self._age}
+        return {f"{name}.{i}": t for name, parts in kept.items() for i, t in enumerate(parts)}
+
+    def load(self, kept: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        for name, tensor in self.state().items():
+            tensor.copy_(kept[name])

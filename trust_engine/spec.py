@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -11,8 +12,25 @@ from typing import Any, Literal, get_args
 from .errors import SpecError
 
 Kind = Literal["single", "combination", "conditional", "style"]
-Objective = Literal["csr", "cip", "none"]
+Objective = Literal["csr", "cip", "none", "zero"]
 Engine = Literal["local", "global"]
+Hessian = Literal["auto", "exact", "finite"]
+Saliency = Literal["attention", "noise", "clip"]
+Selection = Literal["neurons", "random", "all"]
+Pool = Literal["layer", "projection"]
+Granularity = Literal["entry", "row", "head"]
+CHOICES: dict[str, tuple[str, ...]] = {
+    name: get_args(options)
+    for name, options in (
+        ("objective", Objective),
+        ("engine", Engine),
+        ("hessian", Hessian),
+        ("saliency", Saliency),
+        ("selection", Selection),
+        ("pool", Pool),
+        ("granularity", Granularity),
+    )
+}
 KINDS: tuple[str, ...] = get_args(Kind)
 SPEC_VERSION = 1
 
@@ -23,7 +41,8 @@ class ConceptSpec:
 
     companion: the second member of a combination; condition: a phrase such as "on a table";
     preserve: what must keep its look (empty: the engine proposes); anchor: what to draw instead
-    (None: the prompt without the concept).
+    (None: the prompt without the concept); templates: sentences with {} where the concept goes
+    (empty: the engine's own).
     """
 
     words: tuple[str, ...]
@@ -32,10 +51,12 @@ class ConceptSpec:
     condition: str | None = None
     preserve: tuple[str, ...] = ()
     anchor: str | None = None
+    templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", _phrases(self.words, "concept"))
         object.__setattr__(self, "preserve", _phrases(self.preserve, "preserve", least=0))
+        object.__setattr__(self, "templates", _phrases(self.templates, "templates", least=0))
         if self.kind not in KINDS:
             raise SpecError(f"kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
         for name in ("companion", "condition", "anchor"):
@@ -46,8 +67,11 @@ class ConceptSpec:
         if self.anchor is not None and not self.anchor.strip():
             raise SpecError("anchor is empty; name what to draw instead, or leave it out")
         for phrase in self.preserve:
-            if phrase.lower() in {word.lower() for word in self.words}:
+            if self.carried_by(phrase):
                 raise SpecError(f"preserve names the concept itself ({phrase!r}); take it out")
+        for template in self.templates:
+            if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+                raise SpecError(f"template {template!r} needs {{}} once, where the concept goes")
 
     def _check_partner(self, field: str, kind: str, flag: str) -> None:
         value = getattr(self, field)
@@ -57,6 +81,13 @@ class ConceptSpec:
             raise SpecError(f"{flag} belongs to --kind {kind}, not to {self.kind}")
         if value and value.strip().lower() in {word.lower() for word in self.words}:
             raise SpecError(f"{field} equals the concept ({value!r}); name two different things")
+
+    def carried_by(self, prompt: str) -> bool:
+        """Tell whether a prompt names the concept: one of its words, and its partner if any."""
+        text = " ".join(_words(prompt))
+        named = any(_holds(text, word) for word in self.words)
+        partner = self.companion or self.condition
+        return named and (partner is None or _holds(text, partner))
 
     @property
     def name(self) -> str:
@@ -68,49 +99,105 @@ class ConceptSpec:
 
 @dataclass(frozen=True)
 class UnlearnSpec:
-    """A concept and how to unlearn it.
+    """Concepts and how to unlearn them, together.
 
-    steps: optimiser updates of each layer (more: less of the concept is left, slower);
+    steps: optimiser updates (local: of each layer; more: less of the concept is left, slower);
+    rate: size of a step as a share of a tensor's root mean square;
     xi: z-score above which an entry is a concept neuron (higher: fewer entries);
-    budget: the largest share of each layer's q/k/v entries that may change, 0..1;
+    budget: the largest share of q/k/v entries that may change, 0..1;
+    pool: z-scores over a layer's q, k and v together, or over each projection by itself;
+    granularity: choose single entries, rows, or the rows of a head;
+    refresh: take the mask anew every so many steps; 0: once, at the start;
     beta: weight of preservation (higher: others keep better, the concept goes slower);
     lam: weight of the objective's penalty (paper: lambda); gamma, tau: CIP's threshold, width;
-    trajectory_steps, cfg: DDIM steps and guidance of the recorded trajectories.
+    eta: how far beyond the anchor to push, away from the concept (ESD's negative guidance);
+    trajectory_steps, cfg: DDIM steps and guidance of the recorded trajectories;
+    passes: UNet passes that recording may take; prompts beyond it borrow others' states;
+    stop_effect, stop_harm: stop early when effect and harm are both below; 0: never;
+    checkpointing: global engine: recompute activations, slower and in less memory.
     """
 
-    concept: ConceptSpec
+    concepts: tuple[ConceptSpec, ...]
     objective: Objective = "csr"
     engine: Engine = "local"
+    hessian: Hessian = "auto"
+    saliency: Saliency = "attention"
+    selection: Selection = "neurons"
+    pool: Pool = "layer"
+    granularity: Granularity = "entry"
+    refresh: int = 1
     steps: int = 240
-    rate: float = 2e-2
+    rate: float = 0.3
     xi: float = 1.0
     budget: float = 0.03
     beta: float = 4.0
     lam: float = 0.1
     gamma: float = 2.0
     tau: float = 0.5
+    eta: float = 0.0
     trajectory_steps: int = 8
     cfg: float = 4.0
+    passes: int = 640
+    stop_effect: float = 0.0
+    stop_harm: float = 1.0
+    checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        concepts: Any = self.concepts
+        if isinstance(concepts, ConceptSpec):
+            concepts = (concepts,)
+        if not isinstance(concepts, tuple | list) or not all(
+            isinstance(concept, ConceptSpec) for concept in concepts
+        ):
+            raise SpecError("concepts must be a list of concepts")
+        if not concepts:
+            raise SpecError("there is no concept to unlearn; name at least one")
+        object.__setattr__(self, "concepts", tuple(concepts))
+        self._check_contradictions()
         in_range("steps", self.steps, 1, 100_000, whole=True)
+        in_range("refresh", self.refresh, 0, 100_000, whole=True)
         in_range("trajectory_steps", self.trajectory_steps, 1, 100, whole=True)
+        in_range("passes", self.passes, 1, 10_000_000, whole=True)
         in_range("seed", self.seed, 0, 2**63 - 1, whole=True)
-        in_range("rate", self.rate, 1e-8, 1.0)
+        in_range("rate", self.rate, 1e-8, 10.0)
         in_range("xi", self.xi, -10.0, 100.0)
         in_range("budget", self.budget, 1e-6, 1.0)
         in_range("cfg", self.cfg, 1.0, 30.0)
+        in_range("eta", self.eta, 0.0, 10.0)
         in_range("gamma", self.gamma, -100.0, 100.0)
         in_range("tau", self.tau, 1e-6, 100.0)
-        for name in ("beta", "lam"):
+        for name in ("beta", "lam", "stop_effect", "stop_harm"):
             in_range(name, getattr(self, name), 0.0, 1e6)
-        for name, options in (("objective", Objective), ("engine", Engine)):
-            if getattr(self, name) not in get_args(options):
-                raise SpecError(
-                    f"{name} {getattr(self, name)!r} is unknown; "
-                    f"use one of {', '.join(get_args(options))}"
-                )
+        if not isinstance(self.checkpointing, bool):
+            raise SpecError(f"checkpointing must be true or false, not {self.checkpointing!r}")
+        for name, options in CHOICES.items():
+            value = getattr(self, name)
+            if value not in options:
+                raise SpecError(f"{name} {value!r} is unknown; use one of {', '.join(options)}")
+
+    def _check_contradictions(self) -> None:
+        if len(set(self.concepts)) < len(self.concepts):
+            raise SpecError("concepts has the same concept twice; take one out")
+        for concept in self.concepts:
+            for other in self.concepts:
+                for phrase in other.preserve:
+                    if concept.carried_by(phrase):
+                        raise SpecError(
+                            f"preserve names the concept {concept.name!r} ({phrase!r}); take it out"
+                        )
+
+    @property
+    def exact_hessian(self) -> bool:
+        """Tell whether the penalty's gradient takes a double backward; "auto": locally it does."""
+        penalised = self.objective in ("csr", "cip") and self.lam > 0
+        exact = self.hessian == "exact" or (self.hessian == "auto" and self.engine == "local")
+        return penalised and exact
+
+    @property
+    def name(self) -> str:
+        """Return the concepts' names for people."""
+        return ", ".join(concept.name for concept in self.concepts)
 
     def to_json(self) -> str:
         """Serialise to one line of JSON, stable for equal specs."""
@@ -123,13 +210,18 @@ class UnlearnSpec:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise SpecError(f"spec is not JSON: {error}") from error
-        if not isinstance(data, dict) or not isinstance(data.get("concept"), dict):
-            raise SpecError('spec must be an object with a "concept" object in it')
+        if not isinstance(data, dict):
+            raise SpecError("spec must be a JSON object")
+        if "concepts" not in data and "concept" in data:
+            data["concepts"] = [data.pop("concept")]
+        parts = data.pop("concepts", None)
+        if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+            raise SpecError('spec needs a "concept" object, or a list of them as "concepts"')
         version = data.pop("version", SPEC_VERSION)
         if version != SPEC_VERSION:
             raise SpecError(f"spec version {version} is not {SPEC_VERSION}; update TRUST Unlearn")
-        concept = _build(ConceptSpec, data.pop("concept"), "concept")
-        return _build(cls, {"concept": concept, **data}, "spec")
+        concepts = tuple(_build(ConceptSpec, part, "concept") for part in parts)
+        return _build(cls, {"concepts": concepts, **data}, "spec")
 
 
 def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
@@ -141,6 +233,16 @@ def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
         return cls(**values)
     except TypeError as error:
         raise SpecError(f"{where}: {error}") from error
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _holds(text: str, phrase: str) -> bool:
+    """Tell whether a normalised text has a phrase in it, as whole words, plural or not."""
+    words = [re.escape(word) for word in _words(phrase)]
+    return bool(words and re.search(rf"\b{' '.join(words)}(s|es)?\b", text))
 
 
 def _phrases(values: Iterable[str], what: str, least: int = 1) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Record what enters each cross-attention layer while the model denoises."""
+"""Record latents, and what enters each cross-attention layer, while the model denoises."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -11,22 +12,29 @@ from torch import Tensor
 from .attention import cross_attention_modules, watch_inputs
 from .conditioning import Conditioning
 from .denoiser import Denoiser
-from .sampler import SamplerSettings, ddim, initial_noise
+from .errors import SpecError
+from .sampler import SamplerSettings, ddim, initial_noise, timesteps
 
 POSITIONS = 24  # image positions kept a layer, prompt and step; each is an independent query
 
 
 @dataclass
 class Recording:
-    """States by layer: `told` under each prompt and `free` under "", both (b, n, d) float16."""
+    """States by layer: `told` under each prompt and `free` under "", (prompts, n, d) float16.
 
-    told: dict[str, list[Tensor]] = field(default_factory=dict)
-    free: dict[str, list[Tensor]] = field(default_factory=dict)
+    latents: what the UNet was given, (prompts, steps, 4, h, w); timesteps: (steps,) in 0..999.
+    All but `passes` is there when recording is over.
+    """
+
+    told: dict[str, Tensor] = field(default_factory=dict)
+    free: dict[str, Tensor] = field(default_factory=dict)
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    timesteps: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     passes: int = 0
 
     def states(self, layer: str) -> tuple[Tensor, Tensor]:
         """Return a layer's told and free states, each (prompts, steps * positions, d)."""
-        return torch.cat(self.told[layer], 1).float(), torch.cat(self.free[layer], 1).float()
+        return self.told[layer].float(), self.free[layer].float()
 
 
 def record(
@@ -40,33 +48,72 @@ def record(
 ) -> Iterator[Recording]:
     """Denoise once from every prompt; yields the growing recording after each UNet call."""
     modules = cross_attention_modules(denoiser)
-    recording = Recording({name: [] for name in modules}, {name: [] for name in modules})
+    recording = Recording()
     noise = initial_noise([(seed * 100_003 + i) % 2**63 for i in range(len(cond))], size)
-    chunks: list[Recording] = []
+    chunks: list[_Chunk] = []
     for start in range(0, len(cond), batch):
         rows = slice(start, start + batch)
-        part = Recording({name: [] for name in modules}, {name: [] for name in modules})
-        see = _keeper(part, settings.cfg != 1.0, (seed * 7 + start) % 2**63)
+        chunk = _Chunk(settings.cfg != 1.0, (seed * 7 + start) % 2**63)
         steps = ddim(denoiser, noise[rows], cond.select(rows), uncond, settings)
+        x = noise[rows]
         for _ in range(settings.steps):
-            with watch_inputs(modules, see):  # not while the host has the floor: it may draw
-                next(steps)
-            recording.passes += settings.passes(len(noise[rows])) // settings.steps
+            chunk.latents.append(x)
+            with watch_inputs(modules, chunk.see):  # not while the host has the floor: it may draw
+                x = next(steps)[1].cpu()
+            recording.passes += settings.passes(len(x)) // settings.steps
             yield recording
-        chunks.append(part)
+        chunks.append(chunk)
+    recording.latents = torch.cat([torch.stack(chunk.latents, 1) for chunk in chunks])
+    recording.timesteps = torch.tensor(timesteps(settings.steps))
     for name in modules:
-        recording.told[name] = [torch.cat([torch.cat(part.told[name], 1) for part in chunks])]
-        recording.free[name] = [torch.cat([torch.cat(part.free[name], 1) for part in chunks])]
+        recording.told[name] = torch.cat([torch.cat(chunk.told[name], 1) for chunk in chunks])
+        recording.free[name] = torch.cat([torch.cat(chunk.free[name], 1) for chunk in chunks])
 
 
-def _keeper(part: Recording, guided: bool, seed: int) -> Callable[[str, Tensor], None]:
-    chooser = torch.Generator().manual_seed(seed)
+class _Chunk:
+    """What is seen of one batch of prompts, step by step."""
 
-    def see(layer: str, x: Tensor) -> None:
-        kept = torch.randperm(x.shape[1], generator=chooser)[:POSITIONS].to(x.device)
+    def __init__(self, guided: bool, seed: int) -> None:
+        self.told: dict[str, list[Tensor]] = defaultdict(list)
+        self.free: dict[str, list[Tensor]] = defaultdict(list)
+        self.latents: list[Tensor] = []
+        self._guided = guided
+        self._chooser = torch.Generator().manual_seed(seed)
+
+    def see(self, layer: str, x: Tensor) -> None:
+        """Keep a random subset of the positions x (b, n, d) that enter a layer."""
+        kept = torch.randperm(x.shape[1], generator=self._chooser)[:POSITIONS].to(x.device)
         states = x[:, kept].half().cpu()
-        free, told = states.chunk(2) if guided else (states, states)
-        part.free[layer].append(free)
-        part.told[layer].append(told)
+        free, told = states.chunk(2) if self._guided else (states, states)
+        self.free[layer].append(free)
+        self.told[layer].append(told)
 
-    return see
+
+@dataclass(frozen=True)
+class Plan:
+    """Which prompts are recorded (indices), and whose recorded row each prompt meets (p,)."""
+
+    recorded: list[int]
+    rows: Tensor
+
+
+def plan_recording(targets: int, preserve: int, room: int) -> Plan:
+    """Spend room for `room` prompts on targets, their anchors and what must stay, in this order.
+
+    A layer answers any state under any context: a prompt without a trajectory of its own borrows
+    the states of one of its kind. Raises SpecError when there is no room for one of each.
+    """
+    kinds = [targets, targets, preserve]
+    if room < sum(count > 0 for count in kinds):
+        raise SpecError(f"passes leaves room for {room} prompts; raise it, or lower the steps")
+    shares = list(kinds)
+    if sum(kinds) > room:
+        erased = min(targets, max(1, room // 4))
+        shares = [erased, erased, min(preserve, room - 2 * erased)]
+    recorded: list[int] = []
+    rows: list[int] = []
+    for count, some in zip(kinds, shares, strict=True):
+        start = len(rows)
+        rows += [len(recorded) + i * some // count for i in range(count)]
+        recorded += [start + (2 * j + 1) * count // (2 * some) for j in range(some)]
+    return Plan(recorded, torch.tensor(rows))

@@ -67,6 +67,7 @@ class TinyClip(nn.Module):
         return words @ views.T * self.scale.exp() + self.bias
 
 
+@cache
 def load_clip() -> TinyClip:
     """Load both towers as they ship."""
     from safetensors import safe_open

@@ -33,7 +33,7 @@ ROWS = {
 def run_demo(concept: str, out: Path, seed: int, device: str, say: Callable[[str], None]) -> None:
     """Unlearn `concept`, draw before and after, audit, and write everything to `out`."""
     plan(concept, IMAGES, seed)  # refuse bad input before loading anything
-    spec = UnlearnSpec(ConceptSpec((concept,)), seed=seed)
+    spec = UnlearnSpec((ConceptSpec((concept,)),), seed=seed)
     names = ("diff.safetensors", "before_after.png", "neurons.png", "audit.json")
     paths = {name: out / name for name in names}
     for path in paths.values():

@@ -1,0 +1,99 @@
+"""Prompts: every kind says what goes, what comes instead and what stays."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import WORDS, WordEncoder
+
+from trust_engine.concept import PromptSet, build_prompts, with_article
+from trust_engine.spec import ConceptSpec
+
+KINDS = {
+    "single": ConceptSpec(("gun", "pistol")),
+    "combination": ConceptSpec(("baby",), "combination", companion="beer"),
+    "conditional": ConceptSpec(("cat",), "conditional", condition="on a red background"),
+    "style": ConceptSpec(("noto",), "style"),
+}
+
+
+def built(*concepts: ConceptSpec, styles: tuple[str, ...] = ("noto", "twemoji")) -> PromptSet:
+    """Write prompts with a small vocabulary."""
+    words = (*WORDS, "baby", "tree", "gun", "house")
+    return build_prompts(concepts, WordEncoder(), words, styles)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_carry_the_concept_and_nothing_else_does(kind: str) -> None:
+    concept, prompts = KINDS[kind], built(KINDS[kind])
+    assert len(prompts.targets) == len(prompts.anchors) >= 4
+    assert all(concept.carried_by(prompt) for prompt in prompts.targets)
+    assert not any(concept.carried_by(p) for p in (*prompts.anchors, *prompts.preserve))
+    for kept in (prompts.targets, prompts.preserve):
+        assert len(set(kept)) == len(kept)
+
+
+def test_a_combination_keeps_the_member_that_comes_first() -> None:
+    prompts = built(KINDS["combination"])
+    pairs = dict(zip(prompts.targets, prompts.anchors, strict=True))
+    assert pairs["a baby and a beer"] == "a baby"
+    assert pairs["a beer and a baby"] == "a beer"
+    assert pairs["a picture of a beer and a baby"] == "a picture of a beer"
+
+
+def test_a_combination_preserves_its_members_alone_and_with_others() -> None:
+    preserve = built(KINDS["combination"]).preserve
+    assert "a baby" in preserve and "a beer" in preserve
+    for member in ("baby", "beer"):
+        others = [w for w in (*WORDS, "tree", "house") if w not in ("baby", "beer")]
+        with_others = [p for p in preserve if member in p and any(o in p.split() for o in others)]
+        assert len(with_others) >= 4
+
+
+def test_a_condition_goes_and_the_thing_and_the_condition_stay() -> None:
+    prompts = built(KINDS["conditional"])
+    pairs = dict(zip(prompts.targets, prompts.anchors, strict=True))
+    assert pairs["a cat on a red background"] == "a cat"
+    assert pairs["a picture of a cat on a red background"] == "a picture of a cat"
+    assert "a cat on a blue background" in prompts.preserve
+    assert any("on a red background" in p and "cat" not in p for p in prompts.preserve)
+    assert "a cat on a red background in twemoji style" in prompts.targets
+
+
+def test_a_style_goes_from_things_and_other_styles_stay() -> None:
+    prompts = built(KINDS["style"])
+    pairs = dict(zip(prompts.targets, prompts.anchors, strict=True))
+    assert all(anchor and anchor in target for target, anchor in pairs.items())
+    assert any("twemoji style" in prompt for prompt in prompts.preserve)
+    alone = build_prompts([KINDS["style"]], WordEncoder())
+    assert any("a house in noto style" == prompt for prompt in alone.targets)
+    assert any("watercolor" in prompt for prompt in alone.preserve)
+
+
+def test_concepts_together_do_not_preserve_each_other() -> None:
+    prompts = built(KINDS["single"], KINDS["conditional"], ConceptSpec(("tree",)))
+    kept = " ".join(prompts.preserve).split()
+    assert not {"gun", "pistol", "tree"} & set(kept)
+    assert "cat" in kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_anchor_comes_instead(kind: str) -> None:
+    concept = KINDS[kind]
+    anchored = ConceptSpec(
+        concept.words, concept.kind, concept.companion, concept.condition, anchor="twemoji"
+    )
+    assert all("twemoji" in prompt for prompt in built(anchored, styles=()).anchors)
+
+
+def test_templates_of_the_users_own() -> None:
+    prompts = built(ConceptSpec(("gun",), templates=("a photo of the {} at night",)))
+    assert prompts.targets == ("a photo of a gun at night",)
+    assert prompts.anchors == ("a photo of the something at night",)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [("gun", "a gun"), ("apple", "an apple"), ("the sea", "the sea"), ("unicorn", "a unicorn")],
+)
+def test_articles(phrase: str, expected: str) -> None:
+    assert with_article(phrase) == expected

@@ -1,0 +1,214 @@
+"""The step that both engines share: effect -> saliency -> mask -> objective -> masked Adam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import DivergenceError
+from .mask import DynamicMask, Tensors, overlap, share
+from .objective import InfluenceScale, cip, csr, exact_product, finite_product, slope
+from .optimiser import SelectiveAdam
+from .saliency import Source
+from .spec import UnlearnSpec
+
+SETTLE = 0.7  # the mask is re-estimated until this share of the steps, then re-fitted as it is
+SMOOTH = 0.9  # of the effect and harm that early stopping looks at
+
+
+class Problem(Protocol):
+    """What the weights do: differentiable in theta, the same sample for the same step."""
+
+    @property
+    def base(self) -> Tensors:
+        """Return theta_0, float32."""
+        ...
+
+    @property
+    def heads(self) -> Sequence[int]:
+        """Tell how many heads share the rows of each tensor."""
+        ...
+
+    def effect(self, theta: Tensors, step: int) -> Tensor:
+        """Measure the concept effect E, about 1 at theta_0."""
+        ...
+
+    def harm(self, theta: Tensors, step: int) -> Tensor:
+        """Measure what happens to what must stay, in the same units; 0 at theta_0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands: effect E (1 at the start), harm to others, masked share, overlap."""
+
+    effect: float
+    harm: float
+    share: float
+    overlap: float
+
+
+class Forgetting:
+    """Selective fine-tuning of one problem: iterate over its steps, then read `offset`."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        spec: UnlearnSpec,
+        source: Source | None = None,
+        fixed: Tensors | None = None,
+    ) -> None:
+        """Take saliency from a source or a fixed one; by default from the effect's gradient."""
+        self.problem, self.spec, self.source = problem, spec, source
+        self.optimiser = SelectiveAdam(problem.base, spec.rate)
+        self.mask = DynamicMask([b.shape for b in problem.base], spec, problem.heads, fixed)
+        self.done = 0
+        self.standing: Standing | None = None
+        self._influence: InfluenceScale | None = None
+        self._smooth: tuple[float, float] | None = None
+
+    @property
+    def offset(self) -> Tensors:
+        """Return theta - theta_0."""
+        return self.optimiser.offset
+
+    @property
+    def finished(self) -> bool:
+        """Tell whether no step is left, or the early stop's bounds are met."""
+        spec = self.spec
+        if self.done >= spec.steps or (spec.objective == "zero" and self.done > 0):
+            return True
+        if self._smooth is None or self.done < spec.steps // 10:
+            return False
+        return self._smooth[0] < spec.stop_effect and self._smooth[1] < spec.stop_harm
+
+    def __iter__(self) -> Iterator[Standing]:
+        while not self.finished:
+            yield self.step()
+
+    def step(self) -> Standing:
+        """Take one step; raises DivergenceError, and keeps the last good state, when it fails."""
+        spec, problem, step = self.spec, self.problem, self.done
+        theta = self.optimiser.theta()
+        effect = problem.effect(theta, step)
+        gradient = torch.autograd.grad(effect, theta, create_graph=self.spec.exact_hessian)
+        mask = self._update_mask(theta, tuple(g.detach() for g in gradient), step)
+        if spec.objective == "zero":
+            return self._zero(mask, float(effect.detach()))
+        harm, joint = self._joint(theta, gradient, mask, step)
+        effect = effect.detach()
+        if not all(bool(t.isfinite().all()) for t in (effect, harm, *joint)):
+            raise DivergenceError(
+                f"the loss is not finite at step {step + 1} of {spec.steps}; "
+                f"lower the rate (now {spec.rate:g}) or lambda"
+            )
+        self.optimiser.step(joint, mask, cosine(step / spec.steps))
+        return self._stand(float(effect), float(harm), mask)
+
+    def _update_mask(self, theta: Tensors, gradient: Tensors, step: int) -> Tensors:
+        if self._influence is None:
+            self._influence = InfluenceScale.of(gradient)
+        current = self.mask.current
+        if current is not None and step >= SETTLE * self.spec.steps:
+            return current
+        if self.source is None:
+            return self.mask.update(gradient, step)
+        if current is None or self.mask.due(step):
+            return self.mask.update(self.source(theta, step), step)
+        return current
+
+    def _joint(
+        self, theta: Tensors, gradient: Sequence[Tensor], mask: Tensors, step: int
+    ) -> tuple[Tensor, Tensors]:
+        """Return harm, and the gradient of effect + beta harm + lambda penalty."""
+        spec, problem = self.spec, self.problem
+        parts: list[tuple[float, Tensors]] = [(1.0, tuple(g.detach() for g in gradient))]
+        if spec.objective in ("csr", "cip") and spec.lam > 0:
+            parts.append((spec.lam, self._penalty_gradient(theta, gradient, mask, step)))
+        with torch.set_grad_enabled(spec.beta > 0):
+            harm = problem.harm(theta, step)
+        if spec.beta > 0:
+            parts.append((spec.beta, torch.autograd.grad(harm, theta)))
+        joint = tuple(
+            sum((weight * part[i] for weight, part in parts[1:]), parts[0][1][i])
+            for i in range(len(theta))
+        )
+        return harm.detach(), joint
+
+    def _penalty_gradient(
+        self, theta: Tensors, gradient: Sequence[Tensor], mask: Tensors, step: int
+    ) -> Tensors:
+        spec, influence = self.spec, self._influence
+        assert influence is not None
+
+        def penalty(g: Tensors) -> Tensor:
+            return (
+                csr(g, mask) if spec.objective == "csr" else cip(g, influence, spec.gamma, spec.tau)
+            )
+
+        w = slope(penalty, gradient)
+        if self.spec.exact_hessian:
+            return exact_product(gradient, theta, w)
+        return finite_product(
+            lambda here: torch.autograd.grad(self.problem.effect(here, step), here), theta, w
+        )
+
+    @torch.no_grad()
+    def _zero(self, mask: Tensors, effect: float) -> Standing:
+        """Set the neurons to zero: the ablation that needs no training."""
+        for offset, base, m in zip(self.offset, self.problem.base, mask, strict=True):
+            offset.copy_(-base * m)
+        return self._stand(effect, 0.0, mask)
+
+    def _stand(self, effect: float, harm: float, mask: Tensors) -> Standing:
+        self.done += 1
+        old = self._smooth or (effect, harm)
+        self._smooth = (
+            SMOOTH * old[0] + (1 - SMOOTH) * effect,
+            SMOOTH * old[1] + (1 - SMOOTH) * harm,
+        )
+        moved = overlap(self.mask.first or mask, mask)
+        self.standing = Standing(effect, harm, share(mask), moved)
+        return self.standing
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what resuming needs; the sample of a step depends on its number alone."""
+        kept = {f"optimiser.{k}": v for k, v in self.optimiser.state().items()}
+        kept |= {f"mask.{k}": v for k, v in self.mask.state().items()}
+        kept["done"] = torch.tensor(self.done)
+        if self._smooth and self._influence and self.standing:
+            here = self.standing
+            kept["smooth"] = torch.tensor(self._smooth, dtype=torch.float64)
+            kept["standing"] = torch.tensor(
+                (here.effect, here.harm, here.share, here.overlap), dtype=torch.float64
+            )
+            scale = zip(self._influence.mean, self._influence.deviation, strict=True)
+            kept["influence"] = torch.tensor([[float(m), float(d)] for m, d in scale])
+        return kept
+
+    def load(self, kept: dict[str, Tensor]) -> None:
+        """Go on from a state."""
+        self.done = int(kept["done"])
+        if not self.done:
+            return
+        device = self.offset[0].device
+        self.optimiser.load(_below(kept, "optimiser."))
+        self.mask.load(_below(kept, "mask."), device)
+        self._smooth = tuple(kept["smooth"].tolist())
+        self.standing = Standing(*kept["standing"].tolist())
+        mean, deviation = kept["influence"].to(device).unbind(1)
+        self._influence = InfluenceScale(tuple(mean), tuple(deviation))
+
+
+def _below(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
+
+
+def cosine(progress: float) -> float:
+    """Fall from 1 to 0.02 along a cosine; progress is a fraction 0..1."""
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,86 @@
+"""Where concept neurons may be read from: three sources of saliency behind one interface.
+
+attention: the local effect E_l of each layer, on its recorded states;
+noise: the concept effect E in the noise prediction of the whole UNet;
+clip: how well the picture so far shows the prompt, through the VAE (the paper's way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .local import LayerProblem
+from .mask import Tensors
+from .whole import WholeProblem
+
+BATCHES = 8  # averaged for a saliency that is taken once
+
+Score = Callable[[Tensor, Sequence[str]], Tensor]
+"""Latents x0 (b, 4, h, w) and prompts -> how well each decoded picture shows its prompt, (b,)."""
+
+
+class Source(Protocol):
+    """A saliency of all weights at theta."""
+
+    def __call__(self, theta: Tensors, step: int) -> Tensors:
+        """Return |dS/dtheta| for every tensor."""
+        ...
+
+
+class AttentionSaliency:
+    """|dE_l/dtheta| of each layer by itself, in the layers' order."""
+
+    def __init__(self, layers: Sequence[LayerProblem]) -> None:
+        self.layers = layers
+
+    def __call__(self, theta: Tensors, step: int) -> Tensors:
+        """Return |dE_l/dtheta| for every tensor."""
+        found: list[Tensor] = []
+        for i, layer in enumerate(self.layers):
+            own = theta[3 * i : 3 * i + 3]
+            found += _sizes(torch.autograd.grad(layer.effect(own, step), own))
+        return tuple(found)
+
+
+class NoiseSaliency:
+    """|dE/dtheta| of the whole UNet's concept effect."""
+
+    def __init__(self, problem: WholeProblem) -> None:
+        self.problem = problem
+
+    def __call__(self, theta: Tensors, step: int) -> Tensors:
+        """Return |dE/dtheta| for every tensor."""
+        return _sizes(torch.autograd.grad(self.problem.effect(theta, step), theta))
+
+
+class ClipSaliency:
+    """|dS/dtheta| of a CLIP score S of the clean picture that the UNet predicts."""
+
+    def __init__(self, problem: WholeProblem, score: Score, targets: Sequence[str]) -> None:
+        self.problem, self.score, self.targets = problem, score, targets
+
+    def __call__(self, theta: Tensors, step: int) -> Tensors:
+        """Return |dS/dtheta| for every tensor."""
+        problem = self.problem
+        some, x, t = problem.draw(problem.erase, 2 * step)
+        now = problem.erase.now.select(some.to(problem.erase.now.context.device))
+        output = problem.predict(theta, x, t, now)
+        x0, _ = problem.denoiser.schedule.split(x, t, output)
+        prompts = [self.targets[int(i) % len(self.targets)] for i in some]
+        return _sizes(torch.autograd.grad(self.score(x0, prompts).mean(), theta))
+
+
+def averaged(source: Source, theta: Tensors, batches: int = BATCHES) -> Tensors:
+    """Average a source's saliency at theta over some batches."""
+    total = source(theta, 0)
+    for step in range(1, batches):
+        total = tuple(a + b for a, b in zip(total, source(theta, step), strict=True))
+    return tuple(t / batches for t in total)
+
+
+def _sizes(gradient: Sequence[Tensor]) -> Tensors:
+    return tuple(g.detach().abs() for g in gradient)

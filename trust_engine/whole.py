@@ -1,0 +1,180 @@
+"""The global engine's problem: the concept effect in the noise prediction of the whole UNet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .conditioning import Conditioning
+from .denoiser import Denoiser, compute_dtype, device_of
+from .errors import SpecError
+from .mask import Tensors
+from .objective import distance
+from .spec import UnlearnSpec
+from .weights import exchanged
+
+BATCH = 8
+
+
+@dataclass
+class Cost:
+    """UNet passes, one sample each."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Recorded latents (r, steps, 4, h, w) that prompts meet: `now` is to be answered as `goal`.
+
+    rows: (p,), the recording of each prompt.
+    """
+
+    rows: Tensor
+    now: Conditioning
+    goal: Conditioning
+
+
+class WholeProblem:
+    """What the UNet predicts on recorded latents, as a function of all its q/k/v weights."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        weights: Mapping[str, tuple[Tensor, int]],
+        latents: Tensor,
+        timesteps: Tensor,
+        erase: Moments,
+        keep: Moments,
+        spec: UnlearnSpec,
+    ) -> None:
+        """Take weights by ldm name, each with the number of heads that share its rows."""
+        self.denoiser, self.spec = denoiser, spec
+        self.keys = list(weights)
+        self.base: Tensors = tuple(weight for weight, _ in weights.values())
+        self.heads: Sequence[int] = [heads for _, heads in weights.values()]
+        self.latents, self.timesteps, self.erase, self.keep = latents, timesteps, erase, keep
+        self.cost = Cost()
+        # Inference tensors, which hosts hold, cannot be saved for backward; clones can.
+        named = denoiser.module.named_parameters()
+        self._clones = {name: p.detach().clone() for name, p in named if p.is_inference()}
+        self._dtype = compute_dtype(denoiser.module)
+        self.scale = self._scale()
+
+    def effect(self, theta: Tensors, step: int) -> Tensor:
+        """E: the distance from the prediction to the anchor's, about 1 at theta_0."""
+        return self._measure(self.erase, theta, 2 * step)
+
+    def harm(self, theta: Tensors, step: int) -> Tensor:
+        """Measure the distance to theta_0's own predictions, in the same units."""
+        return self._measure(self.keep, theta, 2 * step + 1)
+
+    def predict(self, theta: Tensors, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Predict with theta in place of the UNet's own weights, with gradients."""
+        self.cost.forward += len(x)
+        self.cost.backward += len(x)
+        names = [self.denoiser.parameter_name(key) for key in self.keys]
+        moved = {n: w.to(self._dtype) for n, w in zip(names, theta, strict=True)}
+        with exchanged(self.denoiser.module, {**self._clones, **moved}):
+            return self.denoiser(x, t, cond).float()
+
+    def draw(self, moments: Moments, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose prompts (b,), their latents (b, 4, h, w) and timesteps (b,)."""
+        generator = torch.Generator().manual_seed((self.spec.seed * 1_000_003 + number) % 2**63)
+        count = len(moments.rows)
+        some = torch.randperm(count, generator=generator)[:BATCH]
+        when = torch.randint(len(self.timesteps), (len(some),), generator=generator)
+        device = device_of(self.denoiser)
+        x = self.latents[moments.rows[some], when].to(device)
+        return some, x, self.timesteps[when].to(device)
+
+    def _measure(self, moments: Moments, theta: Tensors, number: int) -> Tensor:
+        some, x, t = self.draw(moments, number)
+        now = moments.now.select(some.to(moments.now.context.device))
+        goal = self._goal(moments, some, x, t)
+        return distance(self.predict(theta, x, t, now), goal, self.scale)
+
+    @torch.no_grad()
+    def _goal(self, moments: Moments, some: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        some = some.to(moments.now.context.device)
+        goal = self._frozen(x, t, moments.goal.select(some))
+        if self.spec.eta == 0 or moments is not self.erase:
+            return goal
+        return goal - self.spec.eta * (self._frozen(x, t, moments.now.select(some)) - goal)
+
+    def _frozen(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        self.cost.forward += len(x)
+        return self.denoiser(x, t, cond).float()
+
+    @torch.no_grad()
+    def _scale(self, batches: int = 4) -> Tensor:
+        sizes = []
+        for number in range(batches):
+            some, x, t = self.draw(self.erase, -1 - number)
+            now = self.erase.now.select(some.to(self.erase.now.context.device))
+            before = self._frozen(x, t, now)
+            sizes.append(distance(before, self._goal(self.erase, some, x, t), 1.0))
+        return torch.stack(sizes).mean().clamp(min=1e-12)
+
+
+@contextlib.contextmanager
+def differentiable(denoiser: Denoiser, twice: bool, checkpointing: bool) -> Iterator[None]:
+    """Make the UNet fit for gradients: second ones, or in little memory.
+
+    twice: fused attention has no second derivative, so the plain kernel is forced;
+    checkpointing: transformer blocks recompute their activations.
+    """
+    if twice and checkpointing:
+        raise SpecError("an exact Hessian and checkpointing do not go together; use hessian finite")
+    with contextlib.ExitStack() as stack:
+        if twice:
+            stack.enter_context(_plain_attention())
+        if checkpointing:
+            stack.enter_context(_recomputed(denoiser))
+        yield
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    try:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError as error:
+        raise SpecError(
+            "the global engine's exact Hessian needs torch 2.3 or newer; use hessian finite"
+        ) from error
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextlib.contextmanager
+def _recomputed(denoiser: Denoiser) -> Iterator[None]:
+    blocks = [m for m in denoiser.module.modules() if hasattr(m, "attn2")]
+    try:
+        for block in blocks:
+            block.forward = _checkpointed(block)
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def _checkpointed(block: nn.Module) -> Callable[..., Any]:
+    forward = block.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        theta = dict(block.named_parameters())  # those of now, whatever is there in backward
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            with exchanged(block, theta):
+                return forward(*args, **kwargs)
+
+        return checkpoint(again, *args, use_reentrant=False, **kwargs)
+
+    return run
