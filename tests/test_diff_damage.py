@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import KEY, content, some_diff, tiny_denoiser
-from torch import Tensor
 
 from trust_engine.diff import SparseOffset, WeightDiff, load_diff, save_diff
 from trust_engine.errors import DiffError, OutputError
@@ -28,7 +27,7 @@ def mutations(original: bytes, count: int) -> list[bytes]:
     for i in range(count):
         data = bytearray(original)
         # Half of the places lie in the header, where a file is most fragile.
-        at = chance.randrange(3000 if i % 2 else len(data))
+        at = chance.randrange(min(3000, len(data)) if i % 2 else len(data))
         size = chance.choice((1, 2, 8, 100))
         kind = i % 6
         if kind == 0:
@@ -74,13 +73,12 @@ def other_files() -> dict[str, bytes]:
         "no_label": save({"a": torch.zeros(3)}, {"trust-diff": "{"}),
         "deep_label": save({"a": torch.zeros(3)}, {"trust-diff": "[" * 100_000}),
         "wrong_label": save({"a": torch.zeros(3)}, {"trust-diff": "[1]"}),
-        "half_label": save({"a": torch.zeros(3)}, {"trust-diff": '{"version": 1, "shapes": {}}'}),
+        "half_label": save({"a": torch.zeros(3)}, {"trust-diff": '{"version": 1}'}),
         "list_label": save(
-            {"a": torch.zeros(3)}, {"trust-diff": '{"version": 1, "shapes": [], "provenance": {}}'}
+            {"a": torch.zeros(3)},
+            {"trust-diff": '{"version": 1, "tensors": [], "provenance": {}, "sha256": ""}'},
         ),
-        "newer": save(
-            {"a": torch.zeros(3)}, {"trust-diff": '{"version": 2, "shapes": {}, "provenance": {}}'}
-        ),
+        "newer": save({"a": torch.zeros(3)}, {"trust-diff": '{"version": 2, "tensors": {}}'}),
     }
 
 
@@ -106,12 +104,6 @@ def test_a_torch_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def crafted(indices: Tensor, values: Tensor, tmp_path: Path) -> Path:
-    """Write a diff by hand, its checksum right, its entries perhaps wrong."""
-    save_diff(WeightDiff({KEY: SparseOffset((2, 3), indices, values)}, {}), tmp_path / "a")
-    return tmp_path / "a"
-
-
 @pytest.mark.parametrize(
     ("indices", "values"),
     [
@@ -124,19 +116,22 @@ def crafted(indices: Tensor, values: Tensor, tmp_path: Path) -> Path:
         ([1, 2], [float("inf"), 1.0]),
     ],
 )
-def test_entries_out_of_bounds_are_refused(
+def test_entries_out_of_bounds_are_not_even_saved(
     indices: list[int], values: list[float], tmp_path: Path
 ) -> None:
-    path = crafted(torch.tensor(indices).int(), torch.tensor(values), tmp_path)
+    offset = SparseOffset((2, 3), torch.tensor(indices).int(), torch.tensor(values))
     with pytest.raises(DiffError, match="out of bounds or not finite"):
-        load_diff(path)
+        save_diff(WeightDiff({KEY: offset}, {}), tmp_path / "a")
+    assert os.listdir(tmp_path) == []
 
 
-def test_other_number_types_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DiffError):
-        load_diff(crafted(torch.tensor([1, 2]), torch.ones(2), tmp_path))
-    with pytest.raises(DiffError):
-        load_diff(crafted(torch.tensor([1, 2]).int(), torch.ones(2).half(), tmp_path))
+def test_other_number_types_are_not_saved(tmp_path: Path) -> None:
+    for indices, values in (
+        (torch.tensor([1, 2]), torch.ones(2)),
+        (torch.tensor([1, 2]).int(), torch.ones(2).half()),
+    ):
+        with pytest.raises(DiffError):
+            save_diff(WeightDiff({KEY: SparseOffset((2, 3), indices, values)}), tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["missing", "x" * 300, ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,12 +54,18 @@ def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:
     return [(load_diff(path), strength) for path, strength in named]
 
 
-def check_all_fit(texts: Sequence[str], diffs: Sequence[tuple[Any, float]], denoiser: Any) -> None:
-    """Raise DiffError, naming the file, for a diff that was made for another model."""
+def check_all_fit(
+    texts: Sequence[str],
+    diffs: Sequence[tuple[Any, float]],
+    denoiser: Any,
+    strict: bool = False,
+) -> None:
+    """Raise DiffError for a diff that does not fit; warn of one made from another base."""
     from .diff import check_fits
 
     for text, (diff, _) in zip(texts, diffs, strict=True):
-        check_fits(diff, denoiser, text)
+        if warning := check_fits(diff, denoiser, text, strict):
+            print(f"trust_engine: warning: {' '.join(warning.split())}", file=sys.stderr)
 
 
 def check_out(out: Path, model: str) -> None:

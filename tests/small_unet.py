@@ -1,0 +1,78 @@
+"""A handful of UNet weights in the demo's shapes, as values, as a file, and lent like a host's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from trust_engine.denoiser import ModuleDenoiser, ldm_denoiser, scaled_linear
+from trust_engine.diff_apply import fingerprint_of
+from trust_engine.diff_safetensors import write_all
+from trust_engine.diff_weights import SparseOffset, WeightDiff
+from trust_engine.keys import LDM_PREFIX
+
+torch.set_num_threads(1)
+LAYERS = ("input_blocks.1.1", "middle_block.1")
+SHAPES = {
+    f"{layer}.transformer_blocks.0.attn2.to_{letter}.weight": (64, 96 if letter in "kv" else 64)
+    for layer in LAYERS
+    for letter in "qkv"
+}
+KEY = next(iter(SHAPES))
+OTHERS = {"input_blocks.0.0.weight": (64, 4, 3, 3), "out.2.weight": (4, 64, 3, 3)}
+SPEC = {"concept": {"words": ["gun"], "kind": "single"}, "seed": 7}
+
+
+def small_weights(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Draw the weights."""
+    chance = torch.Generator().manual_seed(seed)
+    shapes = {**SHAPES, **OTHERS}
+    return {k: (0.1 * torch.randn(s, generator=chance)).to(dtype) for k, s in shapes.items()}
+
+
+def small_base(seed: int = 0) -> str:
+    """Return the fingerprint of these weights."""
+    weights = small_weights(seed)
+    return fingerprint_of(SHAPES, lambda key: weights[key])
+
+
+def small_diff(seed: int = 0, share: float = 0.1, base: int = 0) -> WeightDiff:
+    """Move about `share` of the q/k/v entries of the model drawn with seed `base`."""
+    chance = torch.Generator().manual_seed(100 + seed)
+    offsets = {}
+    for key, shape in SHAPES.items():
+        kept = torch.rand(shape, generator=chance) < share
+        offsets[key] = SparseOffset.of(0.05 * torch.randn(shape, generator=chance) * kept)
+    provenance = {
+        "spec": json.dumps(SPEC),
+        "base": small_base(base),
+        "family": "demo",
+        "prediction": "eps",
+        "engine": "0.1.0",
+    }
+    return WeightDiff(offsets, provenance)
+
+
+def small_checkpoint(path: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """Write the weights as a single-file checkpoint with a part that is no UNet."""
+    tensors = {LDM_PREFIX + key: weight for key, weight in small_weights(seed, dtype).items()}
+    tensors["first_stage_model.decoder.bias"] = torch.arange(5.0)
+    write_all(path, tensors, {"modelspec.title": "small", "sshs_model_hash": "old"})
+    return path
+
+
+def small_denoiser(seed: int = 0, dtype: torch.dtype = torch.float32) -> ModuleDenoiser:
+    """Lend the weights as an ldm host does."""
+    root = nn.Module()
+    for key, weight in small_weights(seed, dtype).items():
+        *folders, last = key.split(".")
+        here = root
+        for folder in folders:
+            if folder not in here._modules:
+                here.add_module(folder, nn.Module())
+            here = here._modules[folder]  # type: ignore[assignment]
+        here.register_parameter(last, nn.Parameter(weight, requires_grad=False))
+    return ldm_denoiser(root, scaled_linear())

@@ -1,0 +1,183 @@
+"""The diff file: exact, small, sealed, and noted in without a change to what it does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from small_unet import KEY, SHAPES, small_diff
+
+from trust_engine.diff import (
+    SparseOffset,
+    WeightDiff,
+    annotate_diff,
+    load_diff,
+    payload_sha256,
+    save_diff,
+)
+from trust_engine.diff_file import NOTES, _pack_indices, _unpack_indices
+from trust_engine.errors import DiffError
+
+
+def spelled(diff: WeightDiff) -> dict[str, tuple[bytes, bytes]]:
+    """Spell the offsets out, for comparison to the bit."""
+    return {
+        key: (o.indices.numpy().tobytes(), o.values.numpy().tobytes())
+        for key, o in diff.offsets.items()
+    }
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(st.integers(0, 5000), max_size=60))
+def test_gaps_there_and_back(places: set[int]) -> None:
+    indices = torch.tensor(sorted(places), dtype=torch.int32)
+    gaps = _pack_indices(indices)
+    assert _unpack_indices(gaps).tolist() == sorted(places)
+    assert len(gaps) <= len(places) + 5001 // 255
+    assert not len(gaps) or gaps[-1] != 255
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=40))
+def test_compact_is_close_and_idempotent(values: list[float]) -> None:
+    offset = SparseOffset.of(torch.tensor([*values, 0.0]))
+    once = offset.compact()
+    twice = once.compact()
+    assert torch.equal(once.indices, twice.indices)
+    assert torch.equal(once.values, twice.values)
+    top = max(map(abs, values), default=0.0)
+    # 11 significant bits, and nothing below 2 ** -27 of the largest
+    torch.testing.assert_close(once.dense(), offset.dense(), rtol=2**-11, atol=top * 2**-27)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_is_saved_is_what_is_loaded(compact: bool, tmp_path: Path) -> None:
+    diff = small_diff().compact() if compact else small_diff()
+    save_diff(diff, tmp_path / "a")
+    assert spelled(load_diff(tmp_path / "a")) == spelled(diff)
+    with safe_open(str(tmp_path / "a"), "pt") as file:  # others can read it, too
+        dtype = file.get_tensor(f"{KEY}.values").dtype
+        assert len(list(file.keys())) == 2 * len(SHAPES)
+    assert dtype == (torch.float16 if compact else torch.float32)
+
+
+def test_three_bytes_an_entry(tmp_path: Path) -> None:
+    """At the default budget: SD 1.5's 31.56 M q/k/v entries times 3 % would be 2.9 MB."""
+    chance = torch.Generator().manual_seed(0)
+    shape = (1280, 768)
+    kept = torch.rand(shape, generator=chance) < 0.03
+    dense = torch.randn(shape, generator=chance) * kept
+    diff = WeightDiff({KEY: SparseOffset.of(dense)}).compact()
+    save_diff(diff, tmp_path / "a")
+    assert (tmp_path / "a").stat().st_size < 3.1 * diff.changed + 2000
+
+
+def test_notes_change_the_file_and_not_the_diff(tmp_path: Path) -> None:
+    diff = small_diff()
+    save_diff(diff, tmp_path / "a")
+    plain = (tmp_path / "a").read_bytes()
+    annotate_diff(tmp_path / "a", {"author": "Ann", "audit": {"ua": {"value": 1}}}, tmp_path / "b")
+    noted = load_diff(tmp_path / "b")
+    assert noted.notes == {"author": "Ann", "audit": {"ua": {"value": 1}}}
+    assert payload_sha256(noted) == payload_sha256(diff)
+    assert spelled(noted) == spelled(diff)
+    assert noted.provenance == diff.provenance
+    assert (tmp_path / "a").read_bytes() == plain
+    annotate_diff(tmp_path / "b", {"author": None, "audit": None}, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == plain
+    with pytest.raises(DiffError, match="known: author"):
+        annotate_diff(tmp_path / "a", {"colour": "red"}, tmp_path / "a")
+
+
+def test_the_hash_names_the_diff(tmp_path: Path) -> None:
+    diff = small_diff()
+    assert payload_sha256(diff) == payload_sha256(replace(diff, notes={"author": "Ann"}))
+    others = (
+        small_diff(1),
+        replace(diff, provenance={**diff.provenance, "base": "x"}),
+        replace(diff, offsets={**diff.offsets, KEY: small_diff(1).offsets[KEY]}),
+    )
+    assert len({payload_sha256(other) for other in (diff, *others)}) == 4
+
+
+def test_an_edited_file_says_so(tmp_path: Path) -> None:
+    save_diff(replace(small_diff(), notes={"author": "Ann"}), tmp_path / "a")
+    content = (tmp_path / "a").read_bytes()
+    for old, new, says in (
+        (b"gun", b"cat", "checksum"),
+        (b"Ann", b"Bob", "damaged or edited by hand"),
+    ):
+        assert content.count(old) == 1
+        (tmp_path / "b").write_bytes(content.replace(old, new))
+        with pytest.raises(DiffError, match=says):
+            load_diff(tmp_path / "b")
+
+
+def test_a_file_cut_short_or_continued_says_so(tmp_path: Path) -> None:
+    save_diff(small_diff(), tmp_path / "a")
+    content = (tmp_path / "a").read_bytes()
+    for data in (content[:-1], content[: len(content) // 2], content[:100], content[:5]):
+        (tmp_path / "b").write_bytes(data)
+        with pytest.raises(DiffError, match="cut short"):
+            load_diff(tmp_path / "b")
+    (tmp_path / "b").write_bytes(content + b"x")
+    with pytest.raises(DiffError, match="longer than it says"):
+        load_diff(tmp_path / "b")
+
+
+def relabelled(path: Path, old: str, new: str) -> bytes:
+    """Replace a text in a file's header, and give the header its new length."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].decode().replace(old, new).encode()
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+@pytest.mark.parametrize("name", ["../../evil.weight", "/etc/passwd", "c:\\\\x.weight", "a.weight"])
+def test_names_that_look_like_paths_are_refused(name: str, tmp_path: Path) -> None:
+    save_diff(small_diff(), tmp_path / "a")
+    (tmp_path / "b").write_bytes(relabelled(tmp_path / "a", KEY, name))
+    with pytest.raises(DiffError, match=r"no name of a UNet's weight|damaged"):
+        load_diff(tmp_path / "b")
+    with pytest.raises(DiffError, match="no name of a UNet's weight"):
+        save_diff(WeightDiff({name: small_diff().offsets[KEY]}), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_header_that_is_too_long_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        file.write((5 << 20).to_bytes(8, "little") + b"{}")
+        file.truncate(6 << 20)
+    with pytest.raises(DiffError, match="header takes"):
+        load_diff(tmp_path / "a")
+    with pytest.raises(DiffError, match="too long for a diff"):
+        save_diff(WeightDiff({}, {"spec": "x" * (5 << 20)}), tmp_path / "b")
+
+
+@pytest.mark.parametrize("provenance", [{"a": float("nan")}, {"a": {1}}, {"a": torch.ones(1)}])
+def test_provenance_that_is_no_json_is_refused(provenance: dict, tmp_path: Path) -> None:
+    with pytest.raises(DiffError, match="are not JSON"):
+        save_diff(WeightDiff({}, provenance), tmp_path / "a")
+
+
+def test_a_file_from_before_the_first_release(tmp_path: Path) -> None:
+    from safetensors.torch import save
+
+    label = {"version": 1, "shapes": {}, "provenance": {}, "sha256": ""}
+    (tmp_path / "a").write_bytes(save({"a": torch.zeros(1)}, {"trust-diff": json.dumps(label)}))
+    with pytest.raises(DiffError, match="before the first release; make it again"):
+        load_diff(tmp_path / "a")
+
+
+def test_notes_are_sealed_on_their_own(tmp_path: Path) -> None:
+    save_diff(replace(small_diff(), notes={"author": "Ann"}), tmp_path / "a")
+    with safe_open(str(tmp_path / "a"), "pt") as file:
+        sealed = json.loads(file.metadata()[NOTES])
+    assert sealed["sha256"] == hashlib.sha256(b'{"author": "Ann"}').hexdigest()

@@ -1,0 +1,200 @@
+"""Which model a diff belongs to, and how it is added to weights and taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, projections
+from .diff_family import family_of
+from .diff_weights import SparseOffset, WeightDiff
+from .errors import DiffError
+from .spec import in_range
+
+STRONGEST = 2.0
+BLOCK = 1 << 20
+
+
+@dataclass
+class Rounding:
+    """What the base's number type lost: squared sums of the wanted change and of its error."""
+
+    entries: int = 0
+    unmoved: int = 0
+    wanted: float = 0.0
+    error: float = 0.0
+
+    @property
+    def lost(self) -> float:
+        """Norm of what rounding lost, as a share of the norm of the change asked for."""
+        return math.sqrt(self.error / self.wanted) if self.wanted else 0.0
+
+    def __str__(self) -> str:
+        if not self.entries:
+            return "nothing to change"
+        share = self.unmoved / self.entries
+        return f"rounding lost {self.lost:.2%} of the change; {share:.1%} of entries did not move"
+
+
+def fingerprint(denoiser: Denoiser) -> str:
+    """Hash the q/k/v weights rounded to float16: float32 and float16 copies agree."""
+    weights = projections(denoiser)
+    return fingerprint_of(weights, lambda key: weights[key])
+
+
+def fingerprint_of(keys: Iterable[str], read: Callable[[str], Tensor]) -> str:
+    """Hash projections under their ldm names, read one at a time."""
+    digest = hashlib.sha256()
+    for key in sorted(keys):
+        weight = read(key)
+        digest.update(f"{key}{tuple(weight.shape)}".encode())
+        for block in weight.flatten().split(BLOCK):
+            digest.update(block.to("cpu", torch.float16).numpy())
+    return digest.hexdigest()[:32]
+
+
+def describe_base(denoiser: Denoiser) -> dict[str, Any]:
+    """Say for a diff's provenance which model it was made from."""
+    shapes = {key: tuple(weight.shape) for key, weight in projections(denoiser).items()}
+    return {
+        "base": fingerprint(denoiser),
+        "family": family_of(shapes),
+        "prediction": denoiser.schedule.prediction,
+    }
+
+
+def check_fits(
+    diff: WeightDiff, denoiser: Denoiser, name: str = "diff", strict: bool = False
+) -> str | None:
+    """Raise DiffError unless the model has the weights; return a warning for another base.
+
+    strict: refuse another base of the same family as well.
+    """
+    parameters = dict(denoiser.module.named_parameters())
+    shapes = {key: tuple(weight.shape) for key, weight in projections(denoiser).items()}
+    for key in diff.offsets:
+        with contextlib.suppress(KeyError):  # check_family names what is missing
+            shapes[key] = tuple(parameters[denoiser.parameter_name(key)].shape)
+    check_family(diff, shapes, name)
+    prediction = denoiser.schedule.prediction
+    return check_base(diff, fingerprint(denoiser), name, strict, prediction)
+
+
+def check_family(diff: WeightDiff, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Raise DiffError unless a model of these shapes has every weight the diff changes."""
+    family, here = diff.provenance.get("family"), family_of(shapes)
+    for key, offset in diff.offsets.items():
+        if shapes.get(key) != offset.shape:
+            raise DiffError(
+                f"{name}: made for another kind of model ({family or 'unnamed'}, this is "
+                f"{here or 'unnamed'}: no {key} {list(offset.shape)}); choose a model of its family"
+            )
+    if family and here and family != here:
+        raise DiffError(f"{name}: made for another kind of model ({family}, this is {here})")
+
+
+def check_base(
+    diff: WeightDiff, actual: str, name: str, strict: bool, prediction: str | None = None
+) -> str | None:
+    """Return a warning that names both fingerprints for another base; raise it when strict."""
+    expected, predicts = diff.provenance.get("base"), diff.provenance.get("prediction")
+    other = prediction and predicts and prediction != predicts
+    if expected == actual and not other:
+        return None
+    bases = f"base {ascii(expected or 'unknown')[1:41]}, this is {actual}"
+    if other:
+        bases += f"; it predicts {ascii(predicts)[:9]}, this {prediction}"
+    if strict:
+        raise DiffError(f"{name}: made for another model ({bases}), and --strict refuses that")
+    return (
+        f"{name}: made for another model of the family ({bases}); "
+        "it is applied, but its audit does not cover this model"
+    )
+
+
+@contextlib.contextmanager
+def applied(denoiser: Denoiser, diffs: Sequence[tuple[WeightDiff, float]]) -> Iterator[Rounding]:
+    """Add diffs times strengths, in order, for the duration; then restore the very same bits.
+
+    Yields what the rounding of the model's number type lost.
+    """
+    parameters: dict[str, Tensor] = dict(denoiser.module.named_parameters())
+    backup: list[tuple[Tensor, Tensor, Tensor]] = []
+    rounding = Rounding()
+    try:
+        with torch.inference_mode():  # hosts' weights may be inference tensors
+            for diff, strength in diffs:
+                in_range("strength", strength, -STRONGEST, STRONGEST)
+                for key, offset in diff.offsets.items():
+                    weight = parameters[denoiser.parameter_name(key)].detach()
+                    for old in add(weight, offset, strength, rounding, key):
+                        backup.append((weight, *old))
+        yield rounding
+    finally:
+        with torch.inference_mode():
+            for weight, indices, values in reversed(backup):
+                _put(weight, indices, values)
+
+
+def add(
+    weight: Tensor, offset: SparseOffset, strength: float, rounding: Rounding, key: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Add strength * offset in place; yields (indices, old values) before each block is changed."""
+    if tuple(weight.shape) != offset.shape:
+        raise DiffError(f"{key}: the diff has {offset.shape}, the model {tuple(weight.shape)}")
+    if not strength:
+        return
+    for start in range(0, len(offset.indices), BLOCK):
+        indices = offset.indices[start : start + BLOCK].to(weight.device).long()
+        change = strength * offset.values[start : start + BLOCK].to(weight.device)
+        old = _take(weight, indices)
+        before = old.float()
+        new = (before + change).to(old.dtype)
+        moved = new.float() - before
+        if not bool(moved.isfinite().all()):
+            raise DiffError(
+                f"{key}: strength {strength:g} is too much for {old.dtype}; choose a smaller one"
+            )
+        yield indices, old
+        _put(weight, indices, new)
+        rounding.entries += len(indices)
+        rounding.unmoved += int((moved == 0).sum())
+        rounding.wanted += float(change.double().square().sum())
+        rounding.error += float((moved - change).double().square().sum())
+
+
+def _take(weight: Tensor, indices: Tensor) -> Tensor:
+    if weight.element_size() == 1:  # float8 cannot be indexed, its bytes can
+        return _take_from(weight.view(torch.uint8), indices).view(weight.dtype)
+    return _take_from(weight, indices)
+
+
+def _take_from(weight: Tensor, indices: Tensor) -> Tensor:
+    if weight.is_contiguous():
+        return weight.view(-1)[indices]
+    return weight[_places(weight, indices)]
+
+
+def _put(weight: Tensor, indices: Tensor, values: Tensor) -> None:
+    if weight.element_size() == 1:
+        weight, values = weight.view(torch.uint8), values.view(torch.uint8)
+    if weight.is_contiguous():
+        weight.view(-1)[indices] = values
+    else:
+        weight[_places(weight, indices)] = values
+
+
+def _places(weight: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
+    """Turn flat indices into one index a dimension; hosts may hold weights in other strides."""
+    places: list[Tensor] = []
+    for size in reversed(weight.shape):
+        places.append(indices % size)
+        indices = indices // size
+    return tuple(reversed(places))

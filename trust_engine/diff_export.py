@@ -1,0 +1,190 @@
+"""LoRA files that hosts load without our extension: dense `.diff` keys, or low rank by SVD."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .diff_family import FAMILIES, family_of
+from .diff_file import payload_sha256
+from .diff_safetensors import planned, tensor_bytes, write_tensors
+from .diff_weights import SparseOffset, WeightDiff
+from .errors import DiffError
+from .spec import in_range
+
+PROVENANCE = "trust-provenance"
+_LARGEST = 1 << 26  # entries; the largest weight of SD 1.x, 2.x and SDXL has 3e7
+_UNUSUAL = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export lost, as shares of the norm: over all weights and in the worst; ranks used."""
+
+    error: float
+    worst: float
+    worst_key: str
+    ranks: tuple[int, ...] = ()
+    dense: int = 0
+
+    def __str__(self) -> str:
+        text = f"error {self.error:.3%} of the change, {self.worst:.3%} in the worst weight"
+        if self.ranks:
+            text += f"; ranks {min(self.ranks)} to {max(self.ranks)}"
+        return text + (f"; {self.dense} weights kept dense" if self.dense else "")
+
+
+def export_dense(diff: WeightDiff, out: Path, dtype: torch.dtype = torch.float16) -> ExportReport:
+    """Write every changed weight's whole offset as `lora_unet_<ldm name>.diff`.
+
+    The widest reach: ComfyUI's LoraLoader and the built-in Lora of A1111 and Forge.
+    """
+    offsets = _exportable(diff)
+    names = {f"{stock_name(key)}.diff": key for key in offsets}
+    plan = planned({name: (dtype, offsets[key].shape) for name, key in names.items()})
+
+    def produce(name: str) -> Iterable[memoryview]:
+        return (tensor_bytes(offsets[names[name]].dense().to(dtype)),)
+
+    # Rounding an offset loses the same whether its zeros are written out or not.
+    losses = {k: _loss(o.values, o.values.to(dtype).float()) for k, o in offsets.items()}
+    write_tensors(out, plan, produce, stock_metadata(diff, out, {"format": "dense"}))
+    return _report(losses)
+
+
+def export_lora(
+    diff: WeightDiff, out: Path, bound: float = 0.1, max_rank: int | None = None
+) -> ExportReport:
+    """Write each offset as up @ down of the least rank whose relative error is within `bound`.
+
+    A weight for which that saves nothing is kept dense. max_rank may break the bound: the report,
+    also in the file's metadata, says what the error is. Norms are Frobenius.
+    """
+    in_range("error bound", bound, 0.0, 1.0)
+    if max_rank is not None:
+        in_range("max rank", max_rank, 1, 4096, whole=True)
+    offsets = _exportable(diff)
+    tensors: dict[str, Tensor] = {}
+    losses: dict[str, tuple[float, float]] = {}
+    ranks: list[int] = []
+    dense: dict[str, SparseOffset] = {}
+    for key, offset in sorted(offsets.items()):
+        matrix = offset.dense().flatten(1)
+        factors = low_rank(matrix, bound, max_rank)
+        if factors is None:
+            dense[f"{stock_name(key)}.diff"] = offset
+            losses[key] = _loss(offset.values, offset.values.half().float())
+            continue
+        up, down = factors
+        ranks.append(up.shape[1])
+        losses[key] = _loss(matrix, up.float() @ down.float())
+        tensors.update(_lora_tensors(stock_name(key), offset.shape, up, down))
+    report = _report(losses, tuple(ranks), len(dense))
+    shapes: dict[str, Any] = {n: (t.dtype, t.shape) for n, t in tensors.items()}
+    shapes.update({n: (torch.float16, o.shape) for n, o in dense.items()})
+
+    def produce(name: str) -> Iterable[memoryview]:
+        return (tensor_bytes(tensors[name] if name in tensors else dense[name].dense().half()),)
+
+    about = {"format": "lora", "error": report.error, "worst": report.worst}
+    write_tensors(
+        out, planned(shapes), produce, stock_metadata(diff, out, about, max(ranks or [0]))
+    )
+    return report
+
+
+def low_rank(matrix: Tensor, bound: float, max_rank: int | None) -> tuple[Tensor, Tensor] | None:
+    """Factor (m, n) into float16 up (m, r) @ down (r, n); None when dense is no larger."""
+    if matrix.shape[0] > matrix.shape[1]:
+        turned = low_rank(matrix.T, bound, max_rank)
+        return turned and (turned[1].T.contiguous(), turned[0].T.contiguous())
+    # The eigenvectors of D D^T are D's left singular vectors, at a third of an SVD's price.
+    energies, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    energies, vectors = energies.flip(0).clamp(min=0).double(), vectors.flip(1)
+    left = 1 - energies.cumsum(0) / energies.sum().clamp(min=1e-300)
+    rank = min(int((left > bound**2).sum()) + 1, len(energies), max_rank or len(energies))
+    if rank * sum(matrix.shape) >= matrix.numel():
+        return None
+    basis = vectors[:, :rank]
+    scale = energies[:rank].sqrt().sqrt().clamp(min=1e-12)  # split evenly: float16 is narrow
+    up, down = basis * scale, (basis.T @ matrix) / scale[:, None]
+    return up.half(), down.half()
+
+
+def stock_name(key: str) -> str:
+    """Return the name that stock loaders know a weight by."""
+    return "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
+
+
+def _exportable(diff: WeightDiff) -> dict[str, SparseOffset]:
+    """Return what there is to export; raises DiffError for what hosts would skip without a word."""
+    offsets = {key: offset for key, offset in diff.offsets.items() if len(offset.indices)}
+    if not offsets:
+        raise DiffError("the diff changes nothing, so there is nothing to export")
+    for key, offset in offsets.items():
+        if not key.endswith(".weight") or len(offset.shape) < 2:
+            raise DiffError(
+                f"{key}: stock Lora loaders carry no biases and norms; export a checkpoint instead"
+            )
+        if offset.numel > _LARGEST:
+            raise DiffError(f"{key}: {list(offset.shape)} is larger than any weight of a UNet")
+    return offsets
+
+
+def stock_metadata(
+    diff: WeightDiff, out: Path, about: dict[str, Any], rank: int = 0
+) -> dict[str, str]:
+    """Return what hosts need to show and apply the file, and where it came from."""
+    name = family_of(diff.shapes) or diff.provenance.get("family")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    told = {
+        **{
+            k: diff.provenance[k]
+            for k in ("base", "family", "spec", "engine", "parts")
+            if k in diff.provenance
+        },
+        **about,
+        "sha256": payload_sha256(diff),
+    }
+    return {
+        **(family.tags if family else {}),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
+        "ss_output_name": _UNUSUAL.sub("_", out.stem)[:80] or "trust",
+        PROVENANCE: json.dumps(told, sort_keys=True),
+    }
+
+
+def _lora_tensors(name: str, shape: tuple[int, ...], up: Tensor, down: Tensor) -> dict[str, Tensor]:
+    rank = up.shape[1]
+    if len(shape) == 4:  # a convolution: the kernel goes down, a 1x1 comes up
+        up, down = up.view(*up.shape, 1, 1), down.view(rank, *shape[1:])
+    return {
+        f"{name}.lora_up.weight": up.contiguous(),
+        f"{name}.lora_down.weight": down.contiguous(),
+        f"{name}.alpha": torch.tensor(float(rank)),
+    }
+
+
+def _loss(wanted: Tensor, got: Tensor) -> tuple[float, float]:
+    wanted = wanted.double()
+    return float((got - wanted).square().sum()), float(wanted.square().sum())
+
+
+def _report(
+    losses: dict[str, tuple[float, float]], ranks: tuple[int, ...] = (), dense: int = 0
+) -> ExportReport:
+    shares = {k: math.sqrt(e / w) if w else 0.0 for k, (e, w) in losses.items()}
+    error, wanted = (sum(pair[i] for pair in losses.values()) for i in (0, 1))
+    worst = max(shares, key=lambda key: shares[key], default="")
+    whole = math.sqrt(error / wanted) if wanted else 0.0
+    return ExportReport(whole, shares.get(worst, 0.0), worst, ranks, dense)

@@ -1,0 +1,259 @@
+"""TRUST diff files: compact, exact, the same bytes for the same content; docs/diff-format.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from .diff_safetensors import (
+    Buffer,
+    Header,
+    as_tensor,
+    planned,
+    read_bytes,
+    read_header,
+    tensor_bytes,
+    write_tensors,
+)
+from .diff_weights import NAME, SparseOffset, WeightDiff, check_offset, halves
+from .errors import DiffError
+from .files import open_regular
+
+FORMAT = "trust-diff"
+NOTES = "trust-notes"
+FORMAT_VERSION = 1
+LONGEST_HEADER = 4 << 20  # bytes; the header of an SDXL diff takes about 0.1 MB
+LARGEST_EXPONENT = 200
+SKIP = 255  # a gap byte that moves on by 255 entries and marks none
+NOTE_FIELDS = ("author", "licence", "notes", "audit")
+
+
+def save_diff(diff: WeightDiff, path: Path) -> None:
+    """Write the diff, whole or not at all; the bytes depend on its content only."""
+    packed = _packed(diff, str(path))
+    label = _label(diff, packed, str(path))
+    label["sha256"] = _sha256(label, {key: map(tensor_bytes, packed[key][1:]) for key in packed})
+    metadata = {FORMAT: _json(label, str(path))}
+    if diff.notes:
+        notes = _json(dict(diff.notes), str(path))
+        sealed = {"notes": dict(diff.notes), "sha256": hashlib.sha256(notes.encode()).hexdigest()}
+        metadata[NOTES] = _json(sealed, str(path))
+    tensors = {
+        f"{key}.{part}": tensor
+        for key, (_, gaps, values) in packed.items()
+        for part, tensor in (("gaps", gaps), ("values", values))
+    }
+    plan = planned({key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()})
+    if sum(map(len, metadata.values())) + 200 * len(plan) > LONGEST_HEADER:
+        raise DiffError(f"{path}: spec, report and notes are too long for a diff; shorten them")
+    write_tensors(path, plan, lambda key: (tensor_bytes(tensors[key]),), metadata)
+
+
+def payload_sha256(diff: WeightDiff) -> str:
+    """Return the hash that a file of this diff carries: its name for good, whatever is noted."""
+    packed = _packed(diff, "diff")
+    label = _label(diff, packed, "diff")
+    return _sha256(label, {key: map(tensor_bytes, packed[key][1:]) for key in packed})
+
+
+def load_diff(path: Path) -> WeightDiff:
+    """Read and check a diff file; raises DiffError for anything that is not a sound diff."""
+    with open_regular(path, DiffError) as file:
+        return read_diff(file, str(path))
+
+
+def read_diff(file: BinaryIO, name: str) -> WeightDiff:
+    """Read a diff from an open file; every claim is checked before memory is taken for it."""
+    header = read_header(file, name, DiffError, LONGEST_HEADER)
+    label = _read_label(header, name)
+    if not set(header.metadata) <= {FORMAT, NOTES}:
+        raise DiffError(f"{name}: it holds metadata that no diff has: damaged or edited")
+    _check_tensors(header, label, name)
+    contents = {
+        key: [read_bytes(file, header.entries[f"{key}.{part}"]) for part in PARTS]
+        for key in label["tensors"]
+    }
+    claimed = label.pop("sha256")
+    if claimed != _sha256(label, {key: iter(parts) for key, parts in contents.items()}):
+        raise DiffError(f"{name}: its content does not match its checksum: damaged or edited")
+    halved = {key: header.entries[f"{key}.values"].dtype == "F16" for key in contents}
+    offsets = {
+        key: _unpack(key, label["tensors"][key], contents.pop(key), halved[key], name)
+        for key in label["tensors"]
+    }
+    return WeightDiff(offsets, label["provenance"], _read_notes(header, name))
+
+
+def annotate_diff(path: Path, notes: Mapping[str, Any], out: Path) -> WeightDiff:
+    """Add or replace notes (None removes one) and write to `out`; the payload stays as it is."""
+    unknown = sorted(set(notes) - set(NOTE_FIELDS))
+    if unknown:
+        raise DiffError(f"{path}: cannot note {unknown}; known: {', '.join(NOTE_FIELDS)}")
+    diff = load_diff(path)
+    merged = {k: v for k, v in {**diff.notes, **notes}.items() if v is not None}
+    diff = replace(diff, notes=merged)
+    save_diff(diff, out)
+    return diff
+
+
+PARTS = ("gaps", "values")
+Packed = dict[str, tuple[int, Tensor, Tensor]]
+
+
+def _packed(diff: WeightDiff, name: str) -> Packed:
+    packed = {}
+    for key, offset in sorted(diff.offsets.items()):
+        check_offset(key, offset, name)
+        packed[key] = (*_pack_values(offset.values), _pack_indices(offset.indices))
+    return {key: (exponent, gaps, values) for key, (exponent, values, gaps) in packed.items()}
+
+
+def _pack_values(values: Tensor) -> tuple[int, Tensor]:
+    """Return (exponent, values) as float16 where that loses nothing, else as float32."""
+    if len(values) and bool(values.any()):
+        scaled, scale = halves(values)
+        half = scaled.half()
+        if torch.equal(half.double(), scaled):
+            return round(math.log2(scale)), half
+    return 0, values.contiguous()
+
+
+def _pack_indices(indices: Tensor) -> Tensor:
+    """Encode rising indices as the gaps between them, a byte each, SKIP for 255 of a long one."""
+    if not len(indices):
+        return torch.empty(0, dtype=torch.uint8)
+    gaps = indices.long().diff(prepend=torch.tensor([-1])) - 1
+    ends = (gaps // SKIP + 1).cumsum(0) - 1
+    packed = torch.full((int(ends[-1]) + 1,), SKIP, dtype=torch.uint8)
+    packed[ends] = (gaps % SKIP).to(torch.uint8)
+    return packed
+
+
+def _unpack_indices(gaps: Tensor) -> Tensor:
+    """Decode to int64 indices, rising by construction."""
+    marks = gaps != SKIP
+    return (gaps.long() + marks).cumsum(0)[marks] - 1
+
+
+def _label(diff: WeightDiff, packed: Packed, name: str) -> dict[str, Any]:
+    tensors = {
+        key: {"shape": list(diff.offsets[key].shape), "exponent": exponent}
+        for key, (exponent, _, _) in packed.items()
+    }
+    # By way of JSON, so that what is hashed is what a reader will find.
+    provenance = json.loads(_json(dict(diff.provenance), name))
+    return {"version": FORMAT_VERSION, "tensors": tensors, "provenance": provenance}
+
+
+def _json(value: Any, name: str) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise DiffError(f"{name}: its provenance or notes are not JSON ({error})") from error
+
+
+def _sha256(label: Mapping[str, Any], contents: Mapping[str, Iterator[Any]]) -> str:
+    digest = hashlib.sha256(json.dumps(label, sort_keys=True).encode())
+    for key in sorted(contents):
+        for part in contents[key]:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _read_label(header: Header, name: str) -> dict[str, Any]:
+    text = header.metadata.get(FORMAT)
+    if text is None:
+        raise DiffError(f"{name}: not a TRUST diff (no {FORMAT!r} in its metadata)")
+    label = _parse(text, f"{name}: its TRUST label")
+    version = label.get("version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise DiffError(
+            f"{name}: diff format {ascii(version)[:20]}, this release reads {FORMAT_VERSION}"
+        )
+    if "shapes" in label:
+        raise DiffError(f"{name}: made by a version before the first release; make it again")
+    tensors = label.get("tensors")
+    sound = set(label) == {"version", "tensors", "provenance", "sha256"} and isinstance(
+        label["provenance"], dict
+    )
+    if not sound or not isinstance(tensors, dict) or not all(map(_sound_claim, tensors.values())):
+        raise DiffError(f"{name}: its TRUST label is incomplete; the file is damaged")
+    return label
+
+
+def _sound_claim(claim: Any) -> bool:
+    if not isinstance(claim, dict) or set(claim) != {"shape", "exponent"}:
+        return False
+    shape, exponent = claim["shape"], claim["exponent"]
+    return (
+        isinstance(shape, list)
+        and all(type(n) is int and 0 < n < 2**31 for n in shape)
+        and type(exponent) is int
+        and abs(exponent) <= LARGEST_EXPONENT
+    )
+
+
+def _parse(text: str, what: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DiffError(f"{what} cannot be read; the file is damaged") from error
+    if not isinstance(parsed, dict):
+        raise DiffError(f"{what} cannot be read; the file is damaged")
+    return parsed
+
+
+def _check_tensors(header: Header, label: Mapping[str, Any], name: str) -> None:
+    for key, claim in label["tensors"].items():
+        if not NAME.fullmatch(key):
+            raise DiffError(f"{name}: {ascii(key)[:80]} is no name of a UNet's weight; refused")
+        gaps, values = (header.entries.get(f"{key}.{part}") for part in PARTS)
+        numel = math.prod(claim["shape"])
+        if not (
+            gaps is not None
+            and values is not None
+            and gaps.dtype == "U8"
+            and values.dtype in ("F16", "F32")
+            and len(gaps.shape) == len(values.shape) == 1
+            and values.numel <= gaps.numel <= numel + numel // SKIP
+        ):
+            raise DiffError(
+                f"{name}: entry {key} is missing, too large or of another type; refused"
+            )
+    if len(header.entries) != len(PARTS) * len(label["tensors"]):
+        raise DiffError(f"{name}: it holds tensors that its label does not name; refused")
+
+
+def _unpack(
+    key: str, claim: Mapping[str, Any], parts: list[Buffer], half: bool, name: str
+) -> SparseOffset:
+    gaps = as_tensor(parts[0], torch.uint8, (-1,))
+    packed = as_tensor(parts[1], torch.float16 if half else torch.float32, (-1,))
+    shape, indices = tuple(claim["shape"]), _unpack_indices(gaps)
+    last = int(indices[-1]) if len(indices) else -1
+    if last >= math.prod(shape) or bool((gaps[-1:] == SKIP).any()):
+        raise DiffError(f"{name}: entry {key} is out of bounds or not finite; refused")
+    values = (packed.double() * 2.0 ** claim["exponent"]).float()
+    offset = SparseOffset(shape, indices.int(), values)
+    check_offset(key, offset, name)
+    return offset
+
+
+def _read_notes(header: Header, name: str) -> dict[str, Any]:
+    if NOTES not in header.metadata:
+        return {}
+    sealed = _parse(header.metadata[NOTES], f"{name}: what is noted in it")
+    notes = sealed.get("notes")
+    digest = hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
+    if not isinstance(notes, dict) or digest != sealed.get("sha256"):
+        raise DiffError(f"{name}: what is noted in it was damaged or edited by hand")
+    return notes
