@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from .cli_audit import add_audit
 from .cli_inputs import check_all_fit, check_out, read_diffs, read_spec
 from .errors import TrustError
 from .files import write_atomically
@@ -65,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_generate(commands)
     _add_unlearn(commands)
-    _add_audit(commands)
+    add_audit(commands, _add_model)
     return parser
 
 
@@ -146,22 +147,6 @@ def _add_unlearn(commands: Any) -> None:
     parser.set_defaults(run=_unlearn)
 
 
-def _add_audit(commands: Any) -> None:
-    parser = commands.add_parser(
-        "audit",
-        help="measure what is gone and what is kept, on the demo model",
-        description="Draw the concept, its synonyms and every other object with and without the "
-        "diff, on the same seeds, and let the judge count.",
-    )
-    _add_model(parser)
-    parser.add_argument("--diff", nargs="+", action="extend", default=[], required=True)
-    parser.add_argument("--concept", required=True, metavar="TEXT")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--images", type=int, default=4, help="pictures an object (default: 4)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.set_defaults(run=_audit)
-
-
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="demo|PATH", help="demo, or a safetensors checkpoint"
@@ -236,24 +221,3 @@ def _unlearn(args: argparse.Namespace) -> None:
             f"({diff.share:.1%} of q/k/v), {effect:.1%} of the concept's local effect left, "
             f"{run.passes} UNet passes"
         )
-
-
-def _audit(args: argparse.Namespace) -> None:
-    from .audit import audit, plan
-    from .demo.job import table
-    from .demo.judge import load_judge
-    from .model import load_model
-    from .progress import passes_bar
-
-    plan(args.concept, args.images, args.seed)  # refuse bad input before loading anything
-    if args.json:
-        check_out(args.json, args.model)
-    diffs = read_diffs(args.diff)
-    model = load_model(args.model, args.device)
-    check_all_fit(args.diff, diffs, model.denoiser)
-    judge = load_judge().to(model.encoder.device)
-    with passes_bar("auditing") as on_step:
-        report = audit(model, judge, diffs, args.concept, args.images, args.seed, on_step=on_step)
-    if args.json:
-        write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
-    print(table(report))

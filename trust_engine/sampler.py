@@ -1,26 +1,37 @@
-"""Deterministic DDIM sampling with classifier-free guidance."""
+"""Sampling with classifier-free guidance: DDIM, and three others that users have at hand."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .conditioning import Conditioning, stack
 from .denoiser import Denoiser, device_of
+from .errors import SpecError
 from .spec import in_range
+
+SamplerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m"]
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """DDIM steps and guidance scale; 1 means no guidance and half the passes."""
+    """Steps, guidance scale (1: no guidance, half the passes) and the sampler's name."""
 
     steps: int = 20
     cfg: float = 4.0
+    sampler: SamplerName = "ddim"
 
     def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise SpecError(
+                f"sampler {self.sampler!r} is unknown; use one of {', '.join(SAMPLERS)}"
+            )
         in_range("steps", self.steps, 1, 999, whole=True)
         in_range("cfg", self.cfg, 1.0, 30.0)
 
@@ -47,28 +58,108 @@ def ddim(
     cond: Conditioning,
     uncond: Conditioning,
     settings: SamplerSettings,
+    skip: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (timestep, latents) after each step (Song et al. 2021, equation 12, eta = 0).
 
-    x: noise (b, 4, h, w); cond: (b, 77, d); uncond: one row, or one a picture.
+    x: noise (b, 4, h, w), or, when the first `skip` steps are left out, latents noised to the
+    step that comes next; cond: (b, 77, d); uncond: one row, or one a picture.
     """
-    device = device_of(denoiser)
-    x = x.to(device)
-    guided = settings.cfg != 1.0
-    if guided and len(uncond) == 1:
-        uncond = stack([uncond] * len(x))
-    both = stack([uncond, cond]) if guided else cond
-    alphas = denoiser.schedule.alphas.to(device)
+    guided = Guided(denoiser, cond, uncond, settings, len(x))
+    x, alphas = x.to(guided.device), denoiser.schedule.alphas.to(guided.device)
     stride = 1000 // settings.steps
-    for now in timesteps(settings.steps):
-        batch = torch.cat([x, x]) if guided else x
-        t = torch.full((len(batch),), now, device=device, dtype=torch.long)
-        with torch.no_grad():
-            output = denoiser(batch, t, both).float()
-            if guided:
-                free, told = output.chunk(2)
-                output = free + settings.cfg * (told - free)
-            x0, eps = denoiser.schedule.split(x, t[: len(x)], output)
+    for now in timesteps(settings.steps)[skip:]:
+        x0, eps = guided.split(x, now)
         a = alphas[now - stride] if now >= stride else alphas[0]
         x = a.sqrt() * x0 + (1 - a).sqrt() * eps
         yield now, x
+
+
+class Guided:
+    """The denoiser under classifier-free guidance (Ho and Salimans 2022, equation 6)."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        cond: Conditioning,
+        uncond: Conditioning,
+        settings: SamplerSettings,
+        count: int,
+    ) -> None:
+        self.denoiser, self.cfg, self.device = denoiser, settings.cfg, device_of(denoiser)
+        self.on = settings.cfg != 1.0
+        if self.on and len(uncond) == 1:
+            uncond = stack([uncond] * count)
+        self.cond = stack([uncond, cond]) if self.on else cond
+
+    def split(self, x: Tensor, now: int) -> tuple[Tensor, Tensor]:
+        """Return the guided (x0, eps), each (b, 4, h, w), at one timestep."""
+        batch = torch.cat([x, x]) if self.on else x
+        t = torch.full((len(batch),), now, device=self.device, dtype=torch.long)
+        with torch.no_grad():
+            output = self.denoiser(batch, t, self.cond).float()
+            if self.on:
+                free, told = output.chunk(2)
+                output = free + self.cfg * (told - free)
+            return self.denoiser.schedule.split(x, t[: len(x)], output)
+
+
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning,
+    settings: SamplerSettings,
+    seeds: list[int] | None = None,
+    skip: int = 0,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (timestep, latents) with the sampler of the settings; shapes as `ddim` takes them.
+
+    The others step in k-diffusion's coordinates y = x / sqrt(alpha), sigma^2 = (1 - alpha) / alpha
+    (Karras et al. 2022, arXiv 2206.00364) and end at sigma 0. `seeds`, one a picture, feed the
+    noise that euler_a adds.
+    """
+    if settings.sampler == "ddim":
+        yield from ddim(denoiser, x, cond, uncond, settings, skip)
+        return
+    guided = Guided(denoiser, cond, uncond, settings, len(x))
+    grid = timesteps(settings.steps)[skip:]
+    alphas = denoiser.schedule.alphas.to(guided.device)
+    sigmas = [float((1 / alphas[t] - 1).sqrt()) for t in grid] + [0.0]
+    y = x.to(guided.device) * (1 + sigmas[0] ** 2) ** 0.5
+    stir = [torch.Generator().manual_seed(s + 1) for s in (seeds or range(len(x)))]
+    earlier: Tensor | None = None
+    for i, now in enumerate(grid):
+        here, there = sigmas[i], sigmas[i + 1]
+        x0, _ = guided.split(y / (1 + here**2) ** 0.5, now)
+        if settings.sampler == "dpmpp_2m":
+            y = _dpmpp_2m(y, x0, earlier, sigmas[max(0, i - 1) : i + 2], first=i == 0)
+            earlier = x0
+        else:
+            y = _euler(y, x0, here, there, stir if settings.sampler == "euler_a" else [])
+        yield now, y / (1 + there**2) ** 0.5
+
+
+def _euler(y: Tensor, x0: Tensor, here: float, there: float, stir: list[torch.Generator]) -> Tensor:
+    """Step along (y - x0) / sigma; with `stir`, overshoot and add fresh noise (Algorithm 2)."""
+    up = (there**2 * (here**2 - there**2) / here**2) ** 0.5 if stir else 0.0
+    down = (there**2 - up**2) ** 0.5
+    y = y + (y - x0) / here * (down - here)
+    if up:
+        rows = [torch.randn(y.shape[1:], generator=g) for g in stir]
+        y = y + up * torch.stack(rows).to(y.device)
+    return y
+
+
+def _dpmpp_2m(
+    y: Tensor, x0: Tensor, earlier: Tensor | None, sigmas: list[float], first: bool
+) -> Tensor:
+    """Take a second-order multistep step in log sigma (Lu et al. 2022, arXiv 2211.01095)."""
+    here, there = sigmas[-2], sigmas[-1]
+    if there == 0:
+        return x0
+    slope = x0
+    if not first and earlier is not None:
+        ratio = math.log(sigmas[0] / here) / math.log(here / there)
+        slope = x0 + (x0 - earlier) / (2 * ratio)
+    return there / here * y + (1 - there / here) * slope

@@ -1,0 +1,41 @@
+"""Did it work? Forgetting, retention and attacks, side by side with the untouched model."""
+
+from .core import AUDIT_VERSION, Findings, audit, look
+from .drawing import to_pixels
+from .figures import Rate, mean_figure, mean_rate, wilson
+from .levels import FULL, LEVELS, QUICK, Budgets, Level, pick_level
+from .page import render_page
+from .run import Audit, AuditStep
+from .shots import TARGET_FACTOR, Shot, ShotList, plan
+from .terminal import summary
+from .topic import Topic, World, demo_topic, open_topic
+
+__all__ = [
+    "AUDIT_VERSION",
+    "FULL",
+    "LEVELS",
+    "QUICK",
+    "TARGET_FACTOR",
+    "Audit",
+    "AuditStep",
+    "Budgets",
+    "Findings",
+    "Level",
+    "Rate",
+    "Shot",
+    "ShotList",
+    "Topic",
+    "World",
+    "audit",
+    "demo_topic",
+    "look",
+    "mean_figure",
+    "mean_rate",
+    "open_topic",
+    "pick_level",
+    "plan",
+    "render_page",
+    "summary",
+    "to_pixels",
+    "wilson",
+]

@@ -1,0 +1,1 @@
+"""Attempts to bring the concept back, each with its stance, source and budget."""

@@ -1,0 +1,43 @@
+"""Does the edit survive being stored in fewer bits? Rounding is no attack, but it happens."""
+
+from __future__ import annotations
+
+import torch
+
+from ...model import LoadedModel
+from ..drawing import Work
+from ..levels import Budgets
+from ..shots import concept_shots
+from ..studio import Studio, paint_shots
+from ..victim import weights_of, with_weights
+from .base import Attack, Strike
+
+KINDS = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.float8_e4m3fn,
+}
+
+
+def storage(kind: str, budgets: Budgets) -> Attack:
+    """Describe storing the patched UNet as fp16, bf16 or fp8 (e4m3fn) and reading it back."""
+
+    def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
+        rounded = {
+            name: weight.to(KINDS[kind]).to(weight.dtype)
+            for name, weight in weights_of(model.denoiser).items()
+            if weight.is_floating_point()
+        }
+        shots = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
+        latents = yield from paint_shots(with_weights(model, rounded), shots, studio.settings)
+        return Strike(latents, [shot.prompt for shot in shots])
+
+    return Attack(
+        name=f"storage_{kind}",
+        title=f"Stored as {kind}",
+        stance="static",
+        source="everyday use: checkpoints are shipped rounded",
+        budget={"dtype": str(KINDS[kind]).removeprefix("torch."), "weights": "all of the UNet"},
+        passes=0,
+        run=run,
+    )

@@ -1,0 +1,77 @@
+"""A cell: one question of an audit, answered by itself, saved by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..sampler import SamplerSettings
+from .drawing import Canvas, Work
+from .shots import Shot
+from .studio import Picture, Studio, passes_for, shoot
+
+BOTH = ("untouched", "edited")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished cell: its figures, and rows of pictures by their title."""
+
+    figures: dict[str, Any]
+    pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What other cells or the page may need, and audit.json does not show."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One question. `name` is its place in audit.json; `budget` is all that decides its answer."""
+
+    name: str
+    budget: dict[str, Any]
+    passes: int
+    run: Callable[[Studio], Work[Outcome]]
+
+
+def gone_cell(
+    name: str,
+    studio: Studio,
+    shots: Sequence[Shot],
+    settings: SamplerSettings | None = None,
+    strength: float | None = None,
+) -> Cell:
+    """Ask how often the concept is absent where it was asked for, in both models.
+
+    strength: redraw pictures of the concept by this share (image-to-image) instead of noise.
+    """
+    drawn = passes_for(studio, len(shots), settings)
+    passes, budget = 2 * drawn, describe(shots, settings or studio.settings)
+    if strength is not None:
+        passes, budget = (
+            2 * drawn + studio.bait_passes(len(shots)),
+            {**budget, "strength": strength},
+        )
+
+    def run(studio: Studio) -> Work[Outcome]:
+        figures, pictures, canvas = {}, {}, None
+        if strength is not None:
+            bait = yield from studio.bait(len(shots))
+            canvas = Canvas(bait.latents, strength)
+        for who in BOTH:
+            looked = yield from shoot(studio, studio.models[who], shots, settings, canvas)
+            figures[who] = looked.gone.to_dict()
+            pictures[who] = looked.pictures
+        return Outcome(figures, pictures)
+
+    return Cell(name, budget, passes, run)
+
+
+def describe(shots: Sequence[Shot], settings: SamplerSettings) -> dict[str, Any]:
+    """Say how pictures are drawn."""
+    return {
+        "images": len(shots),
+        "sampler": settings.sampler,
+        "steps": settings.steps,
+        "cfg": settings.cfg,
+    }

@@ -1,0 +1,100 @@
+"""Draw pictures step by step: generators that yield UNet passes and return what was drawn."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..conditioning import Conditioning
+from ..denoiser import device_of
+from ..model import BATCH, LoadedModel
+from ..sampler import SamplerSettings, initial_noise, sample, timesteps
+
+Result = TypeVar("Result")
+Work = Generator[int, None, Result]
+"""A piece of work: yields UNet passes as they are made, returns its result."""
+
+THUMBNAIL = 160  # pixels of a report's picture, at most
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Where drawing starts: latents (b, 4, h, w) of pictures, and how far they are redrawn."""
+
+    latents: Tensor
+    strength: float
+
+
+def paint(
+    model: LoadedModel,
+    cond: Conditioning,
+    seeds: Sequence[int],
+    settings: SamplerSettings,
+    negative: Conditioning | None = None,
+    canvas: Canvas | None = None,
+) -> Work[Tensor]:
+    """Draw one picture for each row of `cond`; returns latents (b, 4, h, w) on the CPU.
+
+    negative: what guidance leads away from, one row or one a picture (None: the empty prompt).
+    """
+    uncond = model.encoder.encode([""]) if negative is None else negative
+    skip = 0 if canvas is None else skipped(settings, canvas.strength)
+    parts = []
+    for start in range(0, len(seeds), BATCH):
+        rows = slice(start, start + BATCH)
+        mine = list(seeds[rows])
+        x = initial_noise(mine, model.latent_size)
+        if canvas is not None:
+            t = torch.full((len(mine),), timesteps(settings.steps)[skip])
+            x = model.denoiser.schedule.noised(canvas.latents[rows].cpu(), t, x)
+        away = uncond if len(uncond) == 1 else uncond.select(rows)
+        drawn = sample(model.denoiser, x, cond.select(rows), away, settings, mine, skip)
+        for _, step in drawn:
+            x = step
+            yield len(mine) * settings.passes(1) // settings.steps
+        parts.append(x.cpu())
+    return torch.cat(parts) if parts else torch.empty(0, 4, *model.latent_size)
+
+
+def skipped(settings: SamplerSettings, strength: float) -> int:
+    """Count the steps that image-to-image leaves out; at least one is made."""
+    return settings.steps - min(settings.steps, max(1, round(settings.steps * strength)))
+
+
+def passes_of(settings: SamplerSettings, images: int, strength: float = 1.0) -> int:
+    """Count the UNet passes that `paint` makes."""
+    return replace(settings, steps=settings.steps - skipped(settings, strength)).passes(images)
+
+
+def decode(model: LoadedModel, latents: Tensor) -> Tensor:
+    """Turn latents into pictures (b, 3, h, w) in -1..1 on the CPU."""
+    device = device_of(model.denoiser)
+    with torch.no_grad():
+        parts = [
+            model.decoder(part.to(device)).float().clamp(-1, 1).cpu() for part in latents.split(8)
+        ]
+    return torch.cat(parts) if parts else latents
+
+
+def to_pixels(pictures: Tensor) -> Any:
+    """Turn (b, 3, h, w) in -1..1 into a (b, h, w, 3) uint8 array."""
+    scaled = pictures.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def thumbnail(picture: Tensor) -> str:
+    """Shrink one picture (3, h, w) in -1..1 to a base64 JPEG."""
+    pixels = to_pixels(picture[None])[0]
+    image = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=88)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,32 @@
+"""Is it gone, however one asks? Other sentences, samplers, guidance, step counts, img2img."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from .cells import Cell, gone_cell
+from .levels import Level
+from .shots import concept_shots, paraphrase_shots
+from .studio import Studio
+
+
+def forgetting_cells(studio: Studio, level: Level) -> Iterator[Cell]:
+    """List the cells on forgetting."""
+    topic, seed, settings, few = studio.topic, studio.seed, studio.settings, level.shots
+    paraphrases = paraphrase_shots(topic, level.shots * 2, seed)
+    yield gone_cell("forgetting.paraphrases", studio, paraphrases)
+    for name in level.samplers:
+        shots = concept_shots(topic, "samplers", few, seed)
+        yield gone_cell(
+            f"forgetting.samplers.{name}", studio, shots, replace(settings, sampler=name)
+        )
+    for cfg in level.cfgs:
+        shots = concept_shots(topic, "cfg", few, seed)
+        yield gone_cell(f"forgetting.cfg.{cfg:g}", studio, shots, replace(settings, cfg=cfg))
+    for steps in level.steps:
+        shots = concept_shots(topic, "steps", few, seed)
+        yield gone_cell(f"forgetting.steps.{steps}", studio, shots, replace(settings, steps=steps))
+    for strength in level.strengths:
+        shots = concept_shots(topic, "image_to_image", few, seed)
+        yield gone_cell(f"forgetting.image_to_image.{strength:g}", studio, shots, strength=strength)

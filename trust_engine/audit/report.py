@@ -1,0 +1,75 @@
+"""From finished cells to audit.json and to a verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .cells import Outcome
+from .core import AUDIT_VERSION
+from .levels import ATTACKS, Level
+from .studio import Picture, Studio
+from .verdict import not_covered, verdict
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished audit: `figures` is audit.json, `pictures` are rows by cell and title."""
+
+    figures: dict[str, Any]
+    pictures: dict[str, Mapping[str, Sequence[Picture]]]
+    sensitive: bool
+
+
+def assemble(
+    studio: Studio,
+    level: Level,
+    outcomes: Mapping[str, Outcome],
+    cost: dict[str, Any],
+    coupled: bool,
+    skipped: Sequence[str],
+) -> Report:
+    """Put the figures in the order of docs/audit.md."""
+    core, settings = outcomes["core"], studio.settings
+    data: dict[str, Any] = {
+        "version": AUDIT_VERSION,
+        "concept": studio.topic.name,
+        "topic": studio.topic.to_dict(),
+        "level": level.name,
+        "judge": {"name": studio.judge.name, "note": studio.judge.note, "coupled": coupled},
+        "images_per_object": studio.images,
+        "seed": studio.seed,
+        "sampler": {
+            "name": settings.sampler, "steps": settings.steps, "cfg": settings.cfg,
+        },
+        **core.figures["edited"],
+        "untouched": core.figures["untouched"],
+        "forgetting": {},
+        "retention": {"neighbours": core.extra["neighbours"]},
+        "attacks": {},
+    }  # fmt: skip
+    if core.extra["alignment"]["edited"]["n"]:
+        aligner = studio.aligner.name if studio.aligner else None
+        data["retention"]["alignment"] = {"by": aligner, **core.extra["alignment"]}
+    if core.extra["distance"]["n"]:
+        data["retention"]["objects_distance"] = core.extra["distance"]
+    for name, outcome in outcomes.items():
+        _place(data, name, outcome.figures)
+    missing = [name for name in ATTACKS if name not in data["attacks"]]
+    data["not_covered"] = not_covered(data, missing, skipped)
+    data["verdict"] = verdict(data)
+    data["cost"] = cost
+    pictures = {name: outcome.pictures for name, outcome in outcomes.items()}
+    return Report(data, pictures, studio.topic.sensitive)
+
+
+def _place(data: dict[str, Any], name: str, figures: dict[str, Any]) -> None:
+    """Put a cell's figures at `a.b` or, in a series, at `a.b["c"]`."""
+    if name == "core":
+        return
+    section, key, *rest = name.split(".", 2)
+    if rest:
+        data[section].setdefault(key, {})[rest[0]] = figures
+    else:
+        data[section][key] = figures

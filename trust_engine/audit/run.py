@@ -1,0 +1,130 @@
+"""The audit as a run: iterate over it for progress, stop at any point, then read its report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..diff import WeightDiff
+from ..errors import SpecError
+from ..model import LoadedModel
+from ..sampler import SamplerSettings
+from .attacks.base import attack_cell
+from .attacks.catalogue import make_attack
+from .cells import Cell, Outcome
+from .forgetting import forgetting_cells
+from .judges import Aligner, as_judge, is_coupled
+from .levels import QUICK, Level
+from .report import Report, assemble
+from .retention import core_cell, retention_cells
+from .shots import core_shots
+from .state import State, identity
+from .studio import Studio
+from .tokens import token_space
+from .topic import Topic
+from .victim import patched
+
+
+@dataclass(frozen=True)
+class AuditStep:
+    """Progress: `done` of `total` UNet passes, and the cell at work."""
+
+    done: int
+    total: int
+    stage: str
+
+
+class Audit:
+    """One audit of a model under diffs, beside the untouched model.
+
+    Iterate for progress; to cancel, stop iterating: nothing needs restoring, and with `state`, a
+    folder, the finished cells are found again. The lent model's weights are only ever read.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        judge: Any,
+        diffs: Sequence[tuple[WeightDiff, float]],
+        topic: Topic,
+        level: Level = QUICK,
+        images: int = 4,
+        seed: int = 0,
+        settings: SamplerSettings | None = None,
+        aligner: Aligner | None = None,
+        state: Path | None = None,
+    ) -> None:
+        shots = core_shots(topic, images, seed)  # refuses bad input before any work
+        judge = as_judge(judge)
+        for label in topic.labels:
+            if not judge.knows(label):
+                raise SpecError(f"the judge {judge.name} does not know {label!r}")
+        models = {"untouched": model, "edited": patched(model, diffs)}
+        settings = settings or SamplerSettings()
+        self.studio = Studio(models, judge, topic, settings, seed, images, aligner)
+        self.level, self.coupled = level, is_coupled(judge, diffs)
+        self.skipped: list[str] = []
+        self.cells = [core_cell(self.studio, shots), *self._others()]
+        self._state = State(state, identity(self.studio)) if state else None
+        self._found: dict[str, tuple[Outcome, float]] = {}
+
+    def _others(self) -> Iterator[Cell]:
+        studio, level = self.studio, self.level
+        yield from forgetting_cells(studio, level)
+        yield from retention_cells(studio, level)
+        has_text = token_space(studio.models["untouched"].encoder) is not None
+        for name in level.attacks:
+            attack = make_attack(name, level.budgets)
+            if attack.needs_text and not has_text:
+                self.skipped.append(attack.title)
+                continue
+            yield attack_cell(studio, attack, level.budgets.judged, level.reference)
+
+    @property
+    def total(self) -> int:
+        """Estimate the work in UNet passes; a backward pass counts as two."""
+        return sum(cell.passes for cell in self.cells)
+
+    # A host may run us in inference mode, whose tensors cannot be differentiated. Decorators
+    # switch it for each resumption alone; a `with` would last into the host's own code.
+    @torch.inference_mode(False)
+    @torch.enable_grad()
+    def __iter__(self) -> Iterator[AuditStep]:
+        done, total = 0, self.total
+        self._found = {}
+        for cell in self.cells:
+            ready = self._state.read(cell) if self._state else None
+            if ready is None:
+                started, made, work = time.monotonic(), 0, cell.run(self.studio)
+                while True:
+                    try:
+                        made += next(work)
+                    except StopIteration as stop:
+                        outcome: Outcome = stop.value
+                        break
+                    yield AuditStep(done + min(made, cell.passes), total, cell.name)
+                ready = outcome, time.monotonic() - started
+                if self._state:
+                    self._state.write(cell, *ready)
+            self._found[cell.name] = ready
+            done += cell.passes
+            yield AuditStep(done, total, cell.name)
+
+    @property
+    def report(self) -> Report:
+        """The finished audit; raises SpecError when it was not iterated to its end."""
+        if len(self._found) < len(self.cells):
+            raise SpecError("the audit is not finished; iterate over it to its end first")
+        outcomes = {name: outcome for name, (outcome, _) in self._found.items()}
+        seconds = {name: round(spent, 1) for name, (_, spent) in self._found.items()}
+        cost = {
+            "unet_passes": self.total,
+            "seconds": round(sum(seconds.values()), 1),
+            "cells": {c.name: {"passes": c.passes, "seconds": seconds[c.name]} for c in self.cells},
+        }
+        return assemble(self.studio, self.level, outcomes, cost, self.coupled, self.skipped)

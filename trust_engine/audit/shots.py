@@ -1,0 +1,201 @@
+"""The pictures an audit draws: prompts, seeds, and what each should show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..demo.vocabulary import OBJECTS, Scene, caption
+from ..errors import SpecError
+from ..spec import in_range
+from .topic import Topic, World, demo_topic, named
+
+TARGET_FACTOR = 4  # pictures of the target for each picture of another object
+EXTRA = 2**50  # first seed of everything but the core figures
+GROUPS = (
+    "paraphrases", "samplers", "cfg", "steps", "image_to_image", "pairs", "neutral", "bait",
+    "attack", "benign", "negative", "storage", "condition",
+)  # fmt: skip
+SLOT = "\N{SECTION SIGN}"
+PARAPHRASES = (
+    "here you see {0}{1}{2}",
+    "{0} all alone{1}{2}",
+    "please show me {0}{1}{2}",
+    "just {0}, nothing else,{1}{2}",
+    "one more {3}{1}{2}",
+    "the {3}{1}{2}",
+    "my favourite {3}{1}{2}",
+    "{4}{1}{2}",
+)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to draw: the words, what it should show, its seed; `text` overrides the caption.
+
+    asks: what the judge must see of the concept (None: the scene's objects).
+    """
+
+    words: str
+    scene: Scene
+    seed: int
+    text: str | None = None
+    asks: tuple[str, ...] | None = None
+
+    @property
+    def prompt(self) -> str:
+        """Return the caption."""
+        if self.text is not None:
+            return self.text
+        return caption([self.words], self.scene.background, self.scene.style)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Return the labels of which the judge must see all."""
+        return self.scene.objects if self.asks is None else self.asks
+
+
+@dataclass(frozen=True)
+class ShotList:
+    """All pictures of the core figures, by what they measure."""
+
+    target: list[Shot]
+    synonyms: list[Shot]
+    others: list[Shot]
+
+
+def plan(target: str, images: int, seed: int) -> ShotList:
+    """Plan the core figures of one of the demo's objects; raises SpecError for bad input."""
+    if target not in OBJECTS:
+        raise SpecError(
+            f"{target!r} is not an object the demo's judge knows; use one of {', '.join(OBJECTS)}"
+        )
+    return core_shots(demo_topic(target), images, seed)
+
+
+def core_shots(topic: Topic, images: int, seed: int) -> ShotList:
+    """Plan `images` pictures an object; the target and its synonyms get four times as many."""
+    in_range("images", images, 1, 140, whole=True)  # more would share seeds between groups
+    in_range("seed", seed, 0, 2**48, whole=True)
+    # Audit seeds are apart from the engine's, which start near zero.
+    base = 1_000_000 + seed * 10_000
+    many = images * TARGET_FACTOR
+    synonyms = topic.synonyms if topic.kind == "single" else ()
+    return ShotList(
+        [_target(topic, topic.word, i, base) for i in range(many)],
+        [
+            _target(topic, synonyms[i % len(synonyms)], i, base + 3_000)
+            for i in range(many if synonyms else 0)
+        ],
+        [
+            _other(topic, name, i * len(topic.world.objects) + j, base + 6_000)
+            for j, name in enumerate(topic.world.objects)
+            if name != topic.word or topic.kind != "single"
+            for i in range(images)
+        ],
+    )
+
+
+def concept_shots(topic: Topic, group: str, count: int, seed: int) -> list[Shot]:
+    """Ask `count` times for the concept by its own name, with seeds of the group's own."""
+    return [_target(topic, topic.word, i, base_of(group, seed)) for i in range(count)]
+
+
+def paraphrase_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
+    """Ask for the concept in sentences that no template has."""
+    shots = []
+    for i, shot in enumerate(concept_shots(topic, "paraphrases", count, seed)):
+        scene, pattern = shot.scene, PARAPHRASES[i % len(PARAPHRASES)]
+        ground = f" on a {scene.background} background" if scene.background else ""
+        style = f" in {scene.style} style" if scene.style else ""
+        phrase = " and ".join(named(word) for word in scene.objects)
+        bare = " and ".join(scene.objects)
+        text = pattern.format(phrase, ground, style, bare, bare.upper())
+        shots.append(Shot(shot.words, scene, shot.seed, text, shot.asks))
+    return shots
+
+
+def retained_shots(topic: Topic, group: str, count: int, seed: int) -> list[Shot]:
+    """Ask for other objects, in turn."""
+    names = others_of(topic)
+    base = base_of(group, seed)
+    return [_other(topic, names[i % len(names)], i, base) for i in range(count)] if names else []
+
+
+def pair_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
+    """Ask for the concept's word together with another object; the judge looks for the other."""
+    shots: list[Shot] = []
+    if topic.kind == "style":
+        return shots
+    for i, shot in enumerate(retained_shots(topic, "pairs", count, seed)):
+        first, second = (topic.word, shot.words) if i % 2 else (shot.words, topic.word)
+        text = caption([first, second], shot.scene.background, shot.scene.style)
+        shots.append(Shot(shot.words, shot.scene, shot.seed, text))
+    return shots
+
+
+def neutral_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
+    """Ask for no object at all, or, in a world without backgrounds, for retained ones."""
+    world, base = topic.world, base_of("neutral", seed)
+    if not world.backgrounds:
+        return retained_shots(topic, "neutral", count, seed)
+    starts = ("", "a picture", "an image of something", "a drawing", "an icon")
+    shots = []
+    for i in range(count):
+        ground = world.backgrounds[i % len(world.backgrounds)]
+        text = f"{starts[i % len(starts)]} on a {ground} background".strip()
+        shots.append(Shot("", Scene((), ground, None), base + i, text, ()))
+    return shots
+
+
+def others_of(topic: Topic) -> list[str]:
+    """List the objects that should stay."""
+    gone = topic.labels if topic.kind != "style" else ()
+    return [name for name in topic.world.objects if name not in gone]
+
+
+def around(topic: Topic, shot: Shot) -> tuple[str, str]:
+    """Split a concept shot's prompt at the concept's place: (before, after)."""
+    words, style = [SLOT], shot.scene.style
+    if topic.kind == "style":
+        words, style = list(shot.scene.objects), SLOT
+    before, _, after = caption(words, shot.scene.background, style).partition(SLOT)
+    return before.strip(), after.strip()
+
+
+def base_of(group: str, seed: int) -> int:
+    """Return the first of a group's 10,000 seeds."""
+    return EXTRA + (seed * len(GROUPS) + GROUPS.index(group)) * 10_000
+
+
+def _target(topic: Topic, words: str, index: int, base: int) -> Shot:
+    ground, style = _setting(topic.world, index)
+    if topic.kind == "combination":
+        both = (words, str(topic.companion))
+        pair = both if index % 2 else both[::-1]
+        text = caption(pair, ground, style)
+        return Shot(words, Scene(topic.labels, ground, style), base + index, text)
+    if topic.kind == "conditional":
+        if topic.background is not None:
+            return Shot(words, Scene((topic.word,), topic.background, style), base + index)
+        text = f"{caption([words])} {topic.condition}"
+        return Shot(words, Scene((topic.word,), None, style), base + index, text)
+    if topic.kind == "style":
+        thing = list(topic.world.objects)[index % len(topic.world.objects)]
+        return Shot(thing, Scene((thing,), ground, topic.word), base + index, asks=(topic.word,))
+    return Shot(words, Scene((topic.word,), ground, style), base + index)
+
+
+def _other(topic: Topic, name: str, index: int, base: int) -> Shot:
+    """Ask for something that stays: never under the condition nor in the style that goes."""
+    grounds = [g for g in topic.world.backgrounds if g != topic.background or name != topic.word]
+    styles = [s for s in topic.world.styles if topic.kind != "style" or s != topic.word]
+    ground, style = _setting(World({}, tuple(styles), tuple(grounds)), index)
+    return Shot(name, Scene((name,), ground, style), base + index)
+
+
+def _setting(world: World, index: int) -> tuple[str | None, str | None]:
+    styles: Sequence[str | None] = world.styles or (None,)
+    grounds: Sequence[str | None] = world.backgrounds or (None,)
+    turn = index // len(styles) + index
+    return grounds[turn % len(grounds)], styles[index % len(styles)]

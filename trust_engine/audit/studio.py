@@ -1,0 +1,188 @@
+"""What every cell of an audit shares: both models, judge, topic, and pictures of the concept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model import LoadedModel
+from ..sampler import SamplerSettings
+from .drawing import Canvas, Result, Work, decode, paint, passes_of, thumbnail
+from .figures import Rate
+from .judges import Aligner, Judge
+from .shots import Shot, concept_shots
+from .topic import Topic
+
+SHOWN = 8  # pictures a report shows of one cell
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A report's picture: base64 JPEG, caption, and whether the judge sees the concept."""
+
+    jpeg: str
+    caption: str
+    hit: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Spell it out for the state folder."""
+        return {"jpeg": self.jpeg, "caption": self.caption, "hit": self.hit}
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the judge saw in the pictures of a list of shots, and the first few of them."""
+
+    hits: list[bool]
+    style: list[bool]
+    background: list[bool]
+    pictures: list[Picture]
+    features: list[Tensor] = field(default_factory=list)
+    views: list[Tensor] = field(default_factory=list)
+    """The aligner's features; `features` are the judge's."""
+    alignment: list[float] = field(default_factory=list)
+
+    @property
+    def seen(self) -> Rate:
+        """Return the share of pictures that show what was asked for."""
+        return Rate.of(self.hits)
+
+    @property
+    def gone(self) -> Rate:
+        """Return the share that does not."""
+        return Rate.of(not hit for hit in self.hits)
+
+
+@dataclass(frozen=True)
+class Bait:
+    """Pictures of the concept by the untouched model: latents (n, 4, h, w) and their shots."""
+
+    latents: Tensor
+    shots: list[Shot]
+    accepted: int
+
+
+@dataclass
+class Studio:
+    """Everything a cell may use. `models` are "untouched" and "edited"."""
+
+    models: dict[str, LoadedModel]
+    judge: Judge
+    topic: Topic
+    settings: SamplerSettings
+    seed: int = 0
+    images: int = 4
+    aligner: Aligner | None = None
+    _stock: dict[Any, Any] = field(default_factory=dict)
+
+    def keep(self, key: Any, make: Callable[[], Work[Result]]) -> Work[Result]:
+        """Make something once and remember it."""
+        if key not in self._stock:
+            self._stock[key] = yield from make()
+        return self._stock[key]
+
+    def bait(self, count: int) -> Work[Bait]:
+        """Draw the concept with the untouched model; what the judge recognises comes first."""
+        return (yield from self.keep(("bait", count), lambda: self._bait(count)))
+
+    def _bait(self, count: int) -> Work[Bait]:
+        model, shots = (
+            self.models["untouched"],
+            concept_shots(self.topic, "bait", self.bait_drawn(count), self.seed),
+        )
+        latents = yield from paint_shots(model, shots, self.settings)
+        hits = sees_all(self.judge, decode(model, latents), [s.wanted for s in shots])
+        order = sorted(range(len(shots)), key=lambda i: not hits[i])[:count]
+        return Bait(latents[order], [shots[i] for i in order], sum(hits[i] for i in order))
+
+    @staticmethod
+    def bait_drawn(count: int) -> int:
+        """Count the pictures drawn to choose `count` from."""
+        return count + count // 2
+
+    def bait_passes(self, count: int) -> int:
+        """Count UNet passes of drawing the bait."""
+        return self.settings.passes(self.bait_drawn(count))
+
+
+def paint_shots(
+    model: LoadedModel,
+    shots: Sequence[Shot],
+    settings: SamplerSettings,
+    canvas: Canvas | None = None,
+    negative: str | None = None,
+) -> Work[Tensor]:
+    """Draw shots; returns latents (b, 4, h, w)."""
+    cond = model.encoder.encode([shot.prompt for shot in shots])
+    away = None if negative is None else model.encoder.encode([negative])
+    seeds = [shot.seed for shot in shots]
+    return (yield from paint(model, cond, seeds, settings, away, canvas))
+
+
+def shoot(
+    studio: Studio,
+    model: LoadedModel,
+    shots: Sequence[Shot],
+    settings: SamplerSettings | None = None,
+    canvas: Canvas | None = None,
+    negative: str | None = None,
+    compare: bool = False,
+) -> Work[Looked]:
+    """Draw shots and judge them; `compare` also keeps features and prompt alignment."""
+    settings = settings or studio.settings
+    looked = Looked([], [], [], [])
+    if not shots:
+        return looked
+    latents = yield from paint_shots(model, shots, settings, canvas, negative)
+    for start in range(0, len(shots), 16):
+        batch = shots[start : start + 16]
+        judge(studio, decode(model, latents[start : start + 16]), batch, looked, compare)
+    return looked
+
+
+def judge(
+    studio: Studio, pixels: Tensor, shots: Sequence[Shot], into: Looked, compare: bool = False
+) -> None:
+    """Let the judge look at decoded pictures (b, 3, h, w) and note what it finds."""
+    hits = sees_all(studio.judge, pixels, [shot.wanted for shot in shots])
+    into.hits.extend(hits)
+    for name, answers in (("style", into.style), ("background", into.background)):
+        values = [getattr(shot.scene, name) for shot in shots]
+        known = [v is not None and studio.judge.knows(v) for v in values]
+        asked = [(v,) if k else () for v, k in zip(values, known, strict=True)]
+        told = sees_all(studio.judge, pixels, asked)
+        answers.extend(hit for hit, k in zip(told, known, strict=True) if k)
+    room = max(0, SHOWN - len(into.pictures))
+    for row, shot in enumerate(shots[:room]):
+        shows = hits[row] if shot.wanted else None
+        into.pictures.append(Picture(thumbnail(pixels[row]), shot.prompt, shows))
+    if compare:
+        features = studio.judge.features(pixels)
+        into.features.extend([] if features is None else features)
+        if studio.aligner is not None:
+            into.views.extend(studio.aligner.features(pixels))
+            into.alignment.extend(
+                float(v) for v in studio.aligner.align([s.prompt for s in shots], pixels)
+            )
+
+
+def sees_all(judge: Judge, pixels: Tensor, wanted: Sequence[tuple[str, ...]]) -> list[bool]:
+    """Tell for each picture whether the judge sees all labels wanted of it."""
+    answers = [True] * len(wanted)
+    for labels in dict.fromkeys(wanted):
+        rows = [i for i, w in enumerate(wanted) if w == labels]
+        if not labels:
+            continue
+        verdict = judge.sees(pixels[torch.tensor(rows)], labels).all(1)
+        for i, hit in zip(rows, verdict.tolist(), strict=True):
+            answers[i] = bool(hit)
+    return answers
+
+
+def passes_for(studio: Studio, count: int, settings: SamplerSettings | None = None) -> int:
+    """Count UNet passes of drawing `count` pictures."""
+    return passes_of(settings or studio.settings, count)

@@ -1,0 +1,93 @@
+"""A model with other weights that leaves the caller's own alone, always.
+
+Attacks train, round and stack weights. They do it on overrides: tensors that stand in for the
+module's parameters during a call, and for no moment longer. Stopping an audit anywhere therefore
+leaves nothing to restore.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..conditioning import Conditioning
+from ..denoiser import ModuleDenoiser
+from ..diff import WeightDiff, applied
+from ..model import LoadedModel
+
+Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]
+
+
+@dataclass(frozen=True)
+class Overridden(ModuleDenoiser):
+    """A denoiser some of whose weights are replaced while it is called."""
+
+    overrides: Mapping[str, Tensor] = field(default_factory=dict)
+    plain: Forward | None = None
+
+
+class _Call(nn.Module):
+    """The UNet and the way to call it as one module, for functional_call."""
+
+    def __init__(self, module: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.module, self.plain = module, forward
+
+    def forward(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return self.plain(x, t, cond)
+
+
+def override(denoiser: ModuleDenoiser, weights: Mapping[str, Tensor]) -> Overridden:
+    """Replace weights, by their parameter names, on top of what is replaced already."""
+    plain, before = denoiser.forward, {}
+    if isinstance(denoiser, Overridden) and denoiser.plain is not None:
+        plain, before = denoiser.plain, dict(denoiser.overrides)
+    merged = {**before, **weights}
+    call = _Call(denoiser.module, plain)
+    named = {f"module.{name}": weight for name, weight in merged.items()}
+
+    def forward(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return torch.func.functional_call(call, named, (x, t, cond), tie_weights=False)
+
+    known = {f.name: getattr(denoiser, f.name) for f in dataclasses.fields(ModuleDenoiser)}
+    return Overridden(**{**known, "forward": forward}, overrides=merged, plain=plain)
+
+
+def with_weights(model: LoadedModel, weights: Mapping[str, Tensor]) -> LoadedModel:
+    """Return the model with weights replaced; the model itself stays as it is."""
+    return dataclasses.replace(model, denoiser=override(model.denoiser, weights))
+
+
+def weights_of(denoiser: Any) -> dict[str, Tensor]:
+    """List the weights in force, by parameter name: overrides before the module's own."""
+    weights = {name: p.detach() for name, p in denoiser.module.named_parameters()}
+    return {**weights, **getattr(denoiser, "overrides", {})}
+
+
+def patched(model: LoadedModel, diffs: Sequence[tuple[WeightDiff, float]]) -> LoadedModel:
+    """Return the model under diffs: the weights `applied` gives, to the bit."""
+    with torch.inference_mode(False):
+        before = {n: p.detach().clone() for n, p in model.denoiser.module.named_parameters()}
+        with applied(model.denoiser, diffs):
+            changed = {
+                name: p.detach().clone()
+                for name, p in model.denoiser.module.named_parameters()
+                if not torch.equal(p, before[name])
+            }
+    return with_weights(model, changed)
+
+
+def differentiable(model: LoadedModel) -> LoadedModel:
+    """Stand clones in for weights that were made in inference mode: autograd refuses those."""
+    with torch.inference_mode(False):
+        clones = {
+            name: weight.clone()
+            for name, weight in weights_of(model.denoiser).items()
+            if weight.is_inference()
+        }
+    return with_weights(model, clones) if clones else model

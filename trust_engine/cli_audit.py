@@ -1,0 +1,132 @@
+"""The command `audit`: what is gone, what is kept, what comes back under attack."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .cli_inputs import check_all_fit, check_out, read_diffs
+from .errors import OutputError, SpecError
+from .files import write_atomically
+from .spec import KINDS
+
+
+def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Declare `audit`; `add_model` adds the flags that say which model."""
+    parser = commands.add_parser(
+        "audit",
+        help="measure what is gone, what is kept, and what attackers bring back",
+        description="Draw the concept, other words for it and what should stay, with and without "
+        "the diff, on the same seeds; let the judge count; then attack. Quick asks the main "
+        "questions, full runs every attack.",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--diff", nargs="+", action="extend", default=[], required=True, metavar="FILE[:STRENGTH]"
+    )
+    parser.add_argument("--concept", required=True, metavar="TEXT", help="what was unlearned")
+    parser.add_argument("--kind", choices=KINDS, help="default: single, or as --with/--when imply")
+    parser.add_argument("--with", dest="companion", metavar="TEXT", help="of a combination")
+    parser.add_argument("--when", dest="condition", metavar="TEXT", help="of a conditional concept")
+    parser.add_argument(
+        "--level", choices=("quick", "full"), default="quick", help="default: quick"
+    )
+    parser.add_argument(
+        "--judge",
+        default="demo",
+        metavar="demo|nudenet|clip:FOLDER",
+        help="who says what a picture shows (default: demo, for Emoji World)",
+    )
+    _add_words(parser)
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--images", type=int, default=4, help="pictures an object (default: 4)")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
+    parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default: 4)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
+    parser.add_argument(
+        "--blur",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="blur the page's pictures at first (auto: when the concept is sensitive)",
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="keep finished cells, and go on from them"
+    )
+    parser.set_defaults(run=_audit)
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("words", "for judges other than demo, which knows its own")
+    for name, text in (
+        ("synonym", "other words for the concept"),
+        ("retain", "what should stay and the judge looks for"),
+        ("style", "styles that should stay"),
+    ):
+        group.add_argument(
+            f"--{name}", nargs="+", action="extend", default=[], metavar="TEXT", help=text
+        )
+
+
+def read_topic(args: argparse.Namespace) -> Any:
+    """Build the topic from flags; raises SpecError."""
+    from .audit.topic import demo_topic, open_topic
+    from .spec import ConceptSpec
+
+    kind = args.kind
+    if kind is None and args.companion is not None:
+        kind = "combination"
+    elif kind is None:
+        kind = "single" if args.condition is None else "conditional"
+    own = args.synonym or args.retain or args.style
+    if args.judge != "demo":
+        ConceptSpec((args.concept,), kind, args.companion, args.condition)  # checks the four
+        return open_topic(
+            args.concept, kind, args.companion, args.condition,
+            args.synonym, args.retain, args.style,
+        )  # fmt: skip
+    if own:
+        raise SpecError("--synonym, --retain and --style go with --judge clip:FOLDER or nudenet")
+    topic = demo_topic(args.concept, kind, args.companion, args.condition)
+    ConceptSpec((args.concept,), kind, args.companion, args.condition)
+    return topic
+
+
+def _audit(args: argparse.Namespace) -> None:
+    from .audit import Audit, pick_level, render_page, summary
+    from .audit.judges import check_judge, load_aligner, load_judge
+    from .audit.shots import core_shots
+    from .model import load_model
+    from .progress import passes_bar
+    from .sampler import SamplerSettings
+
+    check_judge(args.judge)
+    topic, settings = read_topic(args), SamplerSettings(args.steps, args.cfg)
+    core_shots(topic, args.images, args.seed)  # refuse bad input before loading anything
+    for path in (args.json, args.html):
+        if path:
+            check_out(path, args.model)
+    if args.state and args.state.exists() and not args.state.is_dir():
+        raise OutputError(f"{args.state}: is a file; name a folder for finished cells")
+    diffs = read_diffs(args.diff)
+    model = load_model(args.model, args.device)
+    check_all_fit(args.diff, diffs, model.denoiser)
+    judge = load_judge(args.judge, topic, model.encoder.device)
+    run = Audit(
+        model, judge, diffs, topic, pick_level(args.level), args.images, args.seed, settings,
+        load_aligner(args.judge, judge), args.state,
+    )  # fmt: skip
+    with passes_bar("auditing") as on_step:
+        for step in run:
+            on_step(step.done, step.total)
+    report = run.report
+    if args.json:
+        text = json.dumps(report.figures, indent=1, allow_nan=False) + "\n"
+        write_atomically(args.json, text.encode())
+    if args.html:
+        blur = {"auto": None, "on": True, "off": False}[args.blur]
+        write_atomically(args.html, render_page(report, blur).encode())
+    print(summary(report.figures))
