@@ -45,6 +45,7 @@ def unpack() -> None:
             part, index, rest = key.removeprefix(VAE_PREFIX + "taesd_").split(".", 2)
             shift = 1 if part == "decoder" else 0
             parts["autoencoder"][f"{part}.layers.{int(index) - shift}.{rest}"] = value
+    parts["judge"] = {k: v.float() for k, v in load_file(ASSETS / "judge.safetensors").items()}
     RUNS.mkdir(parents=True, exist_ok=True)
     for name, weights in parts.items():
         torch.save(weights, RUNS / f"{name}.pt")

@@ -40,9 +40,9 @@ def codec_loss(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, dict[str, float
     return loss, {"pixel": round(float(pixel), 4), "deviation": round(float(deviation.mean()), 3)}
 
 
-def crops(rng: np.random.Generator, count: int) -> Tensor:
+def crops(rng: np.random.Generator, count: int, lattice: int = 1) -> Tensor:
     """Cut a lively window out of each of `count` scenes, (b, 3, 64, 64)."""
-    x, _ = scene_batch(rng, count)
+    x, _ = scene_batch(rng, count, lattice=lattice)
     room = (x.shape[-1] - CROP) // 8 + 1
     windows = []
     for picture in x:

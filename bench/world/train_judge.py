@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench.world.training import Stage, autocast, channels_last, pick_device, scene_batch
+from bench.world.training import RUNS, Stage, autocast, channels_last, pick_device, scene_batch
 from trust_engine.demo.judge import ASSETS, Judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, JUDGED, STYLES, Scene
 
 STEPS, BATCH, RATE = 2400, 48, 1.5e-3
+MORE = 1200  # steps that refresh a judge that is there already
+LATTICES = (1, 8)  # any place, and the places that the model learns
 NOTHING_SHARE = 0.12  # scrambled pictures that show no object, so that debris is not a find
 
 
@@ -28,8 +30,8 @@ def labels(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
 
 def roughen(x: Tensor, rng: np.random.Generator) -> Tensor:
     """Blur, cut a corner off, shift colours and add noise; x (b, 3, h, w) in -1..1."""
-    if rng.random() < 0.5:
-        small = F.interpolate(x, scale_factor=float(rng.uniform(0.4, 0.9)), mode="area")
+    if rng.random() < 0.6:
+        small = F.interpolate(x, scale_factor=float(rng.uniform(0.22, 0.9)), mode="area")
         x = F.interpolate(small, size=x.shape[-2:], mode="bilinear")
     x = x.clone()
     for picture in x[rng.random(len(x)) < 0.3]:
@@ -51,12 +53,15 @@ def main() -> None:
     """Train, or resume, keep the averaged weights and print accuracies on unseen renders."""
     torch.manual_seed(2)
     device = pick_device()
-    judge = channels_last(Judge(), device)
-    stage = Stage("judge", {"judge": judge}, STEPS, RATE)
+    judge, steps = channels_last(Judge(), device), STEPS
+    if (RUNS / "judge.pt").exists():
+        judge.load_state_dict(torch.load(RUNS / "judge.pt", weights_only=True))
+        steps = MORE
+    stage = Stage("judge", {"judge": judge}, steps, RATE)
     rng = np.random.default_rng((2, stage.step))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        x, scenes = scene_batch(rng, BATCH, JUDGED)
+        x, scenes = scene_batch(rng, BATCH, JUDGED, LATTICES[step % len(LATTICES)])
         objects, style, background = labels(scenes)
         nothing = torch.from_numpy(rng.random(BATCH) < NOTHING_SHARE)
         x[nothing] = scramble(x[nothing], rng)

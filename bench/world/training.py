@@ -34,11 +34,14 @@ def autocast(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def scene_batch(
-    rng: np.random.Generator, count: int, objects: Sequence[str] = tuple(OBJECTS)
+    rng: np.random.Generator,
+    count: int,
+    objects: Sequence[str] = tuple(OBJECTS),
+    lattice: int = 1,
 ) -> tuple[Tensor, list[Scene]]:
     """Draw `count` scenes: pixels (b, 3, 128, 128) in -1..1, and what they show."""
     scenes = [random_scene(rng, objects) for _ in range(count)]
-    return to_tensor(np.stack([draw(scene, rng) for scene in scenes])), scenes
+    return to_tensor(np.stack([draw(scene, rng, lattice) for scene in scenes])), scenes
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:

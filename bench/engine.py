@@ -1,0 +1,147 @@
+"""The engine's tables: every kind of concept, and ablations one factor at a time.
+
+    python -m bench.engine kinds            # the table of what must be reached
+    python -m bench.engine ablations        # on gun and baby+beer
+    python -m bench.engine kinds --show     # print what there is
+
+Resumable cell by cell: what is done is read back from runs/engine.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.measure import measure, relative
+from trust_engine.demo.judge import load_judge
+from trust_engine.model import LoadedModel, load_model
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn import Unlearning
+
+CONCEPTS = {
+    **{name: ConceptSpec((name,)) for name in ("gun", "cat", "pizza", "baby", "car")},
+    "baby+beer": ConceptSpec(("baby",), "combination", companion="beer"),
+    "girl+wine": ConceptSpec(("girl",), "combination", companion="wine"),
+    "cat on red": ConceptSpec(("cat",), "conditional", condition="on a red background"),
+    "dog on blue": ConceptSpec(("dog",), "conditional", condition="on a blue background"),
+    "openmoji": ConceptSpec(("openmoji",), "style"),
+}
+ABLATED = ("gun", "baby+beer")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "static mask": {"refresh": 0},
+    "refresh every 5": {"refresh": 5},
+    "CIP": {"objective": "cip"},
+    "neither": {"objective": "none"},
+    "global": {"engine": "global", "steps": 100},
+    "saliency noise": {"saliency": "noise"},
+    "saliency clip": {"saliency": "clip"},
+    "z per projection": {"pool": "projection"},
+    "rows": {"granularity": "row"},
+    "heads": {"granularity": "head", "budget": 0.1},
+    "random mask": {"selection": "random"},
+    "all entries": {"selection": "all", "rate": 0.03},
+    "zeroing": {"objective": "zero"},
+    **{f"xi {xi:g}": {"xi": xi} for xi in (0.0, 2.0, 3.0)},
+    **{f"budget {share:g}": {"budget": share} for share in (0.003, 0.01, 0.1)},
+    **{f"lambda {lam:g}": {"lam": lam} for lam in (0.01, 1.0)},
+}
+STORE = Path("runs/engine.json")
+
+
+def cell(
+    model: LoadedModel, name: str, changes: Mapping[str, Any], seed: int, images: int
+) -> dict[str, Any]:
+    """Unlearn one concept once and measure what became of it."""
+    started = time.monotonic()
+    run = Unlearning(model.lend(), UnlearnSpec((CONCEPTS[name],), seed=seed, **changes))
+    for _ in run:
+        pass
+    seconds = time.monotonic() - started
+    diff = run.diff
+    figures = measure(model, load_judge(), [(diff, 1.0)], CONCEPTS[name], images, seed)
+    standings = run.final.values()
+    return {
+        "figures": figures,
+        "changed": diff.share,
+        "effect": sum(s.effect for s in standings) / len(standings),
+        "harm": sum(s.harm for s in standings) / len(standings),
+        "overlap": sum(s.overlap for s in standings) / len(standings),
+        "passes": run.passes,
+        "backward": run.backward,
+        "seconds": round(seconds, 1),
+        "neurons": {key: n["last"] / n["entries"] for key, n in run.neurons.items()},
+    }
+
+
+def table(cells: Mapping[str, Any], names: list[str], variants: list[str]) -> str:
+    """Write Markdown: a row for each concept and variant, the mean over its seeds."""
+    by_kind: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in names:
+        for variant in variants:
+            rows = [key for key in cells if key.startswith(f"{variant}/{name}/")]
+            if not rows:
+                continue
+            figures = [
+                relative(cells[key]["figures"], cells[f"untouched/{name}/{key[-1]}"])
+                for key in rows
+            ]
+            columns = tuple(figures[0])
+            shown = [f"{mean([f[c] for f in figures]):.3f}" for c in columns]
+            extra = [mean([cells[key][k] for key in rows]) for k in ("effect", "harm", "changed")]
+            passes = mean([cells[key]["passes"] for key in rows])
+            shown += [f"{extra[0]:.3f}", f"{extra[1]:.3f}", f"{extra[2]:.2%}", f"{passes:.0f}"]
+            label = [name, variant, str(len(rows))]
+            by_kind[columns].append("| " + " | ".join([*label, *shown]) + " |")
+    parts = []
+    for columns, lines in by_kind.items():
+        heads = ["concept", "variant", "seeds", *columns, "E left", "harm", "changed", "passes"]
+        ruler = "|".join("---" for _ in heads)
+        parts.append("\n".join([f"| {' | '.join(heads)} |", f"|{ruler}|", *lines]))
+    return "\n\n".join(parts)
+
+
+def mean(values: list[float]) -> float:
+    """Average."""
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    """Run the cells that are missing, save each, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("kinds", "ablations"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--only", nargs="+", help="some of the concepts or variants")
+    parser.add_argument("--show", action="store_true")
+    args = parser.parse_args()
+    names = list(CONCEPTS) if args.what == "kinds" else list(ABLATED)
+    variants = ["default"] if args.what == "kinds" else list(VARIANTS)
+    if args.only:
+        names = [n for n in names if n in args.only] or names
+        variants = [v for v in variants if v in args.only] or variants
+    STORE.parent.mkdir(parents=True, exist_ok=True)
+    cells = json.loads(STORE.read_text()) if STORE.exists() else {}
+    wanted = [(s, n, v) for s in range(args.seeds) for n in names for v in variants]
+    model = None if args.show else load_model("demo")
+    for seed, name, variant in wanted if model else []:
+        assert model is not None
+        base, key = f"untouched/{name}/{seed}", f"{variant}/{name}/{seed}"
+        if base not in cells:
+            cells[base] = measure(model, load_judge(), [], CONCEPTS[name], args.images, seed)
+        if key not in cells:
+            cells[key] = cell(model, name, VARIANTS[variant], seed, args.images)
+            STORE.write_text(json.dumps(cells))
+        found = relative(cells[key]["figures"], cells[base])
+        shown = {k: round(v, 3) for k, v in found.items()}
+        print(key, shown, cells[key]["seconds"], "s", flush=True)
+    print(table(cells, names, variants))
+
+
+if __name__ == "__main__":
+    main()
