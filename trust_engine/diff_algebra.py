@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import __version__
 from .diff_file import payload_sha256
-from .diff_weights import SparseOffset, WeightDiff
+from .diff_weights import SparseOffset, WeightDiff, plain
 from .errors import DiffError, SpecError
 from .keys import layer_of, projection_of
 from .spec import in_range
@@ -100,7 +100,8 @@ def _check_alike(diffs: Sequence[WeightDiff]) -> None:
                 )
     families = {f for diff in diffs if (f := diff.provenance.get("family"))}
     if len(families) > 1:
-        raise DiffError(f"the diffs are of other families ({families}); merge diffs of one family")
+        named = plain(", ".join(sorted(families)), 80)
+        raise DiffError(f"the diffs are of other families ({named}); merge diffs of one family")
 
 
 def _lineage(parts: Parts, how: How) -> dict[str, Any]:

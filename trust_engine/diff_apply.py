@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, projections
 from .diff_family import family_of
-from .diff_weights import SparseOffset, WeightDiff
+from .diff_weights import SparseOffset, WeightDiff, plain
 from .errors import DiffError
 from .spec import in_range
 
@@ -93,11 +93,14 @@ def check_family(diff: WeightDiff, shapes: Mapping[str, tuple[int, ...]], name: 
     for key, offset in diff.offsets.items():
         if shapes.get(key) != offset.shape:
             raise DiffError(
-                f"{name}: made for another kind of model ({family or 'unnamed'}, this is "
-                f"{here or 'unnamed'}: no {key} {list(offset.shape)}); choose a model of its family"
+                f"{name}: made for another kind of model ({plain(family or 'unnamed', 40)}, "
+                f"this is {here or 'unnamed'}: no {key} {list(offset.shape)}); "
+                "choose a model of its family"
             )
     if family and here and family != here:
-        raise DiffError(f"{name}: made for another kind of model ({family}, this is {here})")
+        raise DiffError(
+            f"{name}: made for another kind of model ({plain(family, 40)}, this is {here})"
+        )
 
 
 def check_base(
@@ -108,9 +111,9 @@ def check_base(
     other = prediction and predicts and prediction != predicts
     if expected == actual and not other:
         return None
-    bases = f"base {ascii(expected or 'unknown')[1:41]}, this is {actual}"
+    bases = f"base {plain(expected or 'unknown', 40)}, this is {actual}"
     if other:
-        bases += f"; it predicts {ascii(predicts)[:9]}, this {prediction}"
+        bases += f"; it predicts {plain(predicts, 9)}, this {prediction}"
     if strict:
         raise DiffError(f"{name}: made for another model ({bases}), and --strict refuses that")
     return (

@@ -115,10 +115,11 @@ def _weights_of(source: Path) -> Path:
 
 def _unet_names(path: Path, header: Header) -> dict[str, str]:
     for prefix in _PREFIXES:
-        if any(name.startswith(f"{prefix}input_blocks.") for name in header.entries):
+        there = f"{prefix}input_blocks."
+        if any(name.startswith(there) and projection_of(name) for name in header.entries):
             named = {n[len(prefix) :]: n for n in header.entries if n.startswith(prefix)}
             return {key: n for key, n in named.items() if prefix or key.split(".")[0] in _ROOTS}
-    if any(name.startswith("down_blocks.") for name in header.entries):
+    if any(name.startswith("down_blocks.") and projection_of(name) for name in header.entries):
         return _from_diffusers(path, header)
     raise ModelError(
         f"{path}: no Stable Diffusion UNet in this file; name a checkpoint of SD 1.x, 2.x or SDXL"

@@ -150,6 +150,7 @@ def _label(diff: WeightDiff, packed: Packed, name: str) -> dict[str, Any]:
     }
     # By way of JSON, so that what is hashed is what a reader will find.
     provenance = json.loads(_json(dict(diff.provenance), name))
+    _check_provenance(provenance, name)
     return {"version": FORMAT_VERSION, "tensors": tensors, "provenance": provenance}
 
 
@@ -187,7 +188,14 @@ def _read_label(header: Header, name: str) -> dict[str, Any]:
     )
     if not sound or not isinstance(tensors, dict) or not all(map(_sound_claim, tensors.values())):
         raise DiffError(f"{name}: its TRUST label is incomplete; the file is damaged")
+    _check_provenance(label["provenance"], name)
     return label
+
+
+def _check_provenance(provenance: Mapping[str, Any], name: str) -> None:
+    for key in ("spec", "base", "family", "prediction", "engine"):
+        if not isinstance(provenance.get(key), str | None):
+            raise DiffError(f"{name}: its {key} is not a text; the file is damaged")
 
 
 def _sound_claim(claim: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .diff_family import family_of
 from .diff_file import payload_sha256
-from .diff_weights import WeightDiff
+from .diff_weights import WeightDiff, plain
 from .keys import layer_of, projection_of
 
 WIDTH = 14
@@ -104,9 +104,3 @@ def _figure(name: str, value: Any) -> str | None:
     if isinstance(value, str | int | float):
         return f"{name} {value}"
     return None
-
-
-def plain(text: object, longest: int = 300) -> str:
-    """Return one line without control characters: a terminal would obey them."""
-    shown = "".join(c if c.isprintable() else "?" for c in str(text)[: longest + 1])
-    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."

@@ -1,0 +1,222 @@
+"""`python -m trust_engine diff ...`: does what it says, or says in one line why not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_unet import KEY, small_base, small_checkpoint, small_diff, small_weights
+from test_diff_file import spelled
+
+from trust_engine.cli import main
+from trust_engine.diff import (
+    SparseOffset,
+    WeightDiff,
+    combine,
+    load_diff,
+    payload_sha256,
+    save_diff,
+)
+from trust_engine.keys import LDM_PREFIX
+
+AUDIT = {
+    "ua": {"value": 0.95, "low": 0.9, "high": 0.98, "n": 80},
+    "judge": "CNN",
+    "per_object": {"cat": {"value": 1.0}},
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_diff(small_diff(), Path("a.safetensors"))
+    save_diff(small_diff(1), Path("b.safetensors"))
+    save_diff(small_diff(2, base=1), Path("other.safetensors"))
+    small_checkpoint(Path("model.safetensors"))
+    Path("audit.json").write_text(json.dumps(AUDIT))
+
+
+def ran(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """Run a command that succeeds: (output, warnings)."""
+    assert main(["diff", *line.split()]) == 0
+    return capsys.readouterr()
+
+
+def test_info_reads_like_a_label(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = ran("info a.safetensors", capsys)
+    for text in ("gun", "demo", small_base(), "predicts eps", "-2 to 2", "none noted", "6 weights"):
+        assert text in out
+    ran("annotate a.safetensors --audit audit.json --author Ann --licence CC0-1.0", capsys)
+    out, _ = ran("info a.safetensors", capsys)
+    for text in ("ua 0.95 (0.9 to 0.98), n 80", "judge CNN", "Ann", "CC0-1.0"):
+        assert text in out
+    told = json.loads(ran("info a.safetensors --json", capsys)[0])
+    assert told["notes"]["audit"] == AUDIT
+    assert told["concepts"] == ["gun"]
+    assert told["sha256"] == payload_sha256(small_diff())
+
+
+def test_a_stranger_cannot_write_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\r\nSAFE " + "x" * 5000
+    spec = json.dumps({"concept": {"words": [evil], "kind": evil}})
+    provenance = {"spec": spec, "base": evil, "family": evil, "prediction": evil, "engine": evil}
+    notes = {"author": evil, "audit": {evil: evil}, "licence": [evil]}
+    save_diff(WeightDiff(small_diff().offsets, provenance, notes), Path("evil.safetensors"))
+    out, _ = ran("info evil.safetensors", capsys)
+    assert out.replace("\n", "").isprintable()
+    assert max(map(len, out.splitlines())) < 350
+    assert main(["diff", "verify", "evil.safetensors", "--model", "model.safetensors"]) == 2
+    assert capsys.readouterr().err.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    "provenance", [{}, {"spec": "{"}, {"spec": "[]"}, {"parts": [1, {"parts": []}]}]
+)
+def test_info_of_a_diff_that_says_little(
+    provenance: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_diff(replace(small_diff(), provenance=provenance), Path("c"))
+    assert "not said" in ran("info c", capsys)[0]
+
+
+def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    out, warnings = ran("verify a.safetensors --model model.safetensors --strict", capsys)
+    assert "sound, fits model.safetensors" in out
+    assert payload_sha256(small_diff()) in out
+    assert not warnings
+    out, warnings = ran("verify other.safetensors --model model.safetensors", capsys)
+    assert small_base() in warnings
+    assert small_base(1) in warnings
+    assert "audit does not cover" in warnings
+
+
+def test_apply_writes_the_patched_model(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "apply a.safetensors b.safetensors:-0.5 --model model.safetensors --out new/out"
+    out, warnings = ran(line, capsys)
+    assert "entries changed; rounding lost" in out
+    assert not warnings
+    expected = small_weights()[KEY].clone()
+    for diff, strength in ((small_diff(), 1.0), (small_diff(1), -0.5)):
+        expected += strength * diff.offsets[KEY].dense()
+    assert torch.equal(load_file("new/out")[LDM_PREFIX + KEY], expected)
+
+
+def test_apply_and_undo(capsys: pytest.CaptureFixture[str]) -> None:
+    ran("apply a.safetensors --model model.safetensors --out patched", capsys)
+    _, warnings = ran("apply a.safetensors:-1 --model patched --out undone", capsys)
+    assert "made for another model" in warnings  # the patched model is another one
+    for name, tensor in load_file("undone").items():
+        torch.testing.assert_close(tensor, load_file("model.safetensors")[name])
+
+
+def test_merge(capsys: pytest.CaptureFixture[str]) -> None:
+    parts = [(small_diff(), 1.0), (small_diff(1), -0.5)]
+    out, _ = ran("merge a.safetensors b.safetensors:-0.5 --out c", capsys)
+    assert spelled(load_diff(Path("c"))) == spelled(combine(parts))
+    assert "entries in common" in out
+    assert "100.0% of the squared change kept" in out
+    out, _ = ran("merge a.safetensors b.safetensors --keep 0.02 --json --out d", capsys)
+    told = json.loads(out)
+    assert told["entries_changed"] == load_diff(Path("d")).changed < 0.021 * 36_864
+    assert 0.1 < told["energy_kept"] < 1
+    assert told["overlap"][0]["first"] == "a.safetensors"
+    assert "gun; gun x-0.5" in ran("info c", capsys)[0]
+    assert "other bases" in ran("merge a.safetensors other.safetensors --out e", capsys)[1]
+
+
+def test_export(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = ran("export a.safetensors:0.5 --format dense --out dense.safetensors", capsys)
+    assert "error" in out
+    name = "lora_unet_" + KEY.removesuffix(".weight").replace(".", "_")
+    half = (0.5 * small_diff().offsets[KEY].dense()).half()
+    assert torch.equal(load_file("dense.safetensors")[f"{name}.diff"], half)
+    out, _ = ran("export a.safetensors --format lora --max-rank 8 --out lora.safetensors", capsys)
+    assert "ranks 8 to 8" in out
+    for kind in ("checkpoint", "unet-folder", "unet-pt"):
+        line = f"export a.safetensors --format {kind} --model model.safetensors --out {kind}"
+        assert "rounding lost" in ran(line, capsys)[0]
+    assert Path("unet-folder/config.json").is_file()
+
+
+def test_annotate_leaves_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("a.safetensors").read_bytes()
+    assert "as before" in ran("annotate a.safetensors --notes hello --out noted", capsys)[0]
+    assert Path("a.safetensors").read_bytes() == before
+    assert load_diff(Path("noted")).notes == {"notes": "hello"}
+    main(["diff", "annotate", "noted", "--notes", ""])
+    assert Path("noted").read_bytes() == before
+
+
+def test_fingerprint(capsys: pytest.CaptureFixture[str]) -> None:
+    small_checkpoint(Path("half"), dtype=torch.float16)
+    for name in ("model.safetensors", "half"):
+        assert ran(f"fingerprint {name}", capsys)[0] == f"{small_base()}  demo  {name}\n"
+    told = json.loads(ran("fingerprint half --json", capsys)[0])
+    assert told == {"base": small_base(), "family": "demo"}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("", "ACTION"),
+        ("eat a", "eat"),
+        ("info", "FILE"),
+        ("info missing", "missing: no such file"),
+        ("info model.safetensors", "not a TRUST diff"),
+        ("info pickle.pt", "a torch pickle"),
+        ("info a.safetensors b.safetensors", "unrecognized"),
+        ("verify cut", "cut short"),
+        ("verify edited", "damaged or edited"),
+        ("verify a.safetensors --model missing", "missing: no such file"),
+        ("verify a.safetensors --model pickle.pt", "a torch pickle"),
+        ("verify a.safetensors --model a.safetensors", "no Stable Diffusion UNet"),
+        ("verify other.safetensors --model model.safetensors --strict", "--strict"),
+        ("verify sdxl --model model.safetensors", "another kind of model (sdxl, this is demo"),
+        ("apply a.safetensors --out x", "--model"),
+        ("apply a.safetensors:3 --model model.safetensors --out x", "strength 3.0"),
+        ("apply a.safetensors --model model.safetensors --out model.safetensors", "model itself"),
+        ("apply sdxl --model model.safetensors --out x", "another kind of model"),
+        ("apply other.safetensors --model model.safetensors --out x --strict", "--strict"),
+        ("apply edited --model model.safetensors --out x", "damaged or edited"),
+        ("merge a.safetensors sdxl --out x", "other kinds of model"),
+        ("merge a.safetensors --keep 2 --out x", "--keep"),
+        ("merge a.safetensors --out .", "give a file name"),
+        ("merge a.safetensors --how magic --out x", "--how"),
+        ("export a.safetensors --out x", "--format"),
+        ("export a.safetensors --format checkpoint --out x", "add --model"),
+        ("export a.safetensors --format lora --error 2 --out x", "error bound"),
+        ("export a.safetensors --format lora --max-rank 0 --out x", "max rank"),
+        ("export a.safetensors --format unet-folder --model model.safetensors --out .", "there"),
+        ("annotate a.safetensors", "nothing to note"),
+        ("annotate a.safetensors --audit missing", "no audit in JSON"),
+        ("annotate a.safetensors --audit a.safetensors", "no audit in JSON"),
+        ("annotate a.safetensors --audit list.json", "a JSON object"),
+        ("annotate protected --notes x", "write-protected"),
+        ("fingerprint a.safetensors", "no Stable Diffusion UNet"),
+    ],
+)
+def test_bad_input_is_one_line(line: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = Path("a.safetensors").read_bytes()
+    torch.save({"a": torch.zeros(1)}, "pickle.pt")
+    Path("cut").write_bytes(content[:-9])
+    Path("edited").write_bytes(content.replace(b"gun", b"fun"))
+    Path("list.json").write_text("[1]")
+    sdxl = {KEY.replace("to_q", "to_k"): SparseOffset.of(torch.ones(3, 2048))}
+    save_diff(WeightDiff(sdxl, {"family": "sdxl"}), Path("sdxl"))
+    Path("protected").write_bytes(content)
+    Path("protected").chmod(0o444)
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    try:
+        code: object = main(["diff", *line.split()])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (2, "")
+    assert captured.err.startswith("trust_engine: ")
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
