@@ -8,14 +8,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .cli_audit import add_audit
+from .cli_diff import add_diff
 from .cli_inputs import check_all_fit, check_out, read_diffs, read_spec
-from .errors import TrustError
+from .errors import DivergenceError, SpecError, TrustError
 from .files import write_atomically
-from .spec import KINDS, UnlearnSpec, in_range
+from .spec import CHOICES, KINDS, UnlearnSpec, in_range
+
+if TYPE_CHECKING:
+    from .unlearn import Unlearning
 
 DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
 
@@ -67,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_unlearn(commands)
     add_audit(commands, _add_model)
+    add_diff(commands)
     return parser
 
 
@@ -139,12 +144,48 @@ def _add_unlearn(commands: Any) -> None:
         "--anchor", metavar="TEXT", help="what to draw instead (default: the prompt without it)"
     )
     parser.add_argument(
-        "--steps", type=int, metavar="N", help=f"updates a layer (default: {DEFAULTS['steps']})"
+        "--also",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TEXT",
+        help="further concepts to remove in the same run, one each",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--template",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TEXT",
+        help='sentences of your own with {} where the concept goes, e.g. "a photo of {}"',
+    )
+    _add_settings(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="keep the run's state here when it is stopped, and go on from it next time",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_unlearn)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("settings", "how to unlearn; the defaults suit most uses")
+    for name in ("objective", "engine"):
+        options, usual = CHOICES[name], DEFAULTS[name]
+        group.add_argument(f"--{name}", choices=options, help=f"default: {usual}")
+    numbers = {
+        "steps": (int, "N", "updates a layer; more: less is left of the concept, slower"),
+        "budget": (float, "X", "largest share of q/k/v entries that may change, 0..1"),
+        "xi": (float, "X", "z-score above which an entry is a concept neuron"),
+        "eta": (float, "X", "push beyond the anchor, away from the concept"),
+        "seed": (int, "N", "of trajectories and samples"),
+    }
+    for name, (kind, unit, text) in numbers.items():
+        text = f"{text} (default: {DEFAULTS[name]})"
+        group.add_argument(f"--{name}", type=kind, metavar=unit, help=text)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -193,21 +234,27 @@ def _unlearn(args: argparse.Namespace) -> None:
     from .diff import save_diff
     from .model import load_model
     from .progress import run_with_bar
-    from .unlearn import Unlearning, check_built
+    from .resume import keeping, wanted
+    from .unlearn import Unlearning
 
     spec = read_spec(args)
-    check_built(spec)
     check_out(args.out, args.model)
+    if args.state:
+        check_out(args.state, args.model)
     model = load_model(args.model, args.device)
-    run = Unlearning(model.lend(), spec)
+    run = Unlearning(model.lend(), spec, wanted(args.state))
     print(f"preserving: {'; '.join(run.prompts.preserve)}", file=sys.stderr)
-    run_with_bar(run)
+    try:
+        with keeping(run, args.state):
+            run_with_bar(run)
+    except DivergenceError as error:
+        raise _saved_what_there_is(run, args.out, error) from error
     diff = run.diff
     save_diff(diff, args.out)
     effect = sum(step.effect for step in run.final.values()) / len(run.final)
     result = {
         "diff": str(args.out),
-        "concept": spec.concept.name,
+        "concept": spec.name,
         "entries_changed": diff.changed,
         "share_changed": round(diff.share, 5),
         "effect_left": round(effect, 5),
@@ -217,7 +264,20 @@ def _unlearn(args: argparse.Namespace) -> None:
         print(json.dumps(result))
     else:
         print(
-            f"{args.out}: {spec.concept.name!r} - {diff.changed:,} entries changed "
+            f"{args.out}: {spec.name!r} - {diff.changed:,} entries changed "
             f"({diff.share:.1%} of q/k/v), {effect:.1%} of the concept's local effect left, "
             f"{run.passes} UNet passes"
         )
+
+
+def _saved_what_there_is(run: Unlearning, out: Path, error: DivergenceError) -> DivergenceError:
+    """Save the last good state of a run that diverged, under a name that tells."""
+    from .diff import save_diff
+
+    try:
+        diff = run.last_good
+    except SpecError:
+        return error
+    path = out.with_suffix(f".incomplete{out.suffix}")
+    save_diff(diff, path)
+    return DivergenceError(f"{error}; the last good state is in {path}")

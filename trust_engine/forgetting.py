@@ -68,6 +68,7 @@ class Forgetting:
         self.optimiser = SelectiveAdam(problem.base, spec.rate)
         self.mask = DynamicMask([b.shape for b in problem.base], spec, problem.heads, fixed)
         self.done = 0
+        self.steady = True  # False while a step is half taken: then there is nothing to save
         self.standing: Standing | None = None
         self._influence: InfluenceScale | None = None
         self._smooth: tuple[float, float] | None = None
@@ -94,6 +95,7 @@ class Forgetting:
     def step(self) -> Standing:
         """Take one step; raises DivergenceError, and keeps the last good state, when it fails."""
         spec, problem, step = self.spec, self.problem, self.done
+        self.steady = False
         theta = self.optimiser.theta()
         effect = problem.effect(theta, step)
         gradient = torch.autograd.grad(effect, theta, create_graph=self.spec.exact_hessian)
@@ -167,6 +169,7 @@ class Forgetting:
 
     def _stand(self, effect: float, harm: float, mask: Tensors) -> Standing:
         self.done += 1
+        self.steady = True
         old = self._smooth or (effect, harm)
         self._smooth = (
             SMOOTH * old[0] + (1 - SMOOTH) * effect,

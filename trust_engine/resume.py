@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .diff import SparseOffset
-from .errors import SpecError
+from .errors import DivergenceError, SpecError
 from .files import open_safetensors, write_atomically
 from .forgetting import Standing
 from .trajectory import Recording
@@ -121,6 +121,8 @@ def keeping(run: Unlearning, path: Path | None) -> Iterator[None]:
     """Keep a run's state at a path when it is stopped or fails; take it away when it is done."""
     try:
         yield
+    except DivergenceError:
+        raise  # from the same state it would diverge again
     except BaseException:
         if path is not None and run.resumable:
             save_state(run.state, path)

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import __version__
-from .attention import cross_attention_modules, read_layer
+from .attention import cross_attention_modules
 from .concept import PromptSet, build_prompts
-from .conditioning import Conditioning, TextEncoder, stack
-from .denoiser import Denoiser, device_of
+from .conditioning import Conditioning, TextEncoder
+from .denoiser import Denoiser
 from .diff import SparseOffset, WeightDiff, fingerprint
 from .errors import DivergenceError, SpecError
 from .forgetting import Forgetting, Standing
-from .local import LayerProblem, Situation
-from .mask import Tensors, overlap
+from .mask import overlap
+from .pieces import Ground, Piece
 from .resume import RunState
-from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
+from .saliency import Score
 from .sampler import SamplerSettings
 from .spec import UnlearnSpec
 from .trajectory import Plan, Recording, plan_recording, record
-from .whole import Cost, Moments, WholeProblem, differentiable
+from .whole import Cost, differentiable
 
-UNGUIDED = 6  # rows of the empty prompt among what must stay: guidance leans on it
 MOMENTS = 8  # of a mask's drift that a diff's label keeps
 
 
@@ -64,15 +61,6 @@ class StepReport:
 
 
 @dataclass
-class Piece:
-    """Weights that are fine-tuned together: one layer (local), or all of them (global)."""
-
-    name: str
-    keys: list[str]
-    start: Callable[[], Forgetting]
-
-
-@dataclass
 class Unlearning:
     """One run: iterate over it for progress, stop whenever you like, then read `diff`.
 
@@ -93,7 +81,8 @@ class Unlearning:
     _finished: bool = False
     _recording: Recording | None = None
     _piece: tuple[str, Forgetting] | None = None
-    _whole: WholeProblem | None = None
+    _ground: Ground | None = None
+    _settled: bool = False
 
     def __post_init__(self) -> None:
         model, spec = self.model, self.spec
@@ -125,7 +114,8 @@ class Unlearning:
     @torch.enable_grad()
     def __iter__(self) -> Iterator[StepReport]:
         model, spec, total = self.model, self.spec, self.total
-        self._finished, self._base = False, fingerprint(model.denoiser)
+        self._finished = self._settled = False
+        self._base = fingerprint(model.denoiser)
         kept = self._restore()
         cond, uncond = _encode(model, self._all_prompts()), _encode(model, [""])
         plan = self._plan()
@@ -139,7 +129,12 @@ class Unlearning:
                 yield StepReport(self.passes, total, "recording", self.passes)
             self._recording = recording
         done = self._recording.passes
-        for piece in self._pieces(cond, uncond, plan):
+        score = model.score
+        self._ground = Ground(
+            spec, model.denoiser, self.prompts, cond, uncond, plan, self._recording, score
+        )
+        for piece in self._ground.pieces():
+            self._settle_cost(kept)
             end = done + spec.steps
             if piece.name not in self.final:
                 for standing in self._work(piece, kept):
@@ -178,118 +173,24 @@ class Unlearning:
         self._keep(piece, run)
         self._piece = None
 
+    def _settle_cost(self, kept: RunState | None) -> None:
+        """Count what it took to set up, unless a run before this one has paid for it."""
+        if self._ground is None or not self._ground.needs_whole:
+            return
+        if kept is not None and not self._settled:
+            spent = kept.passes - kept.recording.passes
+            self._ground.whole.cost = Cost(spent, kept.backward)
+        self._settled = True
+        self._count()
+
     def _count(self) -> None:
-        if self._whole is not None:
-            recorded = 0 if self._recording is None else self._recording.passes
-            self.passes = recorded + self._whole.cost.forward
-            self.backward = self._whole.cost.backward
+        if self._ground is not None and self._ground.needs_whole:
+            cost = self._ground.whole.cost
+            self.passes = self._ground.recording.passes + cost.forward
+            self.backward = cost.backward
 
     def _all_prompts(self) -> list[str]:
         return [*self.prompts.targets, *self.prompts.anchors, *self.prompts.preserve]
-
-    def _pieces(self, cond: Conditioning, uncond: Conditioning, plan: Plan) -> Iterator[Piece]:
-        modules = cross_attention_modules(self.model.denoiser)
-        spec = self.spec
-        keys = {name: [f"{name}.to_{letter}.weight" for letter in "qkv"] for name in modules}
-        if spec.engine == "global" or spec.saliency != "attention":
-            self._whole = self._make_whole(cond, uncond, plan)
-        fixed = self._fixed() if self._whole is not None and spec.engine == "local" else {}
-        if self._whole is not None and self.resume is not None:  # what was paid for stays paid
-            spent = self.resume.passes - self.resume.recording.passes
-            self._whole.cost = Cost(spent, self.resume.backward)
-            self._count()
-        if spec.engine == "global":
-            source = self._source(cond, uncond, plan)
-            everything = [key for names in keys.values() for key in names]
-            assert self._whole is not None
-            yield Piece("the UNet", everything, partial(Forgetting, self._whole, spec, source))
-            return
-        for name in modules:
-
-            def start(name: str = name) -> Forgetting:
-                problem = self._layer(name, cond, uncond, plan)
-                return Forgetting(problem, spec, fixed=fixed.get(name))
-
-            yield Piece(name, keys[name], start)
-
-    def _layer(
-        self, name: str, cond: Conditioning, uncond: Conditioning, plan: Plan
-    ) -> LayerProblem:
-        assert self._recording is not None
-        device = device_of(self.model.denoiser)
-        module = cross_attention_modules(self.model.denoiser)[name]
-        told, free = self._recording.states(name)
-        erase, keep = self._situations(
-            told, free, cond.context.float(), uncond.context.float(), plan
-        )
-        spec = self.spec
-        return LayerProblem(
-            read_layer(module), erase.to(device), keep.to(device), spec.eta, spec.seed
-        )
-
-    def _situations(
-        self, told: Tensor, free: Tensor, cond: Tensor, uncond: Tensor, plan: Plan
-    ) -> tuple[Situation, Situation]:
-        n = len(self.prompts.targets)
-        cond, uncond = cond.cpu(), uncond.cpu()
-        target, anchor, stay = cond[:n], cond[n : 2 * n], cond[n:]
-        # The concept is answered as its anchor on states of both trajectories: while the model
-        # forgets, what enters a layer moves from the first kind to the second.
-        now, goal = torch.cat([target, target]), torch.cat([anchor, anchor])
-        erase = Situation(told, plan.rows[: 2 * n], now, goal)
-        some = free[:: max(1, len(free) // UNGUIDED)]
-        kept = torch.cat([stay, uncond.expand(len(some), -1, -1)])
-        unguided = len(told) + torch.arange(len(some))
-        rows = torch.cat([plan.rows[n:], unguided])
-        return erase, Situation(torch.cat([told, some]), rows, kept, kept)
-
-    def _make_whole(self, cond: Conditioning, uncond: Conditioning, plan: Plan) -> WholeProblem:
-        recording = self._recording
-        assert recording is not None
-        n = len(self.prompts.targets)
-        target, anchor, stay = (
-            cond.select(slice(*ends)) for ends in ((0, n), (n, 2 * n), (n, None))
-        )
-        erase = Moments(plan.rows[: 2 * n], stack([target, target]), stack([anchor, anchor]))
-        unguided = torch.arange(0, len(plan.recorded), max(1, len(plan.recorded) // UNGUIDED))
-        kept = stack([stay, *[uncond] * len(unguided)])
-        keep = Moments(torch.cat([plan.rows[n:], unguided]), kept, kept)
-        weights = {}
-        for name, module in cross_attention_modules(self.model.denoiser).items():
-            layer = read_layer(module)
-            for letter, weight in zip("qkv", (layer.q, layer.k, layer.v), strict=True):
-                weights[f"{name}.to_{letter}.weight"] = (weight, layer.heads)
-        return WholeProblem(
-            self.model.denoiser, weights, recording.latents, recording.timesteps, erase, keep,
-            self.spec,
-        )  # fmt: skip
-
-    def _source(self, cond: Conditioning, uncond: Conditioning, plan: Plan) -> Source | None:
-        """Choose where the global engine's saliency comes from; None: the effect's gradient."""
-        assert self._whole is not None
-        if self.spec.saliency == "noise":
-            return None
-        if self.spec.saliency == "clip":
-            assert self.model.score is not None
-            return ClipSaliency(self._whole, self.model.score, self.prompts.targets)
-        names = cross_attention_modules(self.model.denoiser)
-        return AttentionSaliency([self._layer(name, cond, uncond, plan) for name in names])
-
-    def _fixed(self) -> dict[str, Tensors]:
-        """Take the whole UNet's saliency once, at theta_0, for the local engine's layers."""
-        whole = self._whole
-        assert whole is not None
-        source: Source = NoiseSaliency(whole)
-        if self.spec.saliency == "clip":
-            assert self.model.score is not None
-            source = ClipSaliency(whole, self.model.score, self.prompts.targets)
-        found = averaged(source, tuple(b.clone().requires_grad_(True) for b in whole.base))
-        self._count()
-        layers: dict[str, Tensors] = {}
-        for key, saliency in zip(whole.keys, found, strict=True):
-            name = key.rsplit(".to_", 1)[0]
-            layers[name] = (*layers.get(name, ()), saliency)
-        return layers
 
     def _keep(self, piece: Piece, run: Forgetting) -> None:
         current, first, standing = run.mask.current, run.mask.first, run.standing
@@ -319,6 +220,8 @@ class Unlearning:
         if self._recording is None:
             raise SpecError("there is nothing to resume from yet; recording is not over")
         name, run = self._piece or ("", None)
+        if run is not None and not run.steady:
+            name, run = "", None  # stopped within a step: this piece begins again
         return RunState(
             self.spec.to_json(),
             self._base,

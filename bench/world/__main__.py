@@ -18,7 +18,6 @@ from bench.world import (
     train_unet,
 )
 
-
 STAGES = {
     "judge": train_judge,
     "autoencoder": train_autoencoder,

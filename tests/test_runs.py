@@ -1,0 +1,163 @@
+"""Runs of every kind: concepts, engines, saliencies; resumed, diverged, stopped early."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_unlearn import finish, saved
+from tiny import frozen_bits, tiny_model, tiny_spec
+
+from trust_engine.attention import cross_attention_modules, read_layer
+from trust_engine.diff import applied, save_diff
+from trust_engine.errors import DivergenceError, SpecError
+from trust_engine.resume import load_state, save_state
+from trust_engine.spec import ConceptSpec
+from trust_engine.unlearn import Unlearning
+
+KINDS = {
+    "single": ConceptSpec(("gun",)),
+    "combination": ConceptSpec(("cat",), "combination", companion="beer"),
+    "conditional": ConceptSpec(("cat",), "conditional", condition="on a red car"),
+    "style": ConceptSpec(("noto",), "style"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_runs_within_its_passes(kind: str) -> None:
+    run, _ = finish(tiny_model(), tiny_spec(concepts=(KINDS[kind],), passes=60, xi=0.0))
+    assert run.diff.changed > 0
+    assert run.passes <= 60
+    assert run.spec.name in str(run.diff.provenance["spec"]) or kind != "single"
+
+
+def test_several_concepts_go_in_one_run() -> None:
+    model, xi = tiny_model(), 0.0
+    both = (KINDS["single"], ConceptSpec(("dog",)))
+    spec = tiny_spec(concepts=both, steps=30, budget=0.3, xi=xi, beta=0.0, passes=80)
+    run, _ = finish(model, spec)
+    assert not any("gun" in p or "dog" in p for p in run.prompts.preserve)
+    for target, anchor in zip(run.prompts.targets, run.prompts.anchors, strict=True):
+        if target not in ("a gun", "a dog"):
+            continue
+        now, goal = model.encoder.encode([target, anchor]).context.split(1)
+        for module in cross_attention_modules(model.denoiser).values():
+            torch.manual_seed(0)
+            x, base = torch.randn(1, 50, module.to_q.in_features), read_layer(module)
+            before = (base(x, now) - base(x, goal)).square().mean()
+            with applied(model.denoiser, [(run.diff, 1.0)]):
+                after = (read_layer(module)(x, now) - base(x, goal)).square().mean()
+            assert after < 0.6 * before
+
+
+@pytest.mark.parametrize("saliency", ["attention", "noise"])
+@pytest.mark.parametrize("engine", ["local", "global"])
+def test_both_engines_take_every_saliency(engine: str, saliency: str) -> None:
+    model = tiny_model()
+    before = frozen_bits(model.denoiser.module)
+    run, reports = finish(model, tiny_spec(engine=engine, saliency=saliency))
+    assert 0 < run.diff.share <= run.spec.budget
+    assert reports[-1].done == reports[-1].total
+    assert (run.backward == 0) == (engine == "local" and saliency == "attention")
+    assert frozen_bits(model.denoiser.module) == before
+
+
+def test_a_clip_score_finds_neurons() -> None:
+    """The concept's score is the latents' own mean here; entries that move it are found."""
+    model = replace(tiny_model(), score=lambda x0, prompts: x0.mean((1, 2, 3)))
+    run, _ = finish(model, tiny_spec(saliency="clip"))
+    assert run.diff.changed > 0 and run.backward > 0
+
+
+@pytest.mark.parametrize("changes", [{}, {"engine": "global"}, {"saliency": "noise"}])
+@pytest.mark.parametrize("at", ["first", "middle", "last"])
+def test_a_run_goes_on_from_its_state(changes: dict, at: str, tmp_path: Path) -> None:
+    """To the same bytes, through a file, on a fresh copy of the model."""
+    spec = tiny_spec(**changes)
+    whole, reports = finish(tiny_model(), spec)
+    work = [i for i, report in enumerate(reports) if report.standing is not None]
+    stop = {"first": work[0], "middle": work[len(work) // 2], "last": work[-1]}[at]
+    half = Unlearning(tiny_model(), spec)
+    for i, _ in enumerate(half):
+        if i == stop:
+            save_state(half.state, tmp_path / "state")
+            break
+    again = Unlearning(tiny_model(), spec, load_state(tmp_path / "state"))
+    more = list(again)
+    assert len(more) < len(reports)
+    assert all(report.stage != "recording" for report in more)
+    assert saved(again.diff, tmp_path) == saved(whole.diff, tmp_path)
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    run = Unlearning(tiny_model(), tiny_spec())
+    with pytest.raises(SpecError, match="nothing to resume"):
+        _ = run.state
+    list(run)
+    for model, spec, message in (
+        (tiny_model(), tiny_spec(seed=5), "another spec"),
+        (tiny_model(seed=5), tiny_spec(), "another model"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            list(Unlearning(model, spec, run.state))
+    (tmp_path / "state").write_bytes(b"no state")
+    with pytest.raises(SpecError):
+        load_state(tmp_path / "state")
+    save_diff(run.diff, tmp_path / "diff")
+    with pytest.raises(SpecError, match="not the state of a run"):
+        load_state(tmp_path / "diff")
+
+
+def test_divergence_keeps_the_last_good_state() -> None:
+    run = Unlearning(tiny_model(), tiny_spec(steps=6))
+    with pytest.raises(DivergenceError, match="not finite at step 3 of 6; lower the rate"):
+        for report in run:
+            if report.standing is not None and run._piece is not None:
+                forgetting = run._piece[1]
+                if forgetting.done == 2:
+                    forgetting.problem.scale.fill_(float("nan"))  # type: ignore[attr-defined]
+    diff = run.last_good
+    assert diff.changed > 0
+    assert diff.provenance["complete"] is False
+    assert all(bool(o.values.isfinite().all()) for o in diff.offsets.values())
+    with pytest.raises(SpecError, match="not finished"):
+        _ = run.diff
+
+
+def test_a_run_stops_early_when_the_effect_is_small_and_the_rest_is_kept() -> None:
+    _, reports = finish(tiny_model(), tiny_spec(steps=20))
+    early, fewer = finish(tiny_model(), tiny_spec(steps=20, stop_effect=10.0, stop_harm=10.0))
+    assert len(fewer) < len(reports)
+    assert early.diff.changed > 0
+    assert fewer[-1].done == fewer[-1].total
+    _, more = finish(tiny_model(), tiny_spec(steps=20, stop_effect=10.0, stop_harm=0.0))
+    assert len(more) == len(reports)
+
+
+def test_no_neuron_at_all_is_said() -> None:
+    with pytest.raises(SpecError, match="lower xi"):
+        finish(tiny_model(), tiny_spec(xi=100.0))
+
+
+def test_a_run_stopped_within_a_step_begins_that_piece_again(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    whole, _ = finish(tiny_model(), spec)
+    half = Unlearning(tiny_model(), spec)
+    steps = 0
+    with pytest.raises(KeyboardInterrupt):
+        for report in half:
+            if report.standing is not None:
+                steps += 1
+            if steps == 5 and half._piece is not None:
+                half._piece[1].optimiser.step = _interrupt  # type: ignore[method-assign]
+    save_state(half.state, tmp_path / "state")
+    again, _ = (lambda run: (run, list(run)))(
+        Unlearning(tiny_model(), spec, load_state(tmp_path / "state"))
+    )
+    assert saved(again.diff, tmp_path) == saved(whole.diff, tmp_path)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,133 @@
+"""What the engines work on: weights that are fine-tuned together, on recorded ground."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from .attention import cross_attention_modules, read_layer
+from .concept import PromptSet
+from .conditioning import Conditioning, stack
+from .denoiser import Denoiser, device_of
+from .forgetting import Forgetting
+from .local import LayerProblem, Situation
+from .mask import Tensors
+from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
+from .spec import UnlearnSpec
+from .trajectory import Plan, Recording
+from .whole import Moments, WholeProblem
+
+UNGUIDED = 6  # rows of the empty prompt among what must stay: guidance leans on it
+
+
+@dataclass
+class Piece:
+    """Weights that are fine-tuned together: one layer (local), or all of them (global)."""
+
+    name: str
+    keys: list[str]
+    start: Callable[[], Forgetting]
+
+
+@dataclass
+class Ground:
+    """What both engines stand on: prompts, encoded in their order, and recorded trajectories."""
+
+    spec: UnlearnSpec
+    denoiser: Denoiser
+    prompts: PromptSet
+    cond: Conditioning
+    uncond: Conditioning
+    plan: Plan
+    recording: Recording
+    score: Score | None = None
+
+    @property
+    def needs_whole(self) -> bool:
+        """Tell whether gradients will pass through the UNet."""
+        return self.spec.engine == "global" or self.spec.saliency != "attention"
+
+    def pieces(self) -> Iterator[Piece]:
+        """List what is to be fine-tuned, piece by piece."""
+        modules = cross_attention_modules(self.denoiser)
+        keys = {name: [f"{name}.to_{letter}.weight" for letter in "qkv"] for name in modules}
+        if self.spec.engine == "global":
+            everything = [key for names in keys.values() for key in names]
+            yield Piece(
+                "the UNet",
+                everything,
+                lambda: Forgetting(self.whole, self.spec, self._source()),
+            )
+            return
+        fixed = self._fixed() if self.needs_whole else {}
+        for name in modules:
+
+            def start(name: str = name) -> Forgetting:
+                return Forgetting(self.layer(name), self.spec, fixed=fixed.get(name))
+
+            yield Piece(name, keys[name], start)
+
+    def layer(self, name: str) -> LayerProblem:
+        """Set one layer's problem up."""
+        n, told, free = len(self.prompts.targets), *self.recording.states(name)
+        cond, uncond = self.cond.context.float().cpu(), self.uncond.context.float().cpu()
+        target, anchor, stay = cond[:n], cond[n : 2 * n], cond[n:]
+        # The concept is answered as its anchor on states of both trajectories: while the model
+        # forgets, what enters a layer moves from the first kind to the second.
+        now, goal = torch.cat([target, target]), torch.cat([anchor, anchor])
+        erase = Situation(told, self.plan.rows[: 2 * n], now, goal)
+        some = free[:: max(1, len(free) // UNGUIDED)]
+        kept = torch.cat([stay, uncond.expand(len(some), -1, -1)])
+        rows = torch.cat([self.plan.rows[n:], len(told) + torch.arange(len(some))])
+        keep = Situation(torch.cat([told, some]), rows, kept, kept)
+        device = device_of(self.denoiser)
+        layer = read_layer(cross_attention_modules(self.denoiser)[name])
+        return LayerProblem(layer, erase.to(device), keep.to(device), self.spec.eta, self.spec.seed)
+
+    @cached_property
+    def whole(self) -> WholeProblem:
+        """Set the whole UNet's problem up, once."""
+        n, rows = len(self.prompts.targets), self.plan.rows
+        target, anchor, stay = (
+            self.cond.select(slice(*e)) for e in ((0, n), (n, 2 * n), (n, None))
+        )
+        erase = Moments(rows[: 2 * n], stack([target, target]), stack([anchor, anchor]))
+        count = len(self.plan.recorded)
+        unguided = torch.arange(0, count, max(1, count // UNGUIDED))
+        kept = stack([stay, *[self.uncond] * len(unguided)])
+        keep = Moments(torch.cat([rows[n:], unguided]), kept, kept)
+        weights = {}
+        for name, module in cross_attention_modules(self.denoiser).items():
+            layer = read_layer(module)
+            for letter, weight in zip("qkv", (layer.q, layer.k, layer.v), strict=True):
+                weights[f"{name}.to_{letter}.weight"] = (weight, layer.heads)
+        here = self.recording
+        return WholeProblem(
+            self.denoiser, weights, here.latents, here.timesteps, erase, keep, self.spec
+        )
+
+    def _source(self) -> Source | None:
+        """Choose where the global engine's saliency comes from; None: the effect's gradient."""
+        if self.spec.saliency == "noise":
+            return None
+        if self.spec.saliency == "clip":
+            return self._clip()
+        names = cross_attention_modules(self.denoiser)
+        return AttentionSaliency([self.layer(name) for name in names])
+
+    def _clip(self) -> ClipSaliency:
+        assert self.score is not None  # checked before the run began
+        return ClipSaliency(self.whole, self.score, self.prompts.targets)
+
+    def _fixed(self) -> dict[str, Tensors]:
+        """Take the whole UNet's saliency once, at theta_0, for the local engine's layers."""
+        source = self._clip() if self.spec.saliency == "clip" else NoiseSaliency(self.whole)
+        found = averaged(source, tuple(b.clone().requires_grad_(True) for b in self.whole.base))
+        layers: dict[str, Tensors] = {}
+        for key, saliency in zip(self.whole.keys, found, strict=True):
+            name = key.rsplit(".to_", 1)[0]
+            layers[name] = (*layers.get(name, ()), saliency)
+        return layers
