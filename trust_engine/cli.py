@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import __version__
 from .cli_audit import add_audit
 from .cli_diff import add_diff
-from .cli_diff import add_diff
 from .cli_inputs import check_all_fit, check_out, read_diffs, read_spec
 from .errors import DivergenceError, SpecError, TrustError
 from .files import write_atomically
@@ -72,7 +71,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_unlearn(commands)
     add_audit(commands, _add_model)
-    add_diff(commands)
     add_diff(commands)
     return parser
 
