@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..sampler import SamplerSettings
-from .drawing import Canvas, Work
+from .drawing import Canvas, Work, passes_of
 from .shots import Shot
-from .studio import Picture, Studio, passes_for, shoot
+from .studio import Picture, Studio, shoot
 
 BOTH = ("untouched", "edited")
 
@@ -45,13 +45,11 @@ def gone_cell(
 
     strength: redraw pictures of the concept by this share (image-to-image) instead of noise.
     """
-    drawn = passes_for(studio, len(shots), settings)
-    passes, budget = 2 * drawn, describe(shots, settings or studio.settings)
+    used = settings or studio.settings
+    passes, budget = 2 * passes_of(used, len(shots), strength or 1.0), describe(shots, used)
     if strength is not None:
-        passes, budget = (
-            2 * drawn + studio.bait_passes(len(shots)),
-            {**budget, "strength": strength},
-        )
+        passes += studio.bait_passes(len(shots))
+        budget["strength"] = strength
 
     def run(studio: Studio) -> Work[Outcome]:
         figures, pictures, canvas = {}, {}, None

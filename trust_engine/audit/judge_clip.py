@@ -102,6 +102,7 @@ def load_clip_model(path: Path) -> tuple[Any, Any]:
             f"{path}: not a CLIP folder this judge reads; it needs config.json and "
             "model.safetensors (pickled weights are refused, for they can run code)"
         )
+    from safetensors import SafetensorError
     from transformers import CLIPModel, CLIPTokenizer
 
     try:
@@ -112,6 +113,6 @@ def load_clip_model(path: Path) -> tuple[Any, Any]:
             from ..demo.clip import load_tokenizer
 
             tokenizer = load_tokenizer()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read as CLIP ({error})") from error
     return model.eval().requires_grad_(False), tokenizer

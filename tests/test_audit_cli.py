@@ -1,0 +1,80 @@
+"""`audit` on the command line: what it writes, and what it refuses before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from audit_toy import LEVEL, forgets_the_word, toy_model
+
+import trust_engine.audit
+import trust_engine.model
+from trust_engine.cli import main
+from trust_engine.diff import save_diff
+
+AUDIT = ["audit", "--model", "m", "--diff", "d.safetensors", "--concept", "gun"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_a_diff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = toy_model()
+    save_diff(forgets_the_word(model)[0][0], Path("d.safetensors"))
+    monkeypatch.setattr(trust_engine.model, "load_model", lambda *_: model)
+    monkeypatch.setattr(trust_engine.audit, "pick_level", lambda _: LEVEL)
+
+
+def test_writes_figures_page_and_state(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--images", "1", "--steps", "2", "--json", "a.json", "--html", "a.html"]
+    assert main([*AUDIT, *flags, "--state", "cells"]) == 0
+    data = json.loads(Path("a.json").read_text())
+    assert (data["concept"], data["version"], data["judge"]["name"]) == ("gun", 2, "demo")
+    assert data["sampler"]["steps"] == 2
+    assert data["untouched"]["ua"]["n"] == data["ua"]["n"] == 4
+    assert Path("a.html").read_text("utf-8").startswith("<!doctype html>")
+    assert (Path("cells") / "core.json").is_file()
+    assert "Not covered:" in " ".join(capsys.readouterr().out.split())
+    first = Path("a.json").read_bytes()
+    assert main([*AUDIT, *flags, "--state", "cells"]) == 0
+    assert Path("a.json").read_bytes() == first  # seconds are those of the cells' making
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--concept", "spaceship"], "'spaceship' is not an object"),
+        (["--kind", "style"], "'gun' is not a style"),
+        (["--with", "rum"], "'rum' is not an object"),
+        (["--with", "gun"], "equals the concept"),
+        (["--when", "at night"], "names no background"),
+        (["--with", "beer", "--when", "on red"], "--when belongs to"),
+        (["--level", "thorough"], "--level"),
+        (["--judge", "clip:nowhere"], "neither demo, nudenet nor a folder"),
+        (["--retain", "cat"], "go with --judge"),
+        (["--images", "0"], "images is 0"),
+        (["--steps", "0"], "steps is 0"),
+        (["--cfg", "0"], "cfg is 0"),
+        (["--html", "."], "give a file name"),
+        (["--state", "d.safetensors"], "is a file"),
+    ],
+)
+def test_bad_input_is_one_line(
+    flags: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*_: object) -> None:
+        pytest.fail("a model was loaded before the input was checked")
+
+    monkeypatch.setattr(trust_engine.model, "load_model", load)
+    before = sorted(Path().iterdir())
+    try:
+        code: object = main([*AUDIT, *flags])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert (code, captured.err.count("\n")) == (2, 1)
+    assert says in captured.err
+    assert sorted(Path().iterdir()) == before
