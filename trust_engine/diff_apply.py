@@ -156,21 +156,24 @@ def add(
         return
     for start in range(0, len(offset.indices), BLOCK):
         indices = offset.indices[start : start + BLOCK].to(weight.device).long()
-        change = strength * offset.values[start : start + BLOCK].to(weight.device)
+        change = offset.values[start : start + BLOCK].to(weight.device)
+        change = change if strength == 1 else strength * change
         old = _take(weight, indices)
         before = old.float()
         new = (before + change).to(old.dtype)
-        moved = new.float() - before
-        if not bool(moved.isfinite().all()):
+        moved = new.float().sub_(before)
+        missed = moved - change
+        error = float(missed.dot(missed))  # not finite if any entry is not
+        if not math.isfinite(error):
             raise DiffError(
                 f"{key}: strength {strength:g} is too much for {old.dtype}; choose a smaller one"
             )
         yield indices, old
         _put(weight, indices, new)
         rounding.entries += len(indices)
-        rounding.unmoved += int((moved == 0).sum())
-        rounding.wanted += float(change.double().square().sum())
-        rounding.error += float((moved - change).double().square().sum())
+        rounding.unmoved += len(indices) - int(moved.count_nonzero())
+        rounding.wanted += float(change.dot(change))
+        rounding.error += error
 
 
 def _take(weight: Tensor, indices: Tensor) -> Tensor:
@@ -181,7 +184,7 @@ def _take(weight: Tensor, indices: Tensor) -> Tensor:
 
 def _take_from(weight: Tensor, indices: Tensor) -> Tensor:
     if weight.is_contiguous():
-        return weight.view(-1)[indices]
+        return weight.view(-1).index_select(0, indices)
     return weight[_places(weight, indices)]
 
 
@@ -189,7 +192,7 @@ def _put(weight: Tensor, indices: Tensor, values: Tensor) -> None:
     if weight.element_size() == 1:
         weight, values = weight.view(torch.uint8), values.view(torch.uint8)
     if weight.is_contiguous():
-        weight.view(-1)[indices] = values
+        weight.view(-1).index_copy_(0, indices, values)
     else:
         weight[_places(weight, indices)] = values
 
