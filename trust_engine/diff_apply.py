@@ -161,7 +161,7 @@ def add(
         old = _take(weight, indices)
         before = old.float()
         new = (before + change).to(old.dtype)
-        moved = new.float().sub_(before)
+        moved = new.float() - before
         missed = moved - change
         error = float(missed.dot(missed))  # not finite if any entry is not
         if not math.isfinite(error):
