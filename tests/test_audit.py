@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from audit_toy import (
-    BUDGETS,
     FEW,
     LEVEL,
     TOPIC,
@@ -23,25 +21,8 @@ from audit_toy import (
 )
 from tiny import frozen_bits
 
-from trust_engine.audit import Audit, Rate, Topic, mean_figure, render_page, summary, wilson
-from trust_engine.audit.levels import FULL, QUICK, pick_level
-from trust_engine.audit.retention import neighbours
-from trust_engine.audit.shots import (
-    GROUPS,
-    around,
-    base_of,
-    concept_shots,
-    core_shots,
-    neutral_shots,
-    pair_shots,
-    paraphrase_shots,
-    retained_shots,
-)
-from trust_engine.audit.topic import demo_topic, open_topic
-from trust_engine.audit.victim import override, patched, weights_of
-from trust_engine.conditioning import Conditioning
-from trust_engine.demo.vocabulary import OBJECTS
-from trust_engine.diff import applied
+from trust_engine.audit import Audit, render_page, summary
+from trust_engine.audit.topic import open_topic
 from trust_engine.errors import SpecError
 from trust_engine.model import LoadedModel
 
@@ -230,120 +211,3 @@ def test_page_blurs_what_is_sensitive(finished: Audit) -> None:
 def test_page_escapes_what_users_wrote(finished: Audit) -> None:
     data = {**finished.report.figures, "concept": "<script>alert(1)</script>"}
     assert "<script>alert" not in render_page(replace(finished.report, figures=data))
-
-
-def test_patched_weights_are_what_applying_gives() -> None:
-    model = toy_model()
-    diffs = forgets_the_word(model)
-    mine = weights_of(patched(model, diffs).denoiser)
-    with applied(model.denoiser, diffs):
-        theirs = {n: p.clone() for n, p in model.denoiser.module.named_parameters()}
-    assert all(torch.equal(mine[name], weight) for name, weight in theirs.items())
-
-
-def test_overrides_hold_for_a_call_only_and_stack() -> None:
-    model = toy_model()
-    name = "attn2.to_v.weight"
-    cond, x = model.encoder.encode(["a gun"]), torch.randn(1, 4, 4, 4)
-    t = torch.tensor([500])
-    plain = model.denoiser(x, t, cond)
-    weight = weights_of(model.denoiser)[name]
-    other = override(model.denoiser, {name: weight * 0})
-    assert not torch.equal(other(x, t, cond), plain)
-    assert torch.equal(override(other, {name: weight})(x, t, cond), plain)
-    assert torch.equal(model.denoiser(x, t, cond), plain)
-
-
-def test_an_override_is_undone_after_an_exception() -> None:
-    model = toy_model()
-    module = model.denoiser.module
-    before = frozen_bits(module)
-    other = override(model.denoiser, {"attn2.to_v.weight": torch.zeros(64, 16)})
-    with pytest.raises(RuntimeError):
-        other(torch.zeros(1, 4, 4, 4), torch.tensor([5]), Conditioning(torch.zeros(1, 2, 3)))
-    assert frozen_bits(module) == before
-
-
-@pytest.mark.parametrize(
-    "topic",
-    [
-        demo_topic("gun"),
-        demo_topic("baby", "combination", "beer"),
-        demo_topic("cat", "conditional", None, "on a red background"),
-        demo_topic("openmoji", "style"),
-        open_topic("nudity", retain=("a dog",)),
-    ],
-    ids=lambda topic: topic.name,
-)
-def test_shots_of_every_kind_of_concept(topic: Topic) -> None:
-    core = core_shots(topic, 2, 3)
-    assert len(core.target) == 8
-    assert all(set(shot.wanted) == set(topic.labels) for shot in core.target)
-    assert all(not set(topic.labels) <= set(shot.wanted) or topic.kind == "conditional"
-               for shot in core.others)  # fmt: skip
-    groups = (concept_shots, retained_shots)
-    every = [*core.target, *core.synonyms, *core.others]
-    every += [shot for make in groups for g in GROUPS[5:] for shot in make(topic, g, 5, 3)]
-    for shot in every:
-        before, after = around(topic, core.target[0])
-        assert "  " not in shot.prompt and before and "\N{SECTION SIGN}" not in before + after
-    paraphrases = paraphrase_shots(topic, 16, 3)
-    plain = {shot.prompt for shot in core.target}
-    assert not plain & {shot.prompt for shot in paraphrases}
-    for make in (pair_shots, neutral_shots):
-        assert all(shot.seed >= base_of("pairs", 3) for shot in make(topic, 9, 3))
-
-
-def test_a_condition_is_never_asked_for_among_what_stays() -> None:
-    topic = demo_topic("cat", "conditional", None, "on a red background")
-    cats = [shot for shot in core_shots(topic, 20, 0).others if shot.words == "cat"]
-    assert cats and all(shot.scene.background != "red" for shot in cats)
-    style = demo_topic("openmoji", "style")
-    assert all(shot.scene.style != "openmoji" for shot in core_shots(style, 5, 0).others)
-
-
-def test_neighbours_are_near_in_text() -> None:
-    near = neighbours(TOPIC, toy_model().encoder, 2)
-    assert len(near) == 2 and "gun" not in near
-
-
-@pytest.mark.parametrize(
-    ("call", "says"),
-    [
-        (lambda: demo_topic("spaceship"), "'spaceship' is not an object"),
-        (lambda: demo_topic("cat", "style"), "'cat' is not a style"),
-        (lambda: demo_topic("baby", "combination", "rum"), "'rum' is not an object"),
-        (lambda: demo_topic("cat", "conditional", None, "at night"), "names no background"),
-        (lambda: pick_level("thorough"), "level 'thorough' is unknown"),
-        (lambda: core_shots(TOPIC, 0, 0), "images is 0"),
-    ],
-)
-def test_bad_questions_are_refused(call: Callable[[], object], says: str) -> None:
-    with pytest.raises(SpecError, match=says):
-        call()
-
-
-def test_a_judge_that_does_not_know_the_concept_is_refused() -> None:
-    model = toy_model()
-    topic = replace(TOPIC, word="spaceship")
-    with pytest.raises(SpecError, match="does not know 'spaceship'"):
-        Audit(model, ToyJudge(), forgets_the_word(model), topic, LEVEL, 1)
-
-
-def test_levels() -> None:
-    assert set(QUICK.attacks) < set(FULL.attacks)
-    assert FULL.reference
-    assert (BUDGETS.judged, FULL.budgets.judged) == (8, 24)
-    assert len(OBJECTS) == 28
-
-
-def test_wilson_interval() -> None:
-    """Against Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
-    for hits, n, low, high in (
-        (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-    ):  # fmt: skip
-        assert wilson(hits, n) == pytest.approx((low, high), abs=2e-4)
-    assert Rate(0, 0).to_dict() == {"value": None, "n": 0, "low": 0.0, "high": 1.0}
-    assert mean_figure([])["value"] is None
-    assert mean_figure([1.0, 3.0])["value"] == 2.0
