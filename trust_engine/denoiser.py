@@ -13,6 +13,7 @@ from .conditioning import Conditioning
 from .keys import projection_of
 
 Prediction = Literal["eps", "v"]
+COMPUTES_IN = "_trust_computes_in"  # a module's attribute: its layers widen what they store
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ def projections(denoiser: Denoiser) -> dict[str, Tensor]:
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
     """Tell what a UNet computes in; weights stored in 8 bits are widened by their host."""
+    own = getattr(module, COMPUTES_IN, None)
+    if own is not None:
+        return own
     kinds = (p.dtype for p in module.parameters())
     return next((d for d in kinds if d.is_floating_point and d.itemsize > 1), torch.float32)
 

@@ -1,61 +1,56 @@
-"""Checkpoints for the command line and the library: load, encode, draw, decode."""
+"""Models for the command line and the library: load, encode, draw, decode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .conditioning import Conditioning
-from .demo.architecture import SHAPE, UNET_CONFIG
-from .demo.clip import CHECKPOINT, TEXT_CONFIG, TEXT_PREFIX, load_clip, load_tokenizer, tokenize
+from .checkpoint_loading import VAE_PREFIX, Checkpoint, fill, open_checkpoint, size_of
+from .checkpoint_names import Stock, Stored
+from .decoders import decoder_stock, load_decoder
+from .demo.clip import CHECKPOINT, load_clip, tokenize
 from .demo.judge import ASSETS
 from .demo.vocabulary import OBJECTS, STYLES
-from .denoiser import ModuleDenoiser, scaled_linear
+from .denoiser import ModuleDenoiser
 from .denoiser_diffusers import diffusers_denoiser
 from .errors import ModelError
-from .files import open_safetensors
-from .keys import LDM_PREFIX, KeyMap
+from .everyday import STYLES as LOOKS
+from .everyday import THINGS
+from .families import ModelFamily, detect
+from .keys import KeyMap
+from .memory import check_memory
+from .prediction import schedule_of
 from .sampler import SamplerSettings, ddim, initial_noise
+from .text_encoders import ClipEncoder, SDXLEncoder, load_encoder, tower_stock
 from .unlearn import LentModel
 
+__all__ = ["DEMO", "VAE_PREFIX", "ClipEncoder", "LoadedModel", "load_model", "pick_device"]
+
 DEMO = ASSETS / CHECKPOINT
-VAE_PREFIX = "first_stage_model."
 BATCH = 32
-
-
-class ClipEncoder:
-    """The tokenizer and text tower of a checkpoint: last hidden state, as SD 1.x takes it."""
-
-    def __init__(self, tower: nn.Module, device: torch.device) -> None:
-        self.tower, self.device, self.tokenizer = tower, device, load_tokenizer()
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts to (b, 77, d), cut at 77 tokens, padded with the end token."""
-        settings: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": 77}
-        ids = torch.tensor(self.tokenizer(list(prompts), **settings).input_ids)
-        with torch.no_grad():
-            return Conditioning(self.tower(ids.to(self.device)).last_hidden_state.float())
-
-    def count_tokens(self, prompt: str) -> int:
-        """Count the prompt's tokens, start and end not counted."""
-        return len(self.tokenizer(prompt).input_ids) - 2
+POSITIONS = 8192  # of latents that are drawn at once: 32 pictures of the demo, 2 of SD 1.x
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint in memory: UNet, text encoder and decoder."""
+    """A checkpoint in memory: UNet, text encoder and decoder; family: "sd1", "sdxl", "demo"..."""
 
     denoiser: ModuleDenoiser
-    encoder: ClipEncoder
+    encoder: ClipEncoder | SDXLEncoder
     decoder: nn.Module
     latent_size: tuple[int, int]
     vocabulary: tuple[str, ...]
     styles: tuple[str, ...]
+    family: str = "demo"
+
+    @property
+    def batch(self) -> int:
+        """How many pictures are drawn at once."""
+        return min(BATCH, max(1, POSITIONS // (self.latent_size[0] * self.latent_size[1])))
 
     def score(self, x0: Tensor, prompts: Sequence[str]) -> Tensor:
         """Tell how well latents x0 (b, 4, h, w) show prompts, log-odds (b,), by the tiny CLIP."""
@@ -66,8 +61,9 @@ class LoadedModel:
 
     def lend(self) -> LentModel:
         """Hand the engine what it needs."""
+        score = self.score if self.family == "demo" else None
         return LentModel(
-            self.denoiser, self.encoder, self.latent_size, self.vocabulary, self.styles, self.score
+            self.denoiser, self.encoder, self.latent_size, self.vocabulary, self.styles, score
         )
 
     def generate(
@@ -81,8 +77,8 @@ class LoadedModel:
         settings = settings or SamplerSettings()
         uncond = self.encoder.encode([""])
         total, done = settings.passes(len(prompts)), 0
-        for start in range(0, len(prompts), BATCH):
-            rows = slice(start, start + BATCH)
+        for start in range(0, len(prompts), self.batch):
+            rows = slice(start, start + self.batch)
             cond = self.encoder.encode(prompts[rows])
             latents = noise = initial_noise(list(seeds[rows]), self.latent_size)
             for _, step in ddim(self.denoiser, noise, cond, uncond, settings):
@@ -95,20 +91,28 @@ class LoadedModel:
 
 
 def load_model(source: str, device: str = "auto") -> LoadedModel:
-    """Load "demo" or a single-file safetensors checkpoint; raises ModelError."""
+    """Load "demo", a single-file safetensors checkpoint or a diffusers folder; raises ModelError.
+
+    The family is told by the tensors' names and shapes. Nothing is downloaded, weights keep the
+    dtype they are stored in, and those of one tensor at a time are in memory twice.
+    """
     place = pick_device(device)
     path = DEMO if source == "demo" else Path(source)
-    with open_safetensors(path, ModelError) as file:
-        keys = list(file.keys())
-        _check_family(path, file, keys)
-        weights = {key: file.get_tensor(key).float() for key in keys}
-    unet, tower, decoder = _unet(weights), _text_tower(weights), _decoder(weights)
-    for module in (unet, tower, decoder):
-        module.to(place).eval().requires_grad_(False)
-    denoiser = diffusers_denoiser(unet, scaled_linear(), SHAPE)
-    return LoadedModel(
-        denoiser, ClipEncoder(tower, place), decoder, (16, 16), tuple(OBJECTS), STYLES
-    )
+    with open_checkpoint(path) as model:
+        family = detect(str(path), {name: s.shape for name, s in model.unet.items()})
+        unet = _named(model, family)
+        towers = [tower_stock(model, tower) for tower in family.towers]
+        decoder = decoder_stock(model, family)
+        needed = sum(size_of(stock, family.whole) for stock in (unet, *towers, decoder))
+        check_memory(needed, place, f"{path} ({family.title})")
+        schedule = schedule_of(model, family)
+        size = family.sizes[schedule.prediction == "v"]
+        denoiser = diffusers_denoiser(_unet(unet, family, place), schedule, family.unet.shape)
+        encoder = load_encoder(towers, family, place, size)
+        known = family.unet.name == "demo"
+        words, styles = (tuple(OBJECTS), STYLES) if known else (THINGS, LOOKS)
+        pictures = load_decoder(decoder, family, place)
+    return LoadedModel(denoiser, encoder, pictures, size, words, styles, family.unet.name)
 
 
 def pick_device(name: str) -> torch.device:
@@ -126,68 +130,26 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _check_family(path: Path, file: Any, keys: list[str]) -> None:
-    first = LDM_PREFIX + "input_blocks.0.0.weight"
-    if first not in keys:
-        raise ModelError(
-            f"{path}: not a Stable Diffusion checkpoint (it has no {first}); "
-            "give a single-file checkpoint in the SD 1.x layout"
-        )
-    channels = (file.get_slice(first).get_shape() or [0])[0]
-    if channels != UNET_CONFIG["block_out_channels"][0]:
-        raise ModelError(
-            f"{path}: a UNet of {channels} channels; this release reads the demo's family "
-            f"({UNET_CONFIG['block_out_channels'][0]} channels) and not full-size models yet"
-        )
+def _named(model: Checkpoint, family: ModelFamily) -> Stock:
+    """Rename the UNet's tensors to diffusers' names."""
+    if model.layout == "diffusers":
+        return model.unet
+    keys, renamed = KeyMap(family.unet.shape), dict[str, Stored]()
+    for key, stored in model.unet.items():
+        try:
+            renamed[keys.to_diffusers(key)] = stored
+        except KeyError as error:
+            raise ModelError(
+                f"{model.path}: looks like {family.title}, but its UNet has another shape: "
+                f"{error.args[0]}; distilled and extended variants are not supported"
+            ) from error
+    return renamed
 
 
-def _unet(weights: dict[str, Tensor]) -> nn.Module:
+def _unet(stock: Stock, family: ModelFamily, device: torch.device) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
-    keys = KeyMap(SHAPE)
-    part = _part(weights, LDM_PREFIX)
-    try:
-        renamed = {keys.to_diffusers(key): value for key, value in part.items()}
-    except KeyError as error:
-        raise ModelError(f"the checkpoint's UNet has another shape: {error}") from error
-    unet = UNet2DConditionModel(**UNET_CONFIG)
-    _load(unet, renamed, "UNet")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**family.unet.config)
+    fill(unet, stock, "UNet", device, family.whole)
     return unet
-
-
-def _text_tower(weights: dict[str, Tensor]) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    tower = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
-    part = _part(weights, TEXT_PREFIX)
-    if not any(key.startswith("text_model.") for key in tower.state_dict()):
-        part = _part(part, "text_model.")  # transformers 5 dropped the inner prefix
-    _load(tower, part, "text encoder")
-    return tower
-
-
-def _decoder(weights: dict[str, Tensor]) -> nn.Module:
-    from diffusers import AutoencoderTiny
-
-    decoder = AutoencoderTiny().decoder
-    part = {}
-    for key, value in _part(weights, VAE_PREFIX + "taesd_decoder.").items():
-        index, _, rest = key.partition(".")
-        # TAESD counts its clamp as layer 0. A name without a number is left for _load to refuse.
-        part[f"layers.{int(index) - 1}.{rest}" if index.isdecimal() else key] = value
-    _load(decoder, part, "decoder")
-    return decoder
-
-
-def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-
-
-def _load(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
-    try:
-        missing, unexpected = module.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ModelError(f"the checkpoint's {what} has other shapes: {error}") from error
-    missing = [key for key in missing if not key.endswith("position_ids")]
-    if missing or unexpected:
-        raise ModelError(f"the checkpoint's {what} lacks {missing[:3]} or adds {unexpected[:3]}")

@@ -1,0 +1,70 @@
+"""Weights that stay as they are stored, in 16 or 8 bits, and compute in a wider type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .denoiser import COMPUTES_IN
+
+
+def compute_type(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Choose what to compute in: float32 on a CPU, elsewhere as stored, 8 bits in float16."""
+    if device.type == "cpu" or stored.itemsize > 2:
+        return torch.float32
+    return stored if stored.itemsize == 2 else torch.float16
+
+
+def widen(module: nn.Module, compute: torch.dtype) -> None:
+    """Let every layer of a module of our own widen its weights while it computes, and only then."""
+    if {p.dtype for p in module.parameters()} <= {compute}:
+        return
+    for part in module.modules():
+        wide = _WIDE.get(type(part))
+        if wide is not None:
+            part.__class__ = wide
+            part.__dict__[COMPUTES_IN] = compute
+    module.__dict__[COMPUTES_IN] = compute
+
+
+def _as(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if weight is None else weight.to(x.dtype)
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype), _as(self.bias, input))
+
+
+class _Conv2d(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight.to(input.dtype), _as(self.bias, input))
+
+
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = _as(self.weight, input), _as(self.bias, input)
+        return F.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
+class _LayerNorm(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = _as(self.weight, input), _as(self.bias, input)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class _Embedding(nn.Embedding):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.embedding(input, self.weight, self.padding_idx).to(self.__dict__[COMPUTES_IN])
+
+
+_WIDE: dict[type, Any] = {
+    nn.Linear: _Linear,
+    nn.Conv2d: _Conv2d,
+    nn.GroupNorm: _GroupNorm,
+    nn.LayerNorm: _LayerNorm,
+    nn.Embedding: _Embedding,
+}
