@@ -1,6 +1,46 @@
-"""The ComfyUI nodes. There are none yet: the pack loads and adds nothing."""
+"""The ComfyUI nodes. Their ids are in users' workflows: never rename one."""
 
 from __future__ import annotations
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+from . import demo, folders
+from .audit import TrustAudit
+from .compare import TrustCompare
+from .concept import TrustConcept
+from .demo import TrustDemoModel
+from .diffs import TrustApplyDiff, TrustLoadDiff, TrustMergeDiffs
+from .find import TrustFindNeurons
+from .saving import TrustExportLora, TrustSaveDiff
+from .settings import TrustUnlearnSettings
+from .unlearn import TrustUnlearn
+
+NODE_CLASS_MAPPINGS: dict[str, type] = {
+    "TrustDemoModel": TrustDemoModel,
+    "TrustConcept": TrustConcept,
+    "TrustFindNeurons": TrustFindNeurons,
+    "TrustUnlearn": TrustUnlearn,
+    "TrustUnlearnSettings": TrustUnlearnSettings,
+    "TrustSaveDiff": TrustSaveDiff,
+    "TrustLoadDiff": TrustLoadDiff,
+    "TrustApplyDiff": TrustApplyDiff,
+    "TrustMergeDiffs": TrustMergeDiffs,
+    "TrustExportLora": TrustExportLora,
+    "TrustCompare": TrustCompare,
+    "TrustAudit": TrustAudit,
+}
+NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
+    "TrustDemoModel": "TRUST Demo Model",
+    "TrustConcept": "TRUST Concept",
+    "TrustFindNeurons": "TRUST Find Neurons",
+    "TrustUnlearn": "TRUST Unlearn",
+    "TrustUnlearnSettings": "TRUST Unlearn Settings",
+    "TrustSaveDiff": "TRUST Save Diff",
+    "TrustLoadDiff": "TRUST Load Diff",
+    "TrustApplyDiff": "TRUST Apply Diff",
+    "TrustMergeDiffs": "TRUST Merge Diffs",
+    "TrustExportLora": "TRUST Export LoRA",
+    "TrustCompare": "TRUST Compare",
+    "TrustAudit": "TRUST Audit",
+}
+
+folders.register()
+demo.register()

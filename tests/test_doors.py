@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from fake_comfy import Host, installed
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "/comfy/custom_nodes/my-pack_x_1"  # ComfyUI names a pack after its path, dots replaced
@@ -33,12 +34,10 @@ def _take_ours() -> dict[str, ModuleType]:
 
 
 @pytest.fixture
-def comfy(monkeypatch: pytest.MonkeyPatch) -> None:
+def comfy(tmp_path: Path) -> Iterator[None]:
     """Pretend to be ComfyUI."""
-    package = ModuleType("comfy")
-    package.__path__ = []
-    monkeypatch.setitem(sys.modules, "comfy", package)
-    monkeypatch.setitem(sys.modules, "comfy.utils", ModuleType("comfy.utils"))
+    with installed(Host(), tmp_path):
+        yield
 
 
 def load_pack() -> ModuleType:

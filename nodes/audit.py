@@ -1,0 +1,180 @@
+"""TRUST Audit: is the concept gone, what stayed, and can it be brought back?"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from ..trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
+from ..trust_engine.audit.judges import check_judge, load_aligner, load_judge
+from ..trust_engine.errors import SpecError
+from ..trust_engine.files import write_atomically
+from ..trust_engine.model import LoadedModel
+from ..trust_engine.pictures import FAINT, INK, MARGIN, PAPER, font
+from ..trust_engine.spec import ConceptSpec
+from .changes import between_models
+from .charts import to_image
+from .folders import report_file
+from .inputs import choice, number, seed, socket, text
+from .kinds import CATEGORY, CONCEPT, REPORT
+from .lending import lend
+from .private import private_denoiser
+from .progress import Bar, sparing, tell
+
+TILE = 160
+
+
+class HostDecoder(nn.Module):
+    """The host's VAE as the engine's decoder: latents (b, 4, h, w) -> (b, 3, h, w) in -1..1."""
+
+    def __init__(self, vae: Any, model: Any) -> None:
+        super().__init__()
+        self.__dict__["vae"], self.__dict__["format"] = vae, model.model.latent_format
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode a batch."""
+        with torch.inference_mode():
+            image = self.vae.decode(self.format.process_out(latents))
+        return image[..., :3].movedim(-1, 1).clone() * 2 - 1
+
+
+class TrustAudit:
+    """Compare two MODELs on the same seeds, let a judge count, then attack."""
+
+    DESCRIPTION = (
+        "Draws the concept, other words for it and what should stay by both models on the same "
+        "seeds, lets a judge count, and attacks. Also writes a page with pictures to the output "
+        "folder."
+    )
+    CATEGORY = CATEGORY
+    RETURN_TYPES = (REPORT, "IMAGE", "STRING")
+    RETURN_NAMES = ("report", "pictures", "verdict")
+    OUTPUT_TOOLTIPS = (
+        "All figures; connect to Save Diff to put them on the diff's label.",
+        "Some of the pictures that were judged.",
+        "The verdict in words, and what it does not cover.",
+    )
+    OUTPUT_NODE = True
+    FUNCTION = "audit"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "before": socket("MODEL", "The untouched model."),
+                "after": socket("MODEL", "The model under a diff."),
+                "clip": socket("CLIP", "The text encoder of both."),
+                "vae": socket("VAE", "The VAE of both."),
+                "concept": socket(CONCEPT, "What was unlearned; of a chain the last one."),
+                "level": choice(("quick", "full"), "quick", "quick: the main questions and two "
+                                "attacks. full: every attack; takes hours on a full-size model."),
+                "judge": text("demo", "Who says what a picture shows. demo: for the demo model. "
+                              "nudenet: if it is installed. clip:FOLDER: a CLIP model's folder."),
+                "images": number(4, 1, 140, 1, "Pictures an object."),
+                "seed": seed("Another seed asks the same questions with other pictures."),
+                "filename_prefix": text("trust_audit", "Name of the page in the output folder."),
+            },
+            "optional": {
+                "retain": text("", "For judges other than demo: what should stay, one a line.",
+                               multiline=True, hint="what should stay (optional)"),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    def audit(
+        self,
+        before: Any,
+        after: Any,
+        clip: Any,
+        vae: Any,
+        concept: tuple[ConceptSpec, ...],
+        level: str,
+        judge: str,
+        images: int,
+        seed: int,
+        filename_prefix: str,
+        retain: str = "",
+        unique_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Run the audit, write its page, and show the verdict."""
+        check_judge(judge)
+        topic = topic_of(concept[-1], judge, retain)
+        page = report_file(filename_prefix, ".html")  # refuse a bad name before any work
+        diff = between_models(before, after)
+
+        def work(small: bool) -> Any:
+            lent = lend(before, clip)
+            if small:
+                lent.host.rows = 2
+            model = LoadedModel(
+                private_denoiser(before), lent.encoder, HostDecoder(vae, before),  # type: ignore[arg-type]
+                lent.model.latent_size, tuple(lent.model.vocabulary), tuple(lent.model.styles),
+            )  # fmt: skip
+            seer = load_judge(judge, topic, "cpu")
+            run = Audit(model, seer, [(diff, 1.0)], topic, pick_level(level), images, seed,
+                        aligner=load_aligner(judge, seer))  # fmt: skip
+            bar = Bar(unique_id, run.total)
+            for step in run:
+                bar.update(step.done, step.total)
+                if bar.due:
+                    bar.tell(kind="audit", stage=step.stage, done=step.done, total=step.total)
+            return run.report
+
+        report = sparing(work, "with fewer rows at a time", "choose level quick, or fewer images",
+                         lambda _text: None)  # fmt: skip
+        write_atomically(page, render_page(report).encode())
+        figures = report.figures
+        tell(unique_id, kind="finished", concept=topic.name)
+        badge = {"verdict": figures["verdict"], "ua": figures["ua"], "ira": figures["ira"],
+                 "attacks": worst_attack(figures), "page": page.name}  # fmt: skip
+        ui = {"text": [figures["verdict"]], "trust_audit": [json.dumps(badge)]}
+        sheet = to_image(_sheet(report.pictures))
+        return {"ui": ui, "result": (figures, sheet, figures["verdict"])}
+
+
+def topic_of(concept: ConceptSpec, judge: str, retain: str) -> Topic:
+    """Say what the judge is to look for; raises SpecError for what it cannot tell."""
+    word, kind = concept.words[0], concept.kind
+    if judge == "demo":
+        if retain.strip():
+            raise SpecError("`retain` goes with judges nudenet and clip:FOLDER; empty it")
+        return demo_topic(word, kind, concept.companion, concept.condition)
+    kept = [line.strip() for line in retain.splitlines() if line.strip()]
+    others = list(concept.words[1:])
+    return open_topic(word, kind, concept.companion, concept.condition, others, kept)
+
+
+def worst_attack(figures: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the attack that brings the concept back most often."""
+    attacks = list(figures["attacks"].values())
+    if not attacks:
+        return None
+    worst = max(attacks, key=lambda attack: attack["asr"]["value"])
+    return {"title": worst["title"], "asr": worst["asr"]["value"]}
+
+
+def _sheet(pictures: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Lay the core cell's pictures out, a row for each title."""
+    rows = [(title, row) for title, row in pictures.get("core", {}).items() if row]
+    columns = max((len(row) for _, row in rows), default=1)
+    width = 2 * MARGIN + columns * (TILE + 6)
+    sheet = Image.new("RGB", (width, MARGIN + max(1, len(rows)) * (TILE + 34)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for j, (title, row) in enumerate(rows):
+        y = MARGIN + j * (TILE + 34)
+        pen.text((MARGIN, y - 4), str(title), INK, font(14), anchor="ls")
+        for i, picture in enumerate(row):
+            tile = Image.open(io.BytesIO(base64.b64decode(picture.jpeg))).resize((TILE, TILE))
+            sheet.paste(tile, (MARGIN + i * (TILE + 6), y))
+            if picture.hit is not None:
+                seen = "seen" if picture.hit else "not seen"
+                pen.text((MARGIN + i * (TILE + 6) + 2, y + TILE + 13), seen, FAINT, font(11),
+                         anchor="ls")  # fmt: skip
+    return sheet

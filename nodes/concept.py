@@ -1,0 +1,105 @@
+"""TRUST Concept: what to forget, what to keep, and what to draw instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..trust_engine.errors import SpecError
+from ..trust_engine.spec import KINDS, ConceptSpec
+from .inputs import choice, lines, socket, text
+from .kinds import CATEGORY, CONCEPT
+
+PARTNERS = {
+    "combination": "name in `partner` what it goes together with, such as: beer",
+    "conditional": "name in `partner` when it goes, such as: on a red background",
+}
+
+
+class TrustConcept:
+    """Describe one concept; chain several to forget them in one run."""
+
+    DESCRIPTION = (
+        "Names what a model shall forget: a thing, a combination whose members stay, a thing under "
+        "a condition, or a style. Chain several through `and_also`."
+    )
+    CATEGORY = CATEGORY
+    RETURN_TYPES = (CONCEPT,)
+    RETURN_NAMES = ("concept",)
+    OUTPUT_TOOLTIPS = ("Connect to Unlearn, Find Neurons or Audit, or to another Concept.",)
+    FUNCTION = "describe"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "words": text(
+                    "gun",
+                    "The concept in a word or phrase. Several words that mean it: separate them "
+                    "by commas.",
+                ),
+                "kind": choice(
+                    KINDS,
+                    KINDS[0],
+                    "single: a thing. combination: two things together, each of which stays. "
+                    "conditional: a thing under a condition, elsewhere it stays. style: a way to "
+                    "draw.",
+                ),
+            },
+            "optional": {
+                "partner": text(
+                    "",
+                    "For combination: the second thing. For conditional: the condition, such as "
+                    "'on a red background'. Otherwise leave it empty.",
+                ),
+                "preserve": text(
+                    "",
+                    "What must keep its look, one a line or separated by commas. Empty: the "
+                    "nearest words that the model knows.",
+                    multiline=True,
+                    hint="what must stay (optional)",
+                ),
+                "anchor": text(
+                    "", "What to draw instead. Empty: the same picture without the concept."
+                ),
+                "templates": text(
+                    "",
+                    "Sentences of your own with {} where the concept goes, one a line. Empty: "
+                    "the built-in ones.",
+                    multiline=True,
+                    hint="a photo of {} (optional)",
+                ),
+                "and_also": socket(CONCEPT, "Another concept, to be forgotten in the same run."),
+            },
+        }
+
+    def describe(
+        self,
+        words: str,
+        kind: str,
+        partner: str = "",
+        preserve: str = "",
+        anchor: str = "",
+        templates: str = "",
+        and_also: tuple[ConceptSpec, ...] = (),
+    ) -> tuple[tuple[ConceptSpec, ...]]:
+        """Return the concepts of the chain, this one last."""
+        partner = partner.strip()
+        if not lines(words):
+            raise SpecError("there is no concept: write a word or phrase into `words`")
+        if kind in PARTNERS and not partner:
+            raise SpecError(f"a {kind} concept needs a second part: {PARTNERS[kind]}")
+        if kind not in PARTNERS and partner:
+            raise SpecError(
+                f"`partner` ({partner!r}) belongs to kinds combination and conditional, not to "
+                f"{kind}; empty it or change `kind`"
+            )
+        concept = ConceptSpec(
+            lines(words),
+            kind,  # type: ignore[arg-type]
+            companion=partner if kind == "combination" else None,
+            condition=partner if kind == "conditional" else None,
+            preserve=lines(preserve),
+            anchor=anchor.strip() or None,
+            templates=tuple(line.strip() for line in templates.splitlines() if line.strip()),
+        )
+        return ((*and_also, concept),)

@@ -1,0 +1,56 @@
+"""How inputs are declared: one line each, never without a tooltip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Input = tuple[Any, dict[str, Any]]
+SEED_LIMIT = 2**48  # the host's browser side counts no further than 2**53
+
+
+def socket(kind: str, tooltip: str, **more: Any) -> Input:
+    """Declare something that is connected."""
+    return kind, {"tooltip": tooltip, **more}
+
+
+def text(default: str, tooltip: str, multiline: bool = False, hint: str = "") -> Input:
+    """Declare a text."""
+    shown = {"placeholder": hint} if hint else {}
+    return "STRING", {"default": default, "multiline": multiline, "tooltip": tooltip, **shown}
+
+
+def number(default: float, low: float, high: float, step: float, tooltip: str) -> Input:
+    """Declare a number; a whole one if its step is."""
+    kind = "INT" if isinstance(step, int) else "FLOAT"
+    bounds = {"default": default, "min": low, "max": high, "step": step}
+    if kind == "FLOAT":
+        bounds["round"] = step / 10
+    return kind, {**bounds, "tooltip": tooltip}
+
+
+def choice(options: Sequence[str], default: str, tooltip: str) -> Input:
+    """Declare a choice."""
+    return list(options), {"default": default, "tooltip": tooltip}
+
+
+def switch(default: bool, tooltip: str) -> Input:
+    """Declare a yes or no."""
+    return "BOOLEAN", {"default": default, "tooltip": tooltip}
+
+
+def seed(tooltip: str) -> Input:
+    """Declare a seed."""
+    return "INT", {
+        "default": 0,
+        "min": 0,
+        "max": SEED_LIMIT,
+        "control_after_generate": False,
+        "tooltip": tooltip,
+    }
+
+
+def lines(value: str) -> tuple[str, ...]:
+    """Split a text at commas and line ends; empty parts are left out."""
+    parts = value.replace("\n", ",").split(",")
+    return tuple(part.strip() for part in parts if part.strip())

@@ -1,0 +1,121 @@
+"""A diff put on a clone of the host's MODEL. The clone shares the module, which stays as it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..trust_engine.diff import WeightDiff
+from ..trust_engine.diff_apply import STRONGEST, check_base, check_family
+from ..trust_engine.errors import DiffError
+from ..trust_engine.spec import in_range
+
+try:  # since 2025; older hosts know dense patches only
+    from comfy.weight_adapter import WeightAdapterBase as _Adapter
+except ImportError:
+    _Adapter = None
+
+log = logging.getLogger(__name__)
+PREFIX = "diffusion_model."
+
+
+class DensePatch(tuple):
+    """A plain ("diff", (tensor,)) patch that we can tell from others' patches."""
+
+    __slots__ = ()
+
+
+if _Adapter is not None:
+
+    class SparsePatch(_Adapter):
+        """A patch that adds some entries of a weight, without a dense tensor in memory."""
+
+        name = "trust"
+
+        def __init__(self, shape: tuple[int, ...], indices: Tensor, values: Tensor) -> None:
+            self.loaded_keys: set[str] = set()
+            self.weights = [indices, values]
+            self.shape = shape
+
+        def calculate_weight(
+            self,
+            weight: Tensor,
+            key: str,
+            strength: float,
+            strength_model: float,
+            offset: Any,
+            function: Any,
+            intermediate_dtype: torch.dtype = torch.float32,
+            original_weight: Any = None,
+        ) -> Tensor:
+            """Add strength * values in place, as the host's own patches do, and return it."""
+            if tuple(weight.shape) != self.shape:
+                raise DiffError(f"{key}: the diff has {self.shape}, the model {weight.shape}")
+            indices, values = (part.to(weight.device) for part in self.weights)
+            change = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
+            change[indices.long()] = values.to(weight.dtype)
+            weight += function(strength * change.view(weight.shape))
+            return weight
+
+
+def is_ours(patch: Sequence[Any]) -> bool:
+    """Tell whether an entry of the host's patch list is a diff that our nodes applied."""
+    value = patch[1] if len(patch) > 1 else None
+    return isinstance(value, DensePatch) or type(value).__name__ == "SparsePatch"
+
+
+def patches_of(diff: WeightDiff) -> dict[str, Any]:
+    """Turn a diff into the host's patches, by full name."""
+    patches: dict[str, Any] = {}
+    for key, offset in diff.offsets.items():
+        if not len(offset.indices):
+            continue
+        if _Adapter is not None:
+            patches[PREFIX + key] = SparsePatch(offset.shape, offset.indices, offset.values)
+        else:
+            patches[PREFIX + key] = DensePatch(("diff", (offset.dense(),)))
+    return patches
+
+
+def patched(model: Any, diff: WeightDiff, strength: float = 1.0) -> Any:
+    """Return a clone of a MODEL under strength * diff; raises DiffError if a weight is missing."""
+    in_range("strength", strength, -STRONGEST, STRONGEST)
+    patches = patches_of(diff)
+    clone = model.clone()
+    # The host leaves unknown names out without a word; what it took is what it returns.
+    taken = set(clone.add_patches(patches, strength))
+    if missing := sorted(set(patches) - taken):
+        raise DiffError(
+            f"the model has no {missing[0].removeprefix(PREFIX)} ({len(missing)} weights of the "
+            "diff are missing); choose a model of the family that the diff was made for"
+        )
+    return clone
+
+
+def check_fits(
+    diff: WeightDiff,
+    shapes: Mapping[str, tuple[int, ...]],
+    prints: Sequence[str],
+    prediction: str,
+    name: str = "the diff",
+    strict: bool = False,
+) -> str | None:
+    """Raise DiffError unless the model has the weights; return a warning for another base.
+
+    prints: the model's fingerprints, with and without diffs that were applied before.
+    """
+    check_family(diff, shapes, name)
+    expected = diff.provenance.get("base")
+    mine = expected if expected in prints else prints[0]
+    try:
+        warning = check_base(diff, str(mine), name, strict, prediction)
+    except DiffError as error:
+        text = str(error).replace("--strict refuses that", "strict refuses that; switch it off")
+        raise DiffError(text) from error
+    if warning:
+        log.warning(warning)
+    return warning

@@ -1,0 +1,62 @@
+"""A UNet of our own with the MODEL's effective weights, for what needs gradients through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from ..trust_engine.conditioning import Conditioning
+from ..trust_engine.denoiser import ModuleDenoiser
+from .host import schedule_of
+from .weights import Weights
+
+
+@torch.inference_mode(False)
+def private_denoiser(model: Any) -> ModuleDenoiser:
+    """Build a float32 copy of a MODEL's UNet, of ordinary tensors, frozen, on its device."""
+    schedule = schedule_of(model)
+    weights, device = Weights(model), model.load_device
+    with torch.inference_mode():
+        mm.free_memory(2 * 4 * sum(_count(shape) for shape in weights.shapes.values()), device)
+    net = _build(model, weights).to(device)
+    options = dict(model.model_options.get("transformer_options", {}))
+    options["optimized_attention_override"] = _plain
+
+    def forward(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        extra = {} if cond.vector is None else {"y": cond.vector}
+        told = {"context": cond.context, "transformer_options": dict(options)}
+        device = next(net.parameters()).device
+        moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in extra.items()}
+        told["context"] = cond.context.to(device)
+        return net(x.to(device), t.to(device), **told, **moved)
+
+    return ModuleDenoiser(net, schedule, forward, _same, _same)
+
+
+def _build(model: Any, weights: Weights) -> nn.Module:
+    shared = model.model.diffusion_model
+    config = {**model.model.model_config.unet_config, "dtype": torch.float32}
+    operations = comfy.ops.disable_weight_init
+    net: nn.Module = type(shared)(**config, device="cpu", operations=operations)
+    # Read one by one: the state dict would hold what is patched in at the moment.
+    net.load_state_dict({key: weights.read(key) for key in weights.shapes})
+    return net.eval().requires_grad_(False)
+
+
+def _plain(_chosen: Any, *args: Any, **kwargs: Any) -> Any:
+    """Attend by torch's own kernel: those that users switch on have no backward pass to rely on."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    return attention_pytorch(*args, **kwargs)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _same(name: str) -> str:
+    return name

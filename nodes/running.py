@@ -1,0 +1,108 @@
+"""One run of the engine under the host's progress bar, with curves for the charts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..trust_engine.errors import SpecError
+from ..trust_engine.resume import RunState
+from ..trust_engine.spec import UnlearnSpec
+from ..trust_engine.unlearn import StepReport, Unlearning
+from .charts import chart
+from .drawing import previewed
+from .lending import Lent, needs
+from .progress import Bar, tell
+
+log = logging.getLogger(__name__)
+RECORDED = ("concepts", "trajectory_steps", "cfg", "passes", "seed")  # decide what is recorded
+
+
+@dataclass
+class Ran:
+    """A finished run, its curves by piece, how long it took, and what there is to say."""
+
+    run: Unlearning
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    seconds: float = 0.0
+    said: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """What Find Neurons found: the recording, and which entries stand out at the start."""
+
+    state: RunState
+    spec: UnlearnSpec
+    found: Mapping[str, Mapping[str, Any]]
+
+
+def run_engine(lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons | None) -> Ran:
+    """Iterate a run to its end; the host's interrupt ends it at the next report."""
+    resume = None if start is None else _taken_up(start, spec)
+    run = Unlearning(lent.model, spec, resume)
+    ran, curves, fresh = Ran(run), defaultdict(list), []
+    bar, whole = Bar(node, run.total), lent.model.denoiser is not lent.host
+    kept = len(run._plan().recorded)
+    log.info("unlearning %r: %s", spec.name, needs(lent, kept, run.total, whole))
+    for report in run:
+        if report.standing is not None:
+            piece = report.stage.removeprefix("unlearning ")
+            here = (round(report.standing.effect, 4), round(report.standing.harm, 4))
+            curves[piece].append(here)
+            fresh.append([piece, *here])
+        picture = None
+        if bar.due:
+            left = bar.remaining(report.done, report.total)
+            if not ran.said:
+                ran.said.append(f"expected to take about {_minutes(left)}")
+                log.info("unlearning %r is %s", spec.name, ran.said[0])
+            picture = _picture(lent, spec, report, curves)
+            bar.tell(kind="run", stage=report.stage, done=report.done, total=report.total,
+                     left=round(left), steps=spec.steps, points=fresh,
+                     neurons=shares(run.neurons))  # fmt: skip
+            fresh = []
+        bar.update(report.done, report.total, picture)
+    ran.curves, ran.seconds = dict(curves), time.monotonic() - bar.started
+    tell(node, kind="finished", concept=spec.name, seconds=round(ran.seconds))
+    return ran
+
+
+def _picture(lent: Lent, spec: UnlearnSpec, report: StepReport, curves: Any) -> Any:
+    """Show the picture that is being recorded, then the curves."""
+    if report.standing is None:
+        return previewed(lent.host.patcher, lent.host.preview)
+    return chart(f"Unlearning {spec.name}", curves, spec.steps)
+
+
+def _taken_up(start: Neurons, spec: UnlearnSpec) -> RunState:
+    """Go on from a recording; raises SpecError when it was made for something else."""
+    for name in RECORDED:
+        if getattr(start.spec, name) != getattr(spec, name):
+            raise SpecError(
+                f"the neurons were found with other {name}; give Find Neurons and Unlearn the same "
+                "concept, seed and settings, or disconnect `neurons`"
+            )
+    state = start.state
+    return replace(
+        state, spec=spec.to_json(), offsets={}, neurons={}, final={}, piece="", forgetting={},
+        passes=state.recording.passes, backward=0,
+    )  # fmt: skip
+
+
+def found_by(ran: Ran) -> Neurons:
+    """Keep a run's recording and first neurons."""
+    return Neurons(ran.run.state, ran.run.spec, dict(ran.run.neurons))
+
+
+def shares(neurons: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the share of each projection's entries that are concept neurons."""
+    return {key: round(told["last"] / told["entries"], 5) for key, told in neurons.items()}
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,109 @@
+"""TRUST Save Diff and Export LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..trust_engine.diff import WeightDiff, save_diff
+from ..trust_engine.diff_export import export_dense, export_lora
+from ..trust_engine.diff_label import describe, label
+from .diffs import with_notes
+from .folders import DIFFS, new_file
+from .inputs import choice, number, socket, text
+from .kinds import CATEGORY, DIFF, REPORT
+
+FORMATS = ("dense", "low rank")
+SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")
+
+
+class TrustSaveDiff:
+    """Write a diff, whole or not at all."""
+
+    DESCRIPTION = f"Saves a diff into `models/{DIFFS}`, with where it came from and its audit."
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("The path of the file.",)
+    OUTPUT_NODE = True
+    FUNCTION = "save"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "diff": socket(DIFF, "From Unlearn or Merge Diffs."),
+                "filename_prefix": text("trust", "Name of the file, or folder/name; a number is "
+                                        "added, and nothing is overwritten."),
+            },
+            "optional": {
+                "author": text("", "Who made it; shown on its label."),
+                "licence": text("", "Under which licence others may use it."),
+                "notes": text("", "What others should know.", multiline=True, hint="notes"),
+                "report": socket(REPORT, "From Audit: its figures go onto the label."),
+            },
+        }  # fmt: skip
+
+    def save(
+        self,
+        diff: WeightDiff,
+        filename_prefix: str,
+        author: str = "",
+        licence: str = "",
+        notes: str = "",
+        report: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write the file and return its path."""
+        path = new_file(DIFFS, filename_prefix)
+        noted = with_notes(diff, author=author.strip(), licence=licence.strip(),
+                           notes=notes.strip(), audit=figures(report))  # fmt: skip
+        save_diff(noted, path)
+        shown = label(path.name, describe(noted, path.stat().st_size))
+        return {"ui": {"text": [shown]}, "result": (str(path),)}
+
+
+class TrustExportLora:
+    """Write a file that the stock LoRA loaders of ComfyUI, A1111 and Forge read."""
+
+    DESCRIPTION = (
+        "Exports a diff as a LoRA file into the first loras folder, where the stock Load LoRA node "
+        "finds it; use strength 1 there. For those who do not have this extension."
+    )
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("STRING", "STRING")
+    RETURN_NAMES = ("path", "report")
+    OUTPUT_TOOLTIPS = ("The path of the file.", "What the export lost.")
+    OUTPUT_NODE = True
+    FUNCTION = "export"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "diff": socket(DIFF, "From Unlearn, Load Diff or Merge Diffs."),
+                "filename_prefix": text("trust", "Name of the file, or folder/name; a number is "
+                                        "added, and nothing is overwritten."),
+                "format": choice(FORMATS, FORMATS[0], "dense: exact but large, 60 MB for SD 1.x, "
+                                 "0.9 GB for SDXL. low rank: smaller, loses what `error` allows."),
+                "error": number(0.1, 0.0, 1.0, 0.01, "Low rank only: how much of each weight's "
+                                "change may be lost."),
+            }
+        }  # fmt: skip
+
+    def export(
+        self, diff: WeightDiff, filename_prefix: str, format: str, error: float
+    ) -> dict[str, Any]:
+        """Write the file; return its path and what was lost."""
+        path = new_file("loras", filename_prefix)
+        told = export_dense(diff, path) if format == FORMATS[0] else export_lora(diff, path, error)
+        text = f"{path.name}: {told}"
+        return {"ui": {"text": [text]}, "result": (str(path), text)}
+
+
+def figures(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Take from an audit what a label shows."""
+    if not report:
+        return {}
+    told = {k: report[k] for k in SHOWN if isinstance(report.get(k), Mapping) and report[k]["n"]}
+    about = {"level": report.get("level"), "judge": (report.get("judge") or {}).get("name")}
+    return {**told, **{k: v for k, v in about.items() if v}, "verdict": report.get("verdict", "")}

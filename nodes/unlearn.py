@@ -1,0 +1,175 @@
+"""TRUST Unlearn: from a MODEL and a concept to a patched MODEL and a diff."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from typing import Any
+
+from ..trust_engine.diff_weights import WeightDiff
+from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
+from .charts import side_by_side, stacked, summary_picture, to_image
+from .drawing import decoded, draw
+from .host import family_named
+from .inputs import choice, number, seed, socket
+from .kinds import CATEGORY, CONCEPT, DIFF, NEURONS, SETTINGS
+from .lending import Lent, lend
+from .patching import patched
+from .progress import Bar, sparing
+from .running import Neurons, Ran, run_engine, shares
+from .settings import DEFAULTS, EFFORTS, Settings, compose
+
+log = logging.getLogger(__name__)
+SHOWN = 4  # pictures before and after
+SMALL = 2  # rows of a batch on the second try
+
+
+class TrustUnlearn:
+    """Unlearn concepts; the MODEL that comes in is only ever read."""
+
+    DESCRIPTION = (
+        "Makes a model forget the concept, by fine-tuning only its concept neurons: a few entries "
+        "of cross-attention q, k and v. Gives a patched MODEL and the small diff that patches it."
+    )
+    CATEGORY = CATEGORY
+    RETURN_TYPES = ("MODEL", DIFF, "IMAGE", "STRING")
+    RETURN_NAMES = ("model", "diff", "chart", "report")
+    OUTPUT_TOOLTIPS = (
+        "The model under the diff, to sample with or to save by the stock node.",
+        "The diff: save it, apply it at another strength, merge it, export it.",
+        "How effect and harm went, and where the neurons sit; with a VAE also before and after.",
+        "What was done, in words.",
+    )
+    FUNCTION = "unlearn"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": socket("MODEL", "SD 1.x, SD 2.x or SDXL, LoRAs and all. It is not "
+                                "changed."),
+                "clip": socket("CLIP", "The model's text encoder, clip skip and all."),
+                "concept": socket(CONCEPT, "What to forget: one Concept, or a chain of them."),
+                "objective": choice(CHOICES["objective"], DEFAULTS["objective"],
+                                    "csr: flatten the loss along the neurons, so that the concept "
+                                    "comes back less easily. cip: few influential entries. none: "
+                                    "no penalty. zero: switch the neurons off without training."),
+                "engine": choice(CHOICES["engine"], DEFAULTS["engine"],
+                                 "local: each layer by itself, fast, little memory. global: "
+                                 "through the whole UNet, as in the paper; needs a private copy."),
+                "effort": choice(tuple(EFFORTS), "normal",
+                                 "How many training steps. More: less of the concept is left."),
+                "budget": number(DEFAULTS["budget"], 0.0001, 1.0, 0.001,
+                                 "The largest share of q, k and v entries that may change. More: "
+                                 "forgets harder, a larger diff."),
+                "seed": seed("Another seed gives another run; the same one the same diff."),
+            },
+            "optional": {
+                "vae": socket("VAE", "With it the chart also shows the concept before and after."),
+                "neurons": socket(NEURONS, "From Find Neurons with the same concept, seed and "
+                                  "settings: saves recording once more. The diff is the same."),
+                "settings": socket(SETTINGS, "From Unlearn Settings, for everything else."),
+            },
+            "hidden": {"unique_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    def unlearn(
+        self,
+        model: Any,
+        clip: Any,
+        concept: tuple[ConceptSpec, ...],
+        objective: str,
+        engine: str,
+        effort: str,
+        budget: float,
+        seed: int,
+        vae: Any = None,
+        neurons: Neurons | None = None,
+        settings: Settings | None = None,
+        unique_id: str | None = None,
+    ) -> dict[str, Any]:
+        """Run the engine; out of memory, once more with less of it."""
+        spec = compose(concept, settings, effort, objective=objective, engine=engine,
+                       budget=budget, seed=seed)  # fmt: skip
+        resolution = settings.resolution if settings else 0
+        said: list[str] = []
+
+        def work(small: bool) -> tuple[Lent, Ran]:
+            mine = replace(spec, checkpointing=True) if small and _checkpoints(spec) else spec
+            lent = lend(model, clip, resolution, _whole(mine))
+            if small:
+                lent.host.rows = SMALL
+            return lent, run_engine(lent, mine, unique_id, neurons if mine is spec else None)
+
+        lent, ran = sparing(work, f"{SMALL} rows at a time", _advice(spec), said.append)
+        diff = labelled(ran.run.diff, lent)
+        after = patched(model, diff)
+        picture = summary_picture(
+            f"Unlearned: {spec.name}", ran.curves, spec.steps, ran.run.neurons
+        )
+        if vae is not None:
+            picture = stacked([picture, _before_after(lent, after, clip, vae, ran, unique_id)])
+        report = _report(spec, ran, diff, [*said, *ran.said])
+        told = {"curves": ran.curves, "steps": spec.steps, "neurons": shares(ran.run.neurons)}
+        ui = {"text": [report], "trust_run": [json.dumps(told)]}
+        return {"ui": ui, "result": (after, diff, to_image(picture), report)}
+
+
+def labelled(diff: WeightDiff, lent: Lent) -> WeightDiff:
+    """Note which model a diff was made from, and round it to what a file holds."""
+    family = family_named(lent.host.weights)
+    about = {"prediction": lent.host.schedule.prediction, **({"family": family} if family else {})}
+    return WeightDiff(diff.offsets, {**diff.provenance, **about}, diff.notes).compact()
+
+
+def _whole(spec: UnlearnSpec) -> bool:
+    return spec.engine == "global" or spec.saliency != "attention"
+
+
+def _checkpoints(spec: UnlearnSpec) -> bool:
+    return spec.engine == "global" and not spec.exact_hessian
+
+
+def _advice(spec: UnlearnSpec) -> str:
+    if _whole(spec):
+        return "set `engine` to local and `saliency` to attention, or lower `resolution`"
+    return "lower `resolution` in Unlearn Settings, or close other programs that use the GPU"
+
+
+def _before_after(lent: Lent, after: Any, clip: Any, vae: Any, ran: Ran, node: str | None) -> Any:
+    """Draw the concept without and with the diff, same prompts, same seeds."""
+    prompts = list(dict.fromkeys(ran.run.prompts.targets))[:SHOWN]
+    resolution = 8 * lent.model.latent_size[0]
+    pairs, done = [], 0
+    bar = Bar(node, 40)
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        bar.update(done, 40)
+
+    for model in (lent.host.patcher, after):
+        mine = lent if model is not after else lend(after, clip, resolution)
+        mine.host.rows = lent.host.rows
+        latents = draw(mine, prompts, ran.run.spec.seed, on_step)
+        pairs.append(side_by_side(decoded(vae, model, latents)))
+    return stacked(pairs)
+
+
+def _report(spec: UnlearnSpec, ran: Ran, diff: WeightDiff, said: list[str]) -> str:
+    """Say what was done; a run's own figures are no audit, and it says so."""
+    final = ran.run.final.values()
+    effect = sum(here.effect for here in final) / max(1, len(final))
+    harm = sum(here.harm for here in final) / max(1, len(final))
+    kept = ", ".join(dict.fromkeys(ran.run.prompts.preserve))
+    rows = [
+        f"Forgot: {spec.name}",
+        f"Effect left: {effect:.1%} of the start. Change of what must stay: {harm:.1%} of the "
+        "concept's effect. (The run's own figures; TRUST Audit looks at pictures.)",
+        f"Changed {diff.changed:,} entries, {diff.share:.2%} of q, k and v, in "
+        f"{ran.seconds:.0f} s and {ran.run.passes} UNet passes.",
+        f"Preserved: {kept[:400]}",
+        *said,
+    ]
+    return "\n".join(rows)

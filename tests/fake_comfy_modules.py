@@ -1,0 +1,185 @@
+"""The modules of the pretended ComfyUI, as they are found in sys.modules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fake_comfy import Host
+
+
+class WeightAdapterBase:
+    """What patches that compute for themselves derive from."""
+
+
+def calculate_weight(patches: list, weight: Tensor, key: str, **_: Any) -> Tensor:
+    """Add a patch list to a weight: in place, in order, each in the dtype of the weight."""
+    for strength, value, model, offset, function in patches:
+        function = function or (lambda change: change)
+        if model != 1.0:
+            weight *= model
+        if isinstance(value, WeightAdapterBase):
+            weight = value.calculate_weight(weight, key, strength, model, offset, function)  # type: ignore[attr-defined]
+            continue
+        kind, parts = ("diff", value) if len(value) == 1 else value
+        assert kind == "diff", kind
+        target = weight if offset is None else weight.narrow(*offset)
+        if target.shape == parts[0].shape and strength != 0.0:  # else the host only warns
+            target += function(strength * parts[0].to(weight.device, weight.dtype))
+    return weight
+
+
+def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
+    """Build all modules; sparse: as of 2025, with weight adapters."""
+    made = {
+        "comfy": {"__path__": []},
+        "comfy.utils": {"ProgressBar": _progress(host)},
+        "comfy.model_management": _management(host),
+        "comfy.lora": {"calculate_weight": calculate_weight},
+        "comfy.ops": {"disable_weight_init": SimpleNamespace(Linear=nn.Linear)},
+        "comfy.sample": {"prepare_noise": _noise, "sample": _sample(host)},
+        "comfy.samplers": {"SAMPLER_NAMES": ["euler"], "SCHEDULER_NAMES": ["normal"]},
+        "comfy.latent_formats": {"LatentFormat": object},
+        "comfy.sd1_clip": {"SDClipModel": nn.Module, "SD1ClipModel": nn.Module, "SD1Tokenizer": 0},
+        "comfy.supported_models": {"SD15": type("SD15", (), {}), "models": []},
+        "comfy.supported_models_base": {"ClipTarget": lambda *parts: parts},
+        "comfy.sd": {},
+        "comfy.ldm": {"__path__": []},
+        "comfy.ldm.modules": {"__path__": []},
+        "comfy.ldm.modules.attention": {"attention_pytorch": F.scaled_dot_product_attention},
+        "folder_paths": _folders(models),
+        "server": {"PromptServer": SimpleNamespace(instance=_Server(host))},
+    }
+    if sparse:
+        made["comfy.weight_adapter"] = {"WeightAdapterBase": WeightAdapterBase}
+    modules = {}
+    for name, content in made.items():
+        modules[name] = ModuleType(name)
+        vars(modules[name]).update(content)
+    for name, module in modules.items():
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], last, module)
+    return modules
+
+
+class _Server:
+    client_id = "browser"
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def send_sync(self, event: str, data: dict, sid: str | None = None) -> None:
+        assert sid == "browser"
+        self.host.events.append((event, data))
+
+
+def _progress(host: Host) -> type:
+    class ProgressBar:
+        def __init__(self, total: int) -> None:
+            self.total = total
+
+        def update_absolute(self, value: int, total: Any = None, preview: Any = None) -> None:
+            host.updates += 1
+            if host.interrupt_at == host.updates:
+                host.interrupt_at = None  # the host forgets it once it has raised
+                raise host.interrupt()
+            assert preview is None or preview[0] == "JPEG"
+
+    return ProgressBar
+
+
+def _management(host: Host) -> dict[str, Any]:
+    def unload(*_: Any) -> None:
+        if host.loaded is not None:
+            host.loaded.write(host.loaded.backup)
+            host.loaded.backup.clear()
+        host.loaded = None
+
+    def load(patchers: list, memory_required: float = 0) -> None:
+        assert torch.is_inference_mode_enabled(), "the host moves weights in inference mode only"
+        (patcher,) = patchers
+        if host.loaded is not None and host.loaded.patches_uuid == patcher.patches_uuid:
+            return
+        unload()
+        host.loaded, state = patcher, patcher.model_state_dict("")
+        for key, entries in patcher.patches.items():
+            patcher.backup[key] = state[key]
+            whole = calculate_weight(entries, state[key].float().clone(), key)
+            patcher.write({key: whole.to(state[key].dtype)})
+
+    return {
+        "load_models_gpu": load,
+        "free_memory": lambda *_: [],
+        "get_free_memory": lambda *_: 1e9,
+        "unload_all_models": unload,
+        "soft_empty_cache": lambda: None,
+        "throw_exception_if_processing_interrupted": lambda: None,
+        "InterruptProcessingException": host.interrupt,
+    }
+
+
+def _noise(latent: Tensor, seed: int) -> Tensor:
+    return torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _sample(host: Host) -> Callable[..., Tensor]:
+    def sample(
+        model: Any, noise: Tensor, steps: int, cfg: float, sampler: str, scheduler: str,
+        positive: list, negative: list, latent: Tensor, callback: Any, **_: Any,
+    ) -> Tensor:  # fmt: skip
+        import comfy.model_management as mm
+
+        mm.load_models_gpu([model])
+        x, options = noise, model.model_options["transformer_options"]
+        for step in range(steps):
+            sigma = torch.full((len(x),), 1.0 - step / steps)
+            x = model.model.apply_model(x, sigma, positive[0][0], options)
+            callback(step, x, x, steps)
+        return x
+
+    return sample
+
+
+def _folders(models: Path) -> dict[str, Any]:
+    known = {
+        "loras": ([str(models / "loras")], {".safetensors"}),
+        "embeddings": ([str(models / "embeddings")], {".pt"}),
+    }
+
+    def listing(kind: str) -> list[str]:
+        folders, suffixes = known[kind]
+        there = (p for f in folders if os.path.isdir(f) for p in Path(f).iterdir())
+        return sorted(p.name for p in there if not suffixes or p.suffix in suffixes)
+
+    def full(kind: str, name: str) -> str | None:
+        name = os.path.relpath(os.path.join("/", name), "/")
+        paths = (os.path.join(folder, name) for folder in known[kind][0])
+        return next((path for path in paths if os.path.isfile(path)), None)
+
+    def saving(prefix: str, root: str) -> tuple[str, str, int, str, str]:
+        folder = os.path.join(root, os.path.dirname(os.path.normpath(prefix)))
+        if os.path.commonpath((root, os.path.abspath(folder))) != root:
+            raise Exception("Saving image outside the output folder is not allowed.")
+        os.makedirs(folder, exist_ok=True)
+        name = os.path.basename(prefix)
+        count = sum(file.startswith(f"{name}_") for file in os.listdir(folder))
+        return folder, name, count + 1, "", prefix
+
+    return {
+        "folder_names_and_paths": known,
+        "models_dir": str(models),
+        "get_filename_list": listing,
+        "get_full_path": full,
+        "get_folder_paths": lambda kind: list(known[kind][0]),
+        "get_save_image_path": saving,
+        "get_output_directory": lambda: str(models / "output"),
+    }

@@ -1,0 +1,157 @@
+"""The Unlearn and Find Neurons nodes: what they give, and that the shared model is never written."""
+
+# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from fake_comfy import Clip, Host, InterruptProcessingException, Patcher, Vae, fake_model
+from fake_comfy_pack import (  # noqa: F401
+    Part,
+    concept,
+    content,
+    frozen,
+    host,
+    model,
+    models,
+    part,
+    quick,
+    unlearn,
+)
+
+
+def test_gives_a_patched_clone_and_leaves_the_model(part: Part, host: Host, model: Patcher) -> None:
+    before = frozen(model)
+    after, diff, image, report = unlearn(part, model)
+    assert after is not model and after.model is model.model and not model.patches
+    changed = {key for key, offset in diff.offsets.items() if len(offset.indices)}
+    assert changed and set(after.patches) == {f"diffusion_model.{key}" for key in changed}
+    weights = part("nodes.weights").Weights
+    for key, offset in diff.offsets.items():
+        moved = weights(after).read(key) - weights(model).read(key)
+        torch.testing.assert_close(moved, offset.dense(), rtol=1e-5, atol=1e-6)
+    assert diff.provenance["base"] == weights(model).fingerprint()
+    assert diff.provenance["prediction"] == "eps" and 0 < diff.share <= 0.05
+    assert image.shape[0] == 1 and image.shape[-1] == 3 and 0 <= image.min() <= image.max() <= 1
+    assert "Forgot: gun" in report and "Preserved: a cat" in report
+    assert frozen(model) == before
+
+
+def test_same_seed_same_diff_and_another_another(part: Part, host: Host, model: Patcher) -> None:
+    first, second = (content(unlearn(part, model)[1]) for _ in range(2))
+    assert first == second
+    assert content(unlearn(part, model, seed=1)[1]) != first
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_storage_in_16_bits(part: Part, host: Host, dtype: torch.dtype) -> None:
+    model = fake_model(host, dtype=dtype)
+    before = frozen(model)
+    assert unlearn(part, model)[1].changed and frozen(model) == before
+
+
+def test_a_lora_counts(part: Part, host: Host, model: Patcher) -> None:
+    key = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    lora = model.clone()
+    lora.add_patches({f"diffusion_model.{key}": ("diff", (torch.randn(8, 6),))})
+    after, diff, *_ = unlearn(part, lora)
+    weights = part("nodes.weights").Weights
+    assert diff.provenance["base"] == weights(lora).fingerprint() != weights(model).fingerprint()
+    assert len(after.patches[f"diffusion_model.{key}"]) == 2
+
+
+@pytest.mark.parametrize("at", [1, 3, 14])
+def test_interrupt_leaves_nothing_behind(part: Part, host: Host, model: Patcher, at: int) -> None:
+    before = frozen(model)
+    host.interrupt_at = at
+    with pytest.raises(InterruptProcessingException):
+        unlearn(part, model)
+    assert host.updates == at, "it stopped at once"
+    assert frozen(model) == before and not model.patches
+    assert unlearn(part, model)[1].changed, "and the next job runs"
+
+
+def test_exception_leaves_nothing_behind(part: Part, host: Host, model: Patcher) -> None:
+    before = frozen(model)
+    with pytest.raises(part("trust_engine.errors").SpecError, match="no entry stands out"):
+        unlearn(part, model, settings=quick(part, xi=99.0))
+    assert frozen(model) == before
+
+
+def test_out_of_memory_is_retried_once_and_said(part: Part, host: Host, model: Patcher) -> None:
+    wanted = content(unlearn(part, model)[1])
+    host.out_of_memory, host.most_rows = 1, 0
+    _, diff, _, report = unlearn(part, model)
+    assert "out of memory" in report and "2 rows at a time" in report
+    assert diff.changed and set(content(diff)) == set(wanted)
+    host.out_of_memory = 2
+    with pytest.raises(part("trust_engine.errors").ModelError, match="lower `resolution`"):
+        unlearn(part, model)
+
+
+@pytest.mark.parametrize("changes", [{"engine": "global"}, {"settings": {"saliency": "noise"}}])
+def test_private_copy_for_gradients(part: Part, host: Host, model: Patcher, changes: dict) -> None:
+    if "settings" in changes:
+        changes = {"settings": quick(part, **changes["settings"])}
+    before = frozen(model)
+    assert unlearn(part, model, **changes)[1].changed
+    assert frozen(model) == before
+
+
+def test_vae_adds_before_and_after(part: Part, host: Host, model: Patcher) -> None:
+    plain, shown = unlearn(part, model)[2], unlearn(part, model, vae=Vae())[2]
+    assert shown.shape[1] > plain.shape[1]
+
+
+def test_several_concepts(part: Part, host: Host, model: Patcher) -> None:
+    both = concept(part, "beer", and_also=concept(part))
+    assert [one.name for one in both] == ["gun", "beer"]
+    assert "gun, beer" in unlearn(part, model, concept=both)[3]
+
+
+def test_found_neurons_save_the_recording(part: Part, host: Host, model: Patcher) -> None:
+    part("nodes.settings").EFFORTS["tiny"] = 4 / part("nodes.settings").DEFAULTS["steps"]
+    told = {"clip": Clip(), "concept": concept(part), "budget": 0.05, "settings": quick(part)}
+    before = frozen(model)
+    with torch.inference_mode():
+        neurons, image = (
+            part("nodes.find")
+            .TrustFindNeurons()
+            .find(model=model, seed=0, **told, unique_id="5")["result"]
+        )
+    assert frozen(model) == before and image.shape[-1] == 3
+    assert len(neurons.found) == 9 and all(n["first"] == n["last"] for n in neurons.found.values())
+    wanted, calls = content(unlearn(part, model)[1]), host.updates
+    assert content(unlearn(part, model, neurons=neurons)[1]) == wanted
+    assert host.updates - calls < calls, "nothing was recorded again"
+    with pytest.raises(part("trust_engine.errors").SpecError, match="other seed"):
+        unlearn(part, model, neurons=neurons, seed=1)
+
+
+def test_browser_hears_of_it(part: Part, host: Host, model: Patcher, monkeypatch) -> None:
+    monkeypatch.setattr(part("nodes.progress"), "EVERY", 0.0)
+    unlearn(part, model)
+    kinds = [data["kind"] for event, data in host.events]
+    assert {event for event, _ in host.events} == {"trust.progress"}
+    assert kinds[-1] == "finished" and all(data["node"] == "7" for _, data in host.events)
+    points = [point for _, data in host.events for point in data.get("points", [])]
+    assert len(points) == 3 * 4 and points[0][0].startswith("input_blocks.1")
+    json.dumps(host.events)
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"words": " , "}, "there is no concept"),
+        ({"kind": "combination"}, "needs a second part"),
+        ({"partner": "beer"}, "`partner`"),
+        ({"preserve": "a gun"}, "preserve names the concept"),
+        ({"templates": "a photo"}, "needs {} once"),
+    ],
+)
+def test_mistakes_are_explained(part: Part, host: Host, told: dict, text: str) -> None:
+    with pytest.raises(part("trust_engine.errors").SpecError, match=text):
+        concept(part, **told)
