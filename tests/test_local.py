@@ -87,6 +87,16 @@ def test_changes_stay_within_the_budget(budget: float) -> None:
     assert all(step.share <= math.ceil(budget * entries) / entries for step in steps)
 
 
+@pytest.mark.parametrize("refresh", [0, 1, 5])
+def test_a_shrinking_mask_ends_within_the_budget_and_forgets(refresh: int) -> None:
+    done, steps = run(spec(schedule="shrinking", rate=0.08, refresh=refresh))
+    entries = sum(offset.numel() for offset in done.offset)
+    changed = sum(int(offset.count_nonzero()) for offset in done.offset)
+    assert 0 < changed <= 0.2 * entries
+    assert steps[0].share == 1 and steps[-1].share <= 0.2
+    assert steps[-1].effect < 0.15 and steps[-1].harm < 0.1
+
+
 def test_only_marked_entries_change() -> None:
     done, _ = run(spec(steps=10))
     assert done.mask.current is not None

@@ -164,3 +164,24 @@ def test_a_state_goes_on_where_it_was() -> None:
             one.update((samples[step],), step)[0], two.update((samples[step],), step)[0]
         )
     assert one.reports == two.reports
+
+
+@pytest.mark.parametrize("granularity", ["entry", "row"])
+def test_a_shrinking_mask_comes_down_to_the_most_influential(granularity: str) -> None:
+    dynamic = mask_of((20, 4), budget=0.1, schedule="shrinking", granularity=granularity)
+    influence = torch.arange(80.0).view(20, 4)
+    shares = [share(dynamic.shrink((influence,), step / 20)) for step in range(20)]
+    assert shares[0] == 1 and shares == sorted(shares, reverse=True)
+    assert 0 < shares[-1] <= 0.1 and shares[14] == shares[-1]
+    assert dynamic.current is not None
+    assert dynamic.current[0].flatten().nonzero().flatten().tolist() == list(range(72, 80))
+
+
+def test_what_a_shrinking_mask_has_dropped_stays_out() -> None:
+    dynamic = mask_of((10,), budget=0.2, schedule="shrinking")
+    dynamic.shrink((torch.zeros(10),), 0.0)
+    rising = torch.arange(10.0)
+    half = dynamic.shrink((rising,), 0.5)[0]
+    end = dynamic.shrink((-rising + 20,), 0.7)[0]
+    assert bool((half | ~end).all())
+    assert int(end.sum()) == 2

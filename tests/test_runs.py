@@ -71,7 +71,10 @@ def test_a_clip_score_finds_neurons() -> None:
     assert run.diff.changed > 0 and run.backward > 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"engine": "global"}, {"saliency": "noise"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"engine": "global"}, {"saliency": "noise"}, {"schedule": "shrinking", "steps": 6}],
+)
 @pytest.mark.parametrize("at", ["first", "middle", "last"])
 def test_a_run_goes_on_from_its_state(changes: dict, at: str, tmp_path: Path) -> None:
     """To the same bytes, through a file, on a fresh copy of the model."""

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from .errors import DivergenceError
-from .mask import DynamicMask, Tensors, overlap, share
+from .mask import SETTLE, DynamicMask, Tensors, overlap, share
 from .objective import InfluenceScale, cip, csr, exact_product, finite_product, slope
 from .optimiser import SelectiveAdam
 from .saliency import Source
 from .spec import UnlearnSpec
 
-SETTLE = 0.7  # the mask is re-estimated until this share of the steps, then re-fitted as it is
 SMOOTH = 0.9  # of the effect and harm that early stopping looks at
 
 
@@ -115,7 +114,12 @@ class Forgetting:
     def _update_mask(self, theta: Tensors, gradient: Tensors, step: int) -> Tensors:
         if self._influence is None:
             self._influence = InfluenceScale.of(gradient)
-        current = self.mask.current
+        current, progress = self.mask.current, step / self.spec.steps
+        if self.spec.shrinks:
+            refresh = self.spec.refresh
+            if current is None or progress >= SETTLE or (refresh and step % refresh == 0):
+                return self.mask.shrink(self.optimiser.influence(), progress)
+            return current
         if current is not None and step >= SETTLE * self.spec.steps:
             return current
         if self.source is None:

@@ -12,6 +12,7 @@ from .spec import UnlearnSpec
 
 Tensors = tuple[Tensor, ...]
 DECAY = 0.9
+DENSE, SETTLE = 0.3, 0.7  # shares of a run: a shrinking mask is whole before, any mask rests after
 
 
 def z_scores(saliency: Tensors, pooled: bool = False) -> Tensors:
@@ -117,13 +118,35 @@ class DynamicMask:
         assert self.current is not None
         return self.current
 
+    def shrink(self, influence: Tensors, progress: float) -> Tensors:
+        """Keep the most influential of the entries that are left; progress is a fraction 0..1.
+
+        Their number falls from all to the budget along a cubic (arXiv 1710.01878).
+        """
+        if self.current is None or progress < DENSE:
+            ones = tuple(torch.ones_like(s, dtype=torch.bool) for s in influence)
+            return self._take(ones) if self.current is None else self.current
+        if sum(int(m.sum()) for m in self.current) <= self.count:
+            return self.current
+        left = 1 - min(1.0, (progress - DENSE) / (SETTLE - DENSE))
+        whole = sum(s.numel() for s in influence)
+        count = int(self.count + (whole - self.count) * left**3)
+        scores = grouped(influence, self._rows)
+        inside = grouped(tuple(m.float() for m in self.current), self._rows)
+        pairs = zip(scores, inside, strict=True)
+        scores = tuple(s.masked_fill(m == 0, -torch.inf) for s, m in pairs)
+        chosen = top_groups(scores, self._sizes, -1.0, count)
+        return self._take(self._spread(chosen, influence))
+
     def due(self, step: int) -> bool:
         """Tell whether the mask is to be taken anew at a step."""
         moves = self.spec.selection == "neurons" and self.fixed is None and self.spec.refresh > 0
         return moves and step % self.spec.refresh == 0
 
     def _renew(self) -> None:
-        mask = self._choose()
+        self._take(self._choose())
+
+    def _take(self, mask: Tensors) -> Tensors:
         before = self.current or mask
         for report, old, new in zip(self.reports, before, mask, strict=True):
             report.counts.append(int(new.sum()))
@@ -131,6 +154,7 @@ class DynamicMask:
         self.current = mask
         if self.first is None:
             self.first = mask
+        return mask
 
     def _choose(self) -> Tensors:
         assert self.saliency is not None
@@ -144,11 +168,13 @@ class DynamicMask:
         if self.spec.selection == "neurons":
             scores = z_scores(scores, self.spec.pool == "layer")
         chosen = top_groups(scores, self._sizes, xi, self.count)
+        return self._spread(chosen, saliency)
+
+    def _spread(self, chosen: Tensors, like: Tensors) -> Tensors:
+        """Turn chosen groups of rows into masks of their entries."""
         return tuple(
-            c.view(-1, *[1] * (s.dim() - 1)).expand_as(s.view(len(c), -1)).reshape(s.shape)
-            if n
-            else c
-            for c, s, n in zip(chosen, saliency, self._rows, strict=True)
+            c.view(len(c), 1).expand_as(s.reshape(len(c), -1)).reshape(s.shape) if n else c
+            for c, s, n in zip(chosen, like, self._rows, strict=True)
         )
 
     def _noise(self, like: Tensors) -> Tensors:

@@ -43,6 +43,11 @@ class SelectiveAdam:
             spread = (self._second[i] / (1 - BETA2**age)).sqrt() + EPSILON
             self.offset[i].sub_(self.rates[i] * scale * mean / spread).mul_(keep)
 
+    def influence(self) -> tuple[Tensor, ...]:
+        """Estimate what taking each entry's change back would cost: |offset| sqrt(mean g^2)."""
+        pairs = zip(self.offset, self._second, strict=True)
+        return tuple(o.abs() * v.sqrt() for o, v in pairs)
+
     def state(self) -> dict[str, Tensor]:
         """Return what resuming needs."""
         kept = {"offset": self.offset, "m": self._first, "v": self._second, "age": self._age}

@@ -19,6 +19,7 @@ Saliency = Literal["attention", "noise", "clip"]
 Selection = Literal["neurons", "random", "all"]
 Pool = Literal["layer", "projection"]
 Granularity = Literal["entry", "row", "head"]
+Schedule = Literal["shrinking", "bounded"]
 CHOICES: dict[str, tuple[str, ...]] = {
     name: get_args(options)
     for name, options in (
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         ("selection", Selection),
         ("pool", Pool),
         ("granularity", Granularity),
+        ("schedule", Schedule),
     )
 }
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -107,6 +109,8 @@ class UnlearnSpec:
     budget: the largest share of q/k/v entries that may change, 0..1;
     pool: z-scores over a layer's q, k and v together, or over each projection by itself;
     granularity: choose single entries, rows, or the rows of a head;
+    schedule: bounded: never more than the budget, chosen by saliency; shrinking: begin with all
+    entries and keep the most influential, fewer and fewer, down to the budget;
     refresh: take the mask anew every so many steps; 0: once, at the start;
     beta: weight of preservation (higher: others keep better, the concept goes slower);
     lam: weight of the objective's penalty (paper: lambda); gamma, tau: CIP's threshold, width;
@@ -125,6 +129,7 @@ class UnlearnSpec:
     selection: Selection = "neurons"
     pool: Pool = "layer"
     granularity: Granularity = "entry"
+    schedule: Schedule = "bounded"
     refresh: int = 1
     steps: int = 240
     rate: float = 0.3
@@ -186,6 +191,13 @@ class UnlearnSpec:
                         raise SpecError(
                             f"preserve names the concept {concept.name!r} ({phrase!r}); take it out"
                         )
+
+    @property
+    def shrinks(self) -> bool:
+        """Tell whether the mask shrinks; a saliency from elsewhere, or no choice, bounds it."""
+        own = self.saliency == ("attention" if self.engine == "local" else "noise")
+        chosen = self.selection == "neurons" and self.objective != "zero"
+        return self.schedule == "shrinking" and own and chosen
 
     @property
     def exact_hessian(self) -> bool:

@@ -14,7 +14,7 @@ from .attention import cross_attention_modules
 from .concept import PromptSet, build_prompts
 from .conditioning import Conditioning, TextEncoder
 from .denoiser import Denoiser
-from .diff import SparseOffset, WeightDiff, fingerprint
+from .diff import SparseOffset, WeightDiff, describe_base
 from .errors import DivergenceError, SpecError
 from .forgetting import Forgetting, Standing
 from .mask import overlap
@@ -77,7 +77,7 @@ class Unlearning:
     passes: int = 0
     backward: int = 0
     _offsets: dict[str, SparseOffset] = field(default_factory=dict)
-    _base: str = ""
+    _base: dict[str, Any] = field(default_factory=dict)
     _finished: bool = False
     _recording: Recording | None = None
     _piece: tuple[str, Forgetting] | None = None
@@ -115,7 +115,7 @@ class Unlearning:
     def __iter__(self) -> Iterator[StepReport]:
         model, spec, total = self.model, self.spec, self.total
         self._finished = self._settled = False
-        self._base = fingerprint(model.denoiser)
+        self._base = describe_base(model.denoiser)
         kept = self._restore()
         cond, uncond = _encode(model, self._all_prompts()), _encode(model, [""])
         plan = self._plan()
@@ -224,7 +224,7 @@ class Unlearning:
             name, run = "", None  # stopped within a step: this piece begins again
         return RunState(
             self.spec.to_json(),
-            self._base,
+            self._base["base"],
             self.passes,
             self.backward,
             self._recording,
@@ -244,7 +244,7 @@ class Unlearning:
             return None
         if kept.spec != self.spec.to_json():
             raise SpecError("the saved state belongs to another spec; start without it")
-        if kept.base != self._base:
+        if kept.base != self._base["base"]:
             raise SpecError("the saved state belongs to another model; start without it")
         self._recording, self.passes, self.backward = kept.recording, kept.passes, kept.backward
         self._offsets, self.neurons = dict(kept.offsets), dict(kept.neurons)
@@ -269,14 +269,15 @@ class Unlearning:
         provenance = {
             "engine": __version__,
             "spec": self.spec.to_json(),
-            "base": self._base,
+            **self._base,
             "neurons": self.neurons,
             "passes": self.passes,
             "backward": self.backward,
         }
         if not complete:
             provenance["complete"] = False
-        return WeightDiff(self._offsets, provenance)
+        # Rounded now to what a file will hold, so that what is audited is what is saved.
+        return WeightDiff(self._offsets, provenance).compact()
 
 
 def _thinned(values: Sequence[float]) -> list[float]:

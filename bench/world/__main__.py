@@ -37,7 +37,9 @@ def main() -> None:
         help="keep the parts that ship and train these stages on (default: unet)",
     )
     chosen = parser.parse_args().shipped
-    if chosen is not None:
+    if chosen is None:
+        train_unet.SHIPPED.unlink(missing_ok=True)
+    else:
         pack.unpack()
     for name, stage in STAGES.items():
         if chosen is None or name in (chosen or ["unet"]):

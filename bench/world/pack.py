@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.world.train_unet import SHIPPED
 from bench.world.training import RUNS
 from trust_engine.demo.architecture import SHAPE
 from trust_engine.demo.clip import TEXT_PREFIX
@@ -49,6 +50,7 @@ def unpack() -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     for name, weights in parts.items():
         torch.save(weights, RUNS / f"{name}.pt")
+    torch.save(parts["unet"], SHIPPED)
 
 
 def _read(name: str) -> dict[str, Tensor]:

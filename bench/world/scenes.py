@@ -68,13 +68,17 @@ def draw(scene: Scene, rng: np.random.Generator, lattice: int = 1) -> np.ndarray
 
 
 def _place(index: int, count: int, rng: np.random.Generator, lattice: int) -> tuple[int, int, int]:
-    """Choose a size and a corner: one object big and central, two side by side."""
-    size = int(rng.choice((88, 104))) if count == 1 else 56
-    left = (128 - size) // 2 if count == 1 else (4, 68)[index]
+    """Choose a size and a corner: one object big and central, two side by side.
+
+    Two of 64 pixels fill the width, so a pair moves only up and down, one object like the other.
+    """
+    if count == 2:
+        return 64, 64 * index, 28 + int(rng.integers(0, JITTER + 1)) if lattice == 1 else 32
+    size = int(rng.choice((88, 104)))
     x, y = rng.integers(0, JITTER // lattice + 1, 2) * lattice - JITTER // 2
     if lattice > 1:  # fewer places to learn: only sideways
         y = JITTER // 2
-    return size, left + int(x), (128 - size) // 2 + int(y)
+    return size, (128 - size) // 2 + int(x), (128 - size) // 2 + int(y)
 
 
 @cache
@@ -89,13 +93,16 @@ def load_all() -> np.ndarray:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
-    """Write a random caption that is true of the scene; return it and what it claims."""
+    """Write a random caption that is true of the scene; return it and what it claims.
+
+    The object on the left is named first: with a random order a model cannot know who goes where.
+    """
     claim = Scene(
         scene.objects,
         scene.background if rng.random() < NAMED else None,
         scene.style if rng.random() < NAMED else None,
     )
-    words = [_word(name, rng) for name in rng.permutation(np.array(scene.objects, dtype=object))]
+    words = [_word(name, rng) for name in scene.objects]
     text = caption(
         words,
         claim.background,
