@@ -60,6 +60,8 @@ def test_figures_of_a_model_that_forgot_the_word_alone(finished: Audit) -> None:
     assert data["attacks"]["textual_inversion_1"]["asr"]["value"] == 1.0
     assert data["attacks"]["textual_inversion_1"]["informative"] is True
     assert "hidden rather than removed" in data["verdict"]
+    moved = data["retention"]["objects_distance"]["judge toy"]
+    assert moved["pictures"]["value"] < 0.01
 
 
 def test_report_is_a_superset_of_the_fixed_keys(finished: Audit) -> None:

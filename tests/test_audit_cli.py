@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,30 @@ def test_writes_figures_page_and_state(capsys: pytest.CaptureFixture[str]) -> No
     assert Path("a.json").read_bytes() == first  # seconds are those of the cells' making
 
 
+def test_a_diff_for_another_base_is_warned_of_or_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    diff = forgets_the_word(toy_model())[0][0]
+    save_diff(replace(diff, provenance={"base": "another"}), Path("other.safetensors"))
+    other = ["audit", "--model", "m", "--diff", "other.safetensors", "--concept", "gun"]
+    assert main([*other, "--strict"]) == 2
+    assert "made for another model" in capsys.readouterr().err
+    assert main([*other, "--images", "1", "--steps", "2"]) == 0
+    assert "warning: other.safetensors: made for another model" in capsys.readouterr().err
+
+
+def test_generate_refuses_a_diff_for_another_base_when_told_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    diff = forgets_the_word(toy_model())[0][0]
+    save_diff(replace(diff, provenance={"base": "another"}), Path("other.safetensors"))
+    draw = ["generate", "--model", "m", "--diff", "other.safetensors", "--prompt", "a gun"]
+    assert main([*draw, "--out", "a.png", "--strict"]) == 2
+    assert "--strict refuses that" in capsys.readouterr().err
+    assert not Path("a.png").exists()
+    assert main([*draw, "--out", "a.png", "--steps", "2"]) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -51,6 +76,9 @@ def test_writes_figures_page_and_state(capsys: pytest.CaptureFixture[str]) -> No
         (["--with", "beer", "--when", "on red"], "--when belongs to"),
         (["--level", "thorough"], "--level"),
         (["--judge", "clip:nowhere"], "neither demo, nudenet nor a folder"),
+        (["--eye", "clip:nowhere"], "is not there"),
+        (["--eye", "d.safetensors"], "is not there"),
+        (["--eye", "lpips:d.safetensors"], "holds no LPIPS"),
         (["--retain", "cat"], "go with --judge"),
         (["--images", "0"], "images is 0"),
         (["--steps", "0"], "steps is 0"),

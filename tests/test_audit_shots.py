@@ -17,6 +17,7 @@ from trust_engine.audit.shots import (
     base_of,
     concept_shots,
     core_shots,
+    member_shots,
     neutral_shots,
     pair_shots,
     paraphrase_shots,
@@ -63,6 +64,39 @@ def test_a_condition_is_never_asked_for_among_what_stays() -> None:
     assert cats and all(shot.scene.background != "red" for shot in cats)
     style = demo_topic("openmoji", "style")
     assert all(shot.scene.style != "openmoji" for shot in core_shots(style, 5, 0).others)
+
+
+def test_a_condition_is_called_back_only_where_thing_and_condition_are_seen() -> None:
+    """The thing alone is what the concept is to be replaced by."""
+    red = demo_topic("cat", "conditional", None, "on a red background")
+    assert red.labels == ("cat", "red") and red.things == ("cat",)
+    assert all(shot.wanted == ("cat", "red") for shot in core_shots(red, 2, 0).synonyms)
+    night = open_topic("cat", "conditional", None, "at night", retain=("dog",))
+    assert night.labels == ("cat at night",)
+    for shot in (*core_shots(night, 2, 0).target, *paraphrase_shots(night, 16, 0)):
+        assert shot.prompt.lower().endswith("at night")
+        assert around(night, shot)[1] == "at night"
+
+
+def test_parts_of_a_concept_are_asked_for_one_by_one() -> None:
+    red = demo_topic("cat", "conditional", None, "on a red background")
+    shots = member_shots(red, 40, 0)
+    cats = [shot for shot in shots if shot.words == "cat"]
+    assert len(cats) == 20 and all(shot.scene.background != "red" for shot in cats)
+    assert all(s.scene.background == "red" for s in shots if s not in cats)
+    both = demo_topic("baby", "combination", "beer")
+    assert {shot.wanted for shot in member_shots(both, 6, 0)} == {("baby",), ("beer",)}
+    assert all("and" not in shot.prompt.split() for shot in member_shots(both, 6, 0))
+
+
+def test_of_a_combination_each_member_is_asked_for_with_others() -> None:
+    shots = pair_shots(demo_topic("baby", "combination", "beer"), 8, 0)
+    members = [set(shot.wanted) & {"baby", "beer"} for shot in shots]
+    assert all(len(member) == 1 and len(shot.wanted) == 2
+               for member, shot in zip(members, shots, strict=True))  # fmt: skip
+    assert {"baby"} in members and {"beer"} in members
+    alone = pair_shots(demo_topic("gun"), 8, 0)
+    assert all(len(s.wanted) == 1 and "gun" in s.prompt and s.wanted != ("gun",) for s in alone)
 
 
 def test_neighbours_are_near_in_text() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .cli_audit import add_audit
+from .cli_bench import add_bench
 from .cli_diff import add_diff
 from .cli_inputs import check_all_fit, check_out, read_diffs, read_spec
 from .errors import DivergenceError, SpecError, TrustError
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_unlearn(commands)
     add_audit(commands, _add_model)
     add_diff(commands)
+    add_bench(commands)
     return parser
 
 
@@ -105,6 +107,7 @@ def _add_generate(commands: Any) -> None:
         metavar="FILE[:STRENGTH]",
         help="apply a diff; several are applied in the order given (strength -2..2, default 1)",
     )
+    parser.add_argument("--strict", action="store_true", help="refuse a diff for another base")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     parser.add_argument("--steps", type=int, default=20, help="DDIM steps (default: 20)")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default: 4)")
@@ -190,7 +193,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="demo|PATH", help="demo, or a safetensors checkpoint"
+        "--model", required=True, metavar="demo|PATH", help="demo, a safetensors checkpoint or a diffusers folder"
     )
     _add_device(parser)
 
@@ -221,7 +224,7 @@ def _generate(args: argparse.Namespace) -> None:
     check_out(args.out, args.model)
     diffs = read_diffs(args.diff)
     model = load_model(args.model, args.device)
-    check_all_fit(args.diff, diffs, model.denoiser)
+    check_all_fit(args.diff, diffs, model.denoiser, args.strict)
     seeds = range(args.seed, args.seed + len(args.prompt))
     with applied(model.denoiser, diffs), passes_bar("drawing") as on_step:
         pictures = [to_pixels(b) for b in model.generate(args.prompt, seeds, settings, on_step)]

@@ -27,6 +27,7 @@ def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None
     parser.add_argument(
         "--diff", nargs="+", action="extend", default=[], required=True, metavar="FILE[:STRENGTH]"
     )
+    parser.add_argument("--strict", action="store_true", help="refuse a diff for another base")
     parser.add_argument("--concept", required=True, metavar="TEXT", help="what was unlearned")
     parser.add_argument("--kind", choices=KINDS, help="default: single, or as --with/--when imply")
     parser.add_argument("--with", dest="companion", metavar="TEXT", help="of a combination")
@@ -37,8 +38,16 @@ def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None
     parser.add_argument(
         "--judge",
         default="demo",
-        metavar="demo|nudenet|clip:FOLDER",
+        metavar="demo|nudenet|clip:PATH",
         help="who says what a picture shows (default: demo, for Emoji World)",
+    )
+    parser.add_argument(
+        "--eye",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="lpips:FILE|clip:PATH",
+        help="measure also by these how far pictures moved",
     )
     _add_words(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -89,7 +98,7 @@ def read_topic(args: argparse.Namespace) -> Any:
             args.synonym, args.retain, args.style,
         )  # fmt: skip
     if own:
-        raise SpecError("--synonym, --retain and --style go with --judge clip:FOLDER or nudenet")
+        raise SpecError("--synonym, --retain and --style go with --judge clip:PATH or nudenet")
     topic = demo_topic(args.concept, kind, args.companion, args.condition)
     ConceptSpec((args.concept,), kind, args.companion, args.condition)
     return topic
@@ -97,6 +106,7 @@ def read_topic(args: argparse.Namespace) -> Any:
 
 def _audit(args: argparse.Namespace) -> None:
     from .audit import Audit, pick_level, render_page, summary
+    from .audit.eyes import check_eye, load_eye
     from .audit.judges import check_judge, load_aligner, load_judge
     from .audit.shots import core_shots
     from .model import load_model
@@ -104,6 +114,8 @@ def _audit(args: argparse.Namespace) -> None:
     from .sampler import SamplerSettings
 
     check_judge(args.judge)
+    for eye in args.eye:
+        check_eye(eye)
     topic, settings = read_topic(args), SamplerSettings(args.steps, args.cfg)
     core_shots(topic, args.images, args.seed)  # refuse bad input before loading anything
     for path in (args.json, args.html):
@@ -111,13 +123,13 @@ def _audit(args: argparse.Namespace) -> None:
             check_out(path, args.model)
     if args.state and args.state.exists() and not args.state.is_dir():
         raise OutputError(f"{args.state}: is a file; name a folder for finished cells")
-    diffs = read_diffs(args.diff)
+    diffs, eyes = read_diffs(args.diff), [load_eye(eye) for eye in args.eye]
     model = load_model(args.model, args.device)
-    check_all_fit(args.diff, diffs, model.denoiser)
+    check_all_fit(args.diff, diffs, model.denoiser, args.strict)
     judge = load_judge(args.judge, topic, model.encoder.device)
     run = Audit(
         model, judge, diffs, topic, pick_level(args.level), args.images, args.seed, settings,
-        load_aligner(args.judge, judge), args.state,
+        load_aligner(args.judge, judge), args.state, eyes,
     )  # fmt: skip
     with passes_bar("auditing") as on_step:
         for step in run:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..conditioning import Conditioning
 from ..denoiser import device_of
-from ..model import BATCH, LoadedModel
+from ..model import LoadedModel
 from ..sampler import SamplerSettings, initial_noise, sample, timesteps
 
 Result = TypeVar("Result")
@@ -48,8 +48,8 @@ def paint(
     uncond = model.encoder.encode([""]) if negative is None else negative
     skip = 0 if canvas is None else skipped(settings, canvas.strength)
     parts = []
-    for start in range(0, len(seeds), BATCH):
-        rows = slice(start, start + BATCH)
+    for start in range(0, len(seeds), model.batch):
+        rows = slice(start, start + model.batch)
         mine = list(seeds[rows])
         x = initial_noise(mine, model.latent_size)
         if canvas is not None:

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP as a judge, from a local folder, safetensors only."""
+"""Zero-shot CLIP as a judge, from a local folder or file, safetensors only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ModelError
+from .clip_files import load_clip_model
 from .topic import named
 
 
 class ClipJudge:
-    """Zero-shot CLIP (Radford et al. 2021, arXiv 2103.00020) from a local folder.
+    """Zero-shot CLIP (Radford et al. 2021, arXiv 2103.00020) from a local folder or file.
 
     A label is seen when no rival fits the picture better: the other labels of its group (objects,
     styles, backgrounds) that were not asked for with it, and captions of nothing in particular.
@@ -93,26 +93,3 @@ class ClipJudge:
 def _vectors(out: Any) -> Tensor:
     """Unwrap what transformers returns: a tensor before version 5, an object since."""
     return out if isinstance(out, Tensor) else out.pooler_output
-
-
-def load_clip_model(path: Path) -> tuple[Any, Any]:
-    """Load a CLIPModel folder, safetensors only, and its tokenizer (or the one we ship)."""
-    if not (path / "model.safetensors").is_file() or not (path / "config.json").is_file():
-        raise ModelError(
-            f"{path}: not a CLIP folder this judge reads; it needs config.json and "
-            "model.safetensors (pickled weights are refused, for they can run code)"
-        )
-    from safetensors import SafetensorError
-    from transformers import CLIPModel, CLIPTokenizer
-
-    try:
-        model = CLIPModel.from_pretrained(str(path), use_safetensors=True, local_files_only=True)
-        if (path / "vocab.json").is_file():
-            tokenizer = CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
-        else:
-            from ..demo.clip import load_tokenizer
-
-            tokenizer = load_tokenizer()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read as CLIP ({error})") from error
-    return model.eval().requires_grad_(False), tokenizer

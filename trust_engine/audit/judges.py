@@ -127,7 +127,7 @@ def as_judge(judge: Any) -> Judge:
 
 
 def load_judge(text: str, topic: Topic, device: Any = "cpu") -> Judge:
-    """Load "demo", "nudenet", or zero-shot CLIP from "clip:FOLDER" or a folder's path."""
+    """Load "demo", "nudenet", or zero-shot CLIP from "clip:PATH" or a path alone."""
     if text == "demo":
         return DemoJudge(demo.load_judge().to(device))
     if text == "nudenet":
@@ -150,10 +150,10 @@ def check_judge(text: str) -> None:
     if text in ("demo", "nudenet"):
         return
     path = Path(text.removeprefix("clip:"))
-    if not path.is_dir():
+    if not path.is_dir() and not (path.is_file() and path.suffix == ".safetensors"):
         raise SpecError(
-            f"judge {text!r} is neither demo, nudenet nor a folder with a CLIP model; "
-            "give --judge clip:FOLDER"
+            f"judge {text!r} is neither demo, nudenet nor a folder with a CLIP model or its "
+            "safetensors file; give --judge clip:PATH"
         )
 
 

@@ -35,7 +35,6 @@ class Budgets:
     population: int = 100
     generations: int = 120
     goals: int = 4
-    stack_norm: float = 0.1
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ FORGOTTEN = {
 }
 KEPT = {
     "companions": "another object asked for together with it",
-    "members": "each member by itself",
+    "members": "each part of it by itself",
     "negative_prompt": "others, with the concept as negative prompt",
 }
 
@@ -210,17 +210,29 @@ def _distances(kept: Mapping[str, Any]) -> Iterator[str]:
         a = kept["alignment"]
         lines.append(f"Prompt alignment, cosine by {escape(str(a['by']))}: {_number(a['edited'])} "
                      f"(untouched {_number(a['untouched'])})")  # fmt: skip
+    rows = []
     for eye, pair in kept.get("distance", {}).items():
-        text = f"Neutral prompts, distance to the untouched picture by {escape(eye)}: "
-        other = f"(another seed: {_number(pair['other_seed'])})"
-        lines.append(f"{text}{_number(pair['edited'])} {other}")
+        rows.append((eye, "neutral prompts", pair["edited"], pair["other_seed"]))
+    for eye, pair in kept.get("objects_distance", {}).items():
+        rows.append((eye, "other objects", pair["pictures"], None))
+        if pair["set"]["n"]:
+            rows.append((eye, "other objects, as a set (KID)", pair["set"], None))
     negative = kept.get("negative_prompt", {})
-    if "distance_with" in negative:
-        lines.append("Distance to the untouched picture with the concept as negative prompt: "
-                     f"{_number(negative['distance_with'])} "
-                     f"(without: {_number(negative['distance_without'])})")  # fmt: skip
+    for key, label in (("distance_without", "the same without a negative prompt"),
+                       ("distance_with", "with the concept as negative prompt")):  # fmt: skip
+        for eye, figure in negative.get(key, {}).items():
+            rows.append((eye, label, figure, None))
     if lines:
         yield "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+    if rows:
+        yield "<details><summary>How far pictures moved from the untouched model's</summary>"
+        yield "<table><tr><th>pictures<th>measured by<th>distance<th>between two seeds of the "
+        yield "untouched model</tr>"
+        for eye, what, figure, other in rows:
+            seed = "&ndash;" if other is None else _number(other)
+            yield f"<tr><td>{what}<td>{escape(eye)}<td class=num>{_number(figure)}"
+            yield f"<td class=num>{seed}</tr>"
+        yield "</table></details>"
 
 
 def _number(figure: Mapping[str, Any]) -> str:

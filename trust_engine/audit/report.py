@@ -52,7 +52,7 @@ def assemble(
     if core.extra["alignment"]["edited"]["n"]:
         aligner = studio.aligner.name if studio.aligner else None
         data["retention"]["alignment"] = {"by": aligner, **core.extra["alignment"]}
-    if core.extra["distance"]["n"]:
+    if core.extra["distance"]:
         data["retention"]["objects_distance"] = core.extra["distance"]
     for name, outcome in outcomes.items():
         _place(data, name, outcome.figures)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +13,18 @@ from ..conditioning import TextEncoder
 from .cells import BOTH, Cell, Outcome, describe
 from .core import Core, core
 from .drawing import Work
+from .eyes import distances, set_distance
 from .figures import mean_figure, mean_rate
 from .levels import Level
-from .shots import Shot, ShotList, neutral_shots, others_of, pair_shots, retained_shots
+from .shots import (
+    Shot,
+    ShotList,
+    member_shots,
+    neutral_shots,
+    others_of,
+    pair_shots,
+    retained_shots,
+)
 from .studio import Looked, Studio, passes_for, shoot
 from .topic import Topic, named
 
@@ -42,7 +50,10 @@ def core_cell(studio: Studio, shots: ShotList) -> Cell:
         extra["alignment"] = {
             who: mean_figure(look.alignment) for who, look in zip(BOTH, looks, strict=True)
         }
-        extra["distance"] = mean_figure(cosine_distances(looks[0].features, looks[1].features))
+        extra["distance"] = {
+            eye: {"pictures": mean_figure(distances(was, now)), "set": set_distance(was, now)}
+            for eye, was, now in both_views(*looks)
+        }
         pictures = {
             f"{part}.{who}": getattr(found[who], part)
             for part in ("target", "others")
@@ -59,20 +70,11 @@ def retention_cells(studio: Studio, level: Level) -> Iterator[Cell]:
     pairs = pair_shots(topic, level.pairs, seed)
     if pairs:
         yield _kept_cell("retention.companions", studio, pairs)
-    if topic.kind == "combination":
-        members = member_shots(topic, level.shots, seed)
+    if topic.kind in ("combination", "conditional"):
+        members = member_shots(topic, 2 * level.shots, seed)
         yield _kept_cell("retention.members", studio, members)
     yield _neutral_cell(studio, level.neutral)
     yield _negative_cell(studio, level.shots)
-
-
-def member_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
-    """Ask for a combination's members, each by itself."""
-    shots = []
-    for i, shot in enumerate(retained_shots(topic, "condition", count, seed)):
-        name = topic.labels[i % 2]
-        shots.append(Shot(name, replace(shot.scene, objects=(name,)), shot.seed))
-    return shots
 
 
 def _kept_cell(name: str, studio: Studio, shots: Sequence[Shot]) -> Cell:
@@ -101,16 +103,11 @@ def _neutral_cell(studio: Studio, count: int) -> Cell:
         for who in BOTH:
             looks[who] = yield from shoot(studio, studio.models[who], shots, compare=True)
         figures: dict[str, Any] = {}
-        now, was = looks["edited"], looks["untouched"]
-        for eye, a, b in (
-            (f"judge {studio.judge.name}", was.features, now.features),
-            (studio.aligner.name if studio.aligner else "", was.views, now.views),
-        ):
-            if b:
-                figures[eye] = {
-                    "edited": mean_figure(cosine_distances(a, b)),
-                    "other_seed": mean_figure(cosine_distances(a, a, shift=1)),
-                }
+        for eye, was, now in both_views(looks["untouched"], looks["edited"]):
+            figures[eye] = {
+                "edited": mean_figure(distances(was, now)),
+                "other_seed": mean_figure(distances(was, was, shift=1)),
+            }
         return Outcome(figures, {who: looks[who].pictures for who in BOTH})
 
     passes = 2 * passes_for(studio, len(shots))
@@ -140,10 +137,11 @@ def _negative_cell(studio: Studio, count: int) -> Cell:
                     compare=True,
                 )
             figures[who] = looks[who, True].seen.to_dict()
-        if looks["edited", True].features:
-            for with_it, key in ((False, "distance_without"), (True, "distance_with")):
-                was, now = looks["untouched", with_it], looks["edited", with_it]
-                figures[key] = mean_figure(cosine_distances(was.features, now.features))
+        for with_it, key in ((False, "distance_without"), (True, "distance_with")):
+            views = both_views(looks["untouched", with_it], looks["edited", with_it])
+            found = {eye: mean_figure(distances(was, now)) for eye, was, now in views}
+            if found:
+                figures[key] = found
         return Outcome(figures, {who: looks[who, True].pictures for who in BOTH})
 
     passes = 4 * passes_for(studio, len(shots))
@@ -151,12 +149,9 @@ def _negative_cell(studio: Studio, count: int) -> Cell:
     return Cell("retention.negative_prompt", budget, passes, run)
 
 
-def cosine_distances(one: Sequence[Tensor], other: Sequence[Tensor], shift: int = 0) -> list[float]:
-    """Return 1 - cosine of unit vectors, pairwise; `shift` compares with a neighbour's instead."""
-    if not one or not other:
-        return []
-    a, b = torch.stack(list(one)), torch.stack(list(other))
-    return (1 - (a * b.roll(shift, 0)).sum(1)).clamp(min=0).tolist()
+def both_views(was: Looked, now: Looked) -> list[tuple[str, list[Tensor], list[Tensor]]]:
+    """Pair what each eye saw in both models' pictures."""
+    return [(eye, was.views[eye], seen) for eye, seen in now.views.items()]
 
 
 def neighbours(topic: Topic, encoder: TextEncoder, count: int = NEAR) -> list[str]:

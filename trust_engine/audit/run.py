@@ -17,6 +17,7 @@ from ..sampler import SamplerSettings
 from .attacks.base import attack_cell
 from .attacks.catalogue import make_attack
 from .cells import Cell, Outcome
+from .eyes import Eye
 from .forgetting import forgetting_cells
 from .judges import Aligner, as_judge, is_coupled
 from .levels import QUICK, Level
@@ -58,6 +59,7 @@ class Audit:
         settings: SamplerSettings | None = None,
         aligner: Aligner | None = None,
         state: Path | None = None,
+        eyes: Sequence[Eye] = (),
     ) -> None:
         shots = core_shots(topic, images, seed)  # refuses bad input before any work
         judge = as_judge(judge)
@@ -66,7 +68,7 @@ class Audit:
                 raise SpecError(f"the judge {judge.name} does not know {label!r}")
         models = {"untouched": model, "edited": patched(model, diffs)}
         settings = settings or SamplerSettings()
-        self.studio = Studio(models, judge, topic, settings, seed, images, aligner)
+        self.studio = Studio(models, judge, topic, settings, seed, images, aligner, eyes)
         self.level, self.coupled = level, is_coupled(judge, diffs)
         self.skipped: list[str] = []
         self.cells = [core_cell(self.studio, shots), *self._others()]

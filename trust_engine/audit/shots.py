@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..demo.vocabulary import OBJECTS, Scene, caption
 from ..errors import SpecError
@@ -80,7 +80,7 @@ def core_shots(topic: Topic, images: int, seed: int) -> ShotList:
     # Audit seeds are apart from the engine's, which start near zero.
     base = 1_000_000 + seed * 10_000
     many = images * TARGET_FACTOR
-    synonyms = topic.synonyms if topic.kind == "single" else ()
+    synonyms = topic.synonyms if topic.kind != "style" else ()
     return ShotList(
         [_target(topic, topic.word, i, base) for i in range(many)],
         [
@@ -107,6 +107,8 @@ def paraphrase_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
     for i, shot in enumerate(concept_shots(topic, "paraphrases", count, seed)):
         scene, pattern = shot.scene, PARAPHRASES[i % len(PARAPHRASES)]
         ground = f" on a {scene.background} background" if scene.background else ""
+        if topic.condition and not scene.background:
+            ground = f" {topic.condition}"
         style = f" in {scene.style} style" if scene.style else ""
         phrase = " and ".join(named(word) for word in scene.objects)
         bare = " and ".join(scene.objects)
@@ -123,14 +125,41 @@ def retained_shots(topic: Topic, group: str, count: int, seed: int) -> list[Shot
 
 
 def pair_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
-    """Ask for the concept's word together with another object; the judge looks for the other."""
+    """Ask for a concept's word together with another object.
+
+    The judge looks for the other; of a combination, whose members may stay, for both.
+    """
     shots: list[Shot] = []
     if topic.kind == "style":
         return shots
     for i, shot in enumerate(retained_shots(topic, "pairs", count, seed)):
-        first, second = (topic.word, shot.words) if i % 2 else (shot.words, topic.word)
-        text = caption([first, second], shot.scene.background, shot.scene.style)
-        shots.append(Shot(shot.words, shot.scene, shot.seed, text))
+        word = topic.things[i // 2 % len(topic.things)]
+        pair = (word, shot.words) if i % 2 else (shot.words, word)
+        text = caption(pair, shot.scene.background, shot.scene.style)
+        asks = pair if topic.kind == "combination" else None
+        shots.append(Shot(shot.words, shot.scene, shot.seed, text, asks))
+    return shots
+
+
+def member_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
+    """Ask for what a combination or a condition is made of, one part at a time.
+
+    Of a combination: each member by itself. Of a condition: the thing without it, and other
+    things under it.
+    """
+    shots = []
+    for i, shot in enumerate(retained_shots(topic, "condition", count, seed)):
+        scene = shot.scene
+        if topic.kind == "combination":
+            name = topic.labels[i % 2]
+            shots.append(Shot(name, replace(scene, objects=(name,)), shot.seed))
+        elif i % 2:
+            shots.append(_other(topic, topic.word, i, base_of("condition", seed)))
+        elif topic.background is not None:
+            shots.append(Shot(shot.words, replace(scene, background=topic.background), shot.seed))
+        else:
+            text = f"{caption([shot.words])} {topic.condition}"
+            shots.append(Shot(shot.words, scene, shot.seed, text))
     return shots
 
 
@@ -150,8 +179,7 @@ def neutral_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
 
 def others_of(topic: Topic) -> list[str]:
     """List the objects that should stay."""
-    gone = topic.labels if topic.kind != "style" else ()
-    return [name for name in topic.world.objects if name not in gone]
+    return [name for name in topic.world.objects if name not in topic.things]
 
 
 def around(topic: Topic, shot: Shot) -> tuple[str, str]:
@@ -159,7 +187,10 @@ def around(topic: Topic, shot: Shot) -> tuple[str, str]:
     words, style = [SLOT], shot.scene.style
     if topic.kind == "style":
         words, style = list(shot.scene.objects), SLOT
-    before, _, after = caption(words, shot.scene.background, style).partition(SLOT)
+    ground = shot.scene.background
+    before, _, after = caption(words, ground, style).partition(SLOT)
+    if topic.condition and not ground:
+        after = f"{after} {topic.condition}"
     return before.strip(), after.strip()
 
 
@@ -176,10 +207,9 @@ def _target(topic: Topic, words: str, index: int, base: int) -> Shot:
         text = caption(pair, ground, style)
         return Shot(words, Scene(topic.labels, ground, style), base + index, text)
     if topic.kind == "conditional":
-        if topic.background is not None:
-            return Shot(words, Scene((topic.word,), topic.background, style), base + index)
-        text = f"{caption([words])} {topic.condition}"
-        return Shot(words, Scene((topic.word,), None, style), base + index, text)
+        scene = Scene((topic.word,), topic.background, style)
+        asked = f"{caption([words])} {topic.condition}" if topic.background is None else None
+        return Shot(words, scene, base + index, asked, topic.labels)
     if topic.kind == "style":
         thing = list(topic.world.objects)[index % len(topic.world.objects)]
         return Shot(thing, Scene((thing,), ground, topic.word), base + index, asks=(topic.word,))

@@ -13,7 +13,7 @@ from ..files import write_atomically
 from .cells import Cell, Outcome
 from .studio import Picture, Studio
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class State:
@@ -67,6 +67,6 @@ def identity(studio: Studio) -> str:
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(weight.float().cpu().contiguous().numpy().tobytes())
     about: list[Any] = [studio.topic.to_dict(), studio.judge.name, studio.seed]
-    about += [studio.images, studio.aligner.name if studio.aligner else None]
+    about += [studio.images, studio.aligner.name if studio.aligner else None, [*studio.eyes]]
     digest.update(json.dumps(about, sort_keys=True).encode())
     return digest.hexdigest()

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..model import LoadedModel
 from ..sampler import SamplerSettings
 from .drawing import Canvas, Result, Work, decode, paint, passes_of, thumbnail
+from .eyes import Eye
 from .figures import Rate
 from .judges import Aligner, Judge
 from .shots import Shot, concept_shots
@@ -41,9 +42,8 @@ class Looked:
     style: list[bool]
     background: list[bool]
     pictures: list[Picture]
-    features: list[Tensor] = field(default_factory=list)
-    views: list[Tensor] = field(default_factory=list)
-    """The aligner's features; `features` are the judge's."""
+    views: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Features by the eye that looked."""
     alignment: list[float] = field(default_factory=list)
 
     @property
@@ -77,7 +77,15 @@ class Studio:
     seed: int = 0
     images: int = 4
     aligner: Aligner | None = None
+    extra_eyes: Sequence[Eye] = ()
     _stock: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def eyes(self) -> dict[str, Eye]:
+        """Name whoever compares pictures: the judge, if it can, the aligner, and others."""
+        others: list[Eye] = [*([self.aligner] if self.aligner else []), *self.extra_eyes]
+        named = {eye.name: eye for eye in others if eye.name != self.judge.name}
+        return {f"judge {self.judge.name}": self.judge, **named}
 
     def keep(self, key: Any, make: Callable[[], Work[Result]]) -> Work[Result]:
         """Make something once and remember it."""
@@ -161,10 +169,11 @@ def judge(
         shows = hits[row] if shot.wanted else None
         into.pictures.append(Picture(thumbnail(pixels[row]), shot.prompt, shows))
     if compare:
-        features = studio.judge.features(pixels)
-        into.features.extend([] if features is None else features)
+        for name, eye in studio.eyes.items():
+            features = eye.features(pixels)
+            if features is not None:
+                into.views.setdefault(name, []).extend(features)
         if studio.aligner is not None:
-            into.views.extend(studio.aligner.features(pixels))
             into.alignment.extend(
                 float(v) for v in studio.aligner.align([s.prompt for s in shots], pixels)
             )

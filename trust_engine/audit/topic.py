@@ -58,8 +58,19 @@ class Topic:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return what the judge must see."""
-        return (self.word, str(self.companion)) if self.kind == "combination" else (self.word,)
+        """Return what the judge must see; under a condition the thing alone is allowed."""
+        if self.kind == "combination":
+            return (self.word, str(self.companion))
+        if self.kind == "conditional":
+            return (self.word, self.background) if self.background else (self.name,)
+        return (self.word,)
+
+    @property
+    def things(self) -> tuple[str, ...]:
+        """Return the objects that the concept's prompts name; none for a style."""
+        if self.kind == "style":
+            return ()
+        return self.labels if self.kind == "combination" else (self.word,)
 
     @property
     def background(self) -> str | None:

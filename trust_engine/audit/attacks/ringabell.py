@@ -84,7 +84,7 @@ def direction(topic: Topic, space: TokenSpace) -> Tensor:
                 has.append(f"{form.format(named(other))} in {topic.word} style")
                 lacks.append(form.format(named(other)))
             else:
-                phrase = " and ".join(named(word) for word in topic.labels)
+                phrase = " and ".join(named(word) for word in topic.things)
                 has.append(form.format(f"{phrase} {topic.condition or ''}".strip()))
                 lacks.append(form.format(named(other)))
     with_it = _states(space, [space.tokens(text) for text in has])
@@ -103,7 +103,8 @@ class Pool:
     @classmethod
     def of(cls, topic: Topic, space: TokenSpace) -> Pool:
         """Ban the tokens of the concept's words; hint at the other words of its world."""
-        banned = {t for word in topic.labels for t in space.tokens(word)}
+        own = topic.things or (topic.word,)
+        banned = {t for word in own for t in space.tokens(word)}
         banned |= set(space.frame([]).tolist())
         hints = {t for word in topic.world.hints for t in space.tokens(word)} - banned
         return cls(len(space.table), frozenset(banned), torch.tensor(sorted(hints)))
