@@ -114,17 +114,18 @@ class Ground:
         if self.spec.saliency == "noise":
             return None
         if self.spec.saliency == "clip":
-            return self._clip()
+            return self.clip_saliency()
         names = cross_attention_modules(self.denoiser)
         return AttentionSaliency([self.layer(name) for name in names])
 
-    def _clip(self) -> ClipSaliency:
+    def clip_saliency(self) -> ClipSaliency:
+        """Set the CLIP score's saliency up."""
         assert self.score is not None  # checked before the run began
         return ClipSaliency(self.whole, self.score, self.prompts.targets)
 
     def _fixed(self) -> dict[str, Tensors]:
         """Take the whole UNet's saliency once, at theta_0, for the local engine's layers."""
-        source = self._clip() if self.spec.saliency == "clip" else NoiseSaliency(self.whole)
+        source = self.clip_saliency() if self.spec.saliency == "clip" else NoiseSaliency(self.whole)
         found = averaged(source, tuple(b.clone().requires_grad_(True) for b in self.whole.base))
         layers: dict[str, Tensors] = {}
         for key, saliency in zip(self.whole.keys, found, strict=True):

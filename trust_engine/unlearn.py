@@ -81,7 +81,7 @@ class Unlearning:
     _finished: bool = False
     _recording: Recording | None = None
     _piece: tuple[str, Forgetting] | None = None
-    _ground: Ground | None = None
+    ground: Ground | None = None
     _settled: bool = False
 
     def __post_init__(self) -> None:
@@ -130,10 +130,10 @@ class Unlearning:
             self._recording = recording
         done = self._recording.passes
         score = model.score
-        self._ground = Ground(
+        self.ground = Ground(
             spec, model.denoiser, self.prompts, cond, uncond, plan, self._recording, score
         )
-        for piece in self._ground.pieces():
+        for piece in self.ground.pieces():
             self._settle_cost(kept)
             end = done + spec.steps
             if piece.name not in self.final:
@@ -175,18 +175,18 @@ class Unlearning:
 
     def _settle_cost(self, kept: RunState | None) -> None:
         """Count what it took to set up, unless a run before this one has paid for it."""
-        if self._ground is None or not self._ground.needs_whole:
+        if self.ground is None or not self.ground.needs_whole:
             return
         if kept is not None and not self._settled:
             spent = kept.passes - kept.recording.passes
-            self._ground.whole.cost = Cost(spent, kept.backward)
+            self.ground.whole.cost = Cost(spent, kept.backward)
         self._settled = True
         self._count()
 
     def _count(self) -> None:
-        if self._ground is not None and self._ground.needs_whole:
-            cost = self._ground.whole.cost
-            self.passes = self._ground.recording.passes + cost.forward
+        if self.ground is not None and self.ground.needs_whole:
+            cost = self.ground.whole.cost
+            self.passes = self.ground.recording.passes + cost.forward
             self.backward = cost.backward
 
     def _all_prompts(self) -> list[str]:

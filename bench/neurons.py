@@ -1,0 +1,108 @@
+"""Where concept neurons sit: overlap of the three saliencies, and of a condition with its parts.
+
+    python -m bench.neurons
+
+A Jaccard overlap of 1 means the same entries; chance is what two random masks of these sizes
+would share. Masks are taken at theta_0, without training.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import combinations
+from typing import cast
+
+import torch
+
+from trust_engine.mask import DynamicMask, Tensors, overlap, share
+from trust_engine.model import LoadedModel, load_model
+from trust_engine.saliency import AttentionSaliency, NoiseSaliency, averaged
+from trust_engine.spec import ConceptSpec, Saliency, UnlearnSpec
+from trust_engine.unlearn import Unlearning
+
+SOURCES = ("attention", "noise", "clip")
+BUDGET = 0.03
+
+
+def concept_mask(model: LoadedModel, concept: ConceptSpec, source: str) -> Tensors:
+    """Take a concept's neurons over the whole UNet from a source, the BUDGET's worth of them."""
+    spec = UnlearnSpec(
+        (concept,),
+        engine="global",
+        saliency=cast(Saliency, source),
+        schedule="bounded",
+        steps=1,
+        xi=0.0,
+        budget=BUDGET,
+        objective="none",
+        beta=0.0,
+    )
+    run = Unlearning(model.lend(), spec)
+    for report in run:
+        if report.stage != "recording":
+            break
+    ground = run.ground
+    assert ground is not None
+    if source == "attention":
+        names = [key.rsplit(".to_", 1)[0] for key in ground.whole.keys[::3]]
+        layers = [ground.layer(name) for name in names]
+        theta = tuple(b.clone().requires_grad_(True) for layer in layers for b in layer.base)
+        saliency = averaged(AttentionSaliency(layers), theta)
+    else:
+        chosen = ground.clip_saliency() if source == "clip" else None
+        theta = tuple(b.clone().requires_grad_(True) for b in ground.whole.base)
+        saliency = averaged(chosen or NoiseSaliency(ground.whole), theta)
+    return _top(saliency, spec)
+
+
+def _top(saliency: Tensors, spec: UnlearnSpec) -> Tensors:
+    mask = DynamicMask([s.shape for s in saliency], spec, [1] * len(saliency), fixed=saliency)
+    return mask.update(saliency, 0)
+
+
+def chance(a: Tensors, b: Tensors) -> float:
+    """Tell the overlap of two random masks of these shares."""
+    p, q = share(a), share(b)
+    return p * q / (p + q - p * q)
+
+
+def both(a: Tensors, b: Tensors) -> Tensors:
+    """Intersect two masks."""
+    return tuple(x & y for x, y in zip(a, b, strict=True))
+
+
+def main() -> None:
+    """Print the tables."""
+    model = load_model("demo")
+    by_source = {s: concept_mask(model, ConceptSpec(("gun",)), s) for s in SOURCES}
+    print("gun: overlap of the masks that the sources give\n")
+    print("| sources | Jaccard | chance |\n|---|---|---|")
+    for one, two in combinations(SOURCES, 2):
+        a, b = by_source[one], by_source[two]
+        print(f"| {one}, {two} | {overlap(a, b):.3f} | {chance(a, b):.3f} |")
+    print("\nshare of a mask by projection\n\n| source | q | k | v |\n|---|---|---|---|")
+    for source, mask in by_source.items():
+        letters: dict[str, int] = defaultdict(int)
+        for i, part in enumerate(mask):
+            letters["qkv"[i % 3]] += int(part.sum())
+        shown = " | ".join(f"{letters[x] / sum(letters.values()):.2f}" for x in "qkv")
+        print(f"| {source} | {shown} |")
+    print("\nis a condition the intersection of its parts? (attention)\n")
+    print("| condition | thing | background | the intersection | chance | of it inside |")
+    print("|---|---|---|---|---|---|")
+    for thing, ground in (("cat", "red"), ("dog", "blue")):
+        phrase = f"on a {ground} background"
+        whole = concept_mask(
+            model, ConceptSpec((thing,), "conditional", condition=phrase), "attention"
+        )
+        a = concept_mask(model, ConceptSpec((thing,)), "attention")
+        b = concept_mask(model, ConceptSpec((f"{ground} background",)), "attention")
+        cut = both(a, b)
+        inside = share(both(cut, whole)) / max(share(cut), torch.finfo().tiny)
+        cells = [overlap(whole, a), overlap(whole, b), overlap(whole, cut), chance(whole, cut)]
+        shown = " | ".join(f"{value:.3f}" for value in cells)
+        print(f"| {thing} {phrase} | {shown} | {inside:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

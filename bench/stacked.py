@@ -1,0 +1,111 @@
+"""Ten concepts, unlearned one by one, their ten diffs applied together: what is gone and kept.
+
+    python -m bench.stacked --seeds 3
+
+Every diff is made on the untouched model, as a shared one is. Resumable: runs/stacked holds the
+diffs and runs/stacked.json the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.engine import mean
+from trust_engine.audit import Rate, Shot, look
+from trust_engine.audit.victim import patched
+from trust_engine.demo.judge import Judge, load_judge
+from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
+from trust_engine.diff import WeightDiff, load_diff, save_diff
+from trust_engine.model import LoadedModel, load_model
+from trust_engine.sampler import SamplerSettings
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn import Unlearning
+
+TEN = ("gun", "cat", "pizza", "baby", "car", "bomb", "guitar", "clown", "beer", "umbrella")
+HEIGHTS = (1, 2, 5, 10)
+FIRST_SEED = 6_000_000
+FOLDER, STORE = Path("runs/stacked"), Path("runs/stacked.json")
+
+
+def diff_of(model: LoadedModel, concept: str, seed: int) -> WeightDiff:
+    """Read a diff back, or make it."""
+    path = FOLDER / f"{concept}-{seed}.safetensors"
+    if not path.exists():
+        run = Unlearning(model.lend(), UnlearnSpec((ConceptSpec((concept,)),), seed=seed))
+        for _ in run:
+            pass
+        save_diff(run.diff, path)
+    return load_diff(path)
+
+
+def shots(name: str, images: int, seed: int) -> list[Shot]:
+    """Write pictures of one object on varied backgrounds in varied styles."""
+    first = FIRST_SEED + 10_000 * seed + 100 * list(OBJECTS).index(name)
+    found = []
+    for i in range(images):
+        ground, style = BACKGROUNDS[(i + i // 5) % len(BACKGROUNDS)], STYLES[i % len(STYLES)]
+        scene = Scene((name,), ground, style)
+        found.append(Shot(name, scene, first + i, caption([name], ground, style)))
+    return found
+
+
+def rates(model: LoadedModel, judge: Judge, images: int, seed: int) -> dict[str, Any]:
+    """Rate every object, and style and background of those that must stay."""
+    asked = [shot for name in OBJECTS for shot in shots(name, images, seed)]
+    hits, styles, grounds = look(model, judge, asked, SamplerSettings())
+    stays = [i for i, shot in enumerate(asked) if shot.words not in TEN]
+    found: dict[str, Any] = {}
+    for name in OBJECTS:
+        own = [hit for hit, shot in zip(hits, asked, strict=True) if shot.words == name]
+        found[name] = Rate.of(own).to_dict()
+    found["style"] = Rate.of([styles[i] for i in stays]).to_dict()
+    found["background"] = Rate.of([grounds[i] for i in stays]).to_dict()
+    return found
+
+
+def summary(cells: dict[str, Any], seeds: int) -> str:
+    """Write a row for each height of the stack: means over seeds, retention relative."""
+    lines = ["| diffs | UA | IRA rel. | style rel. | background rel. |", "|---|---|---|---|---|"]
+    for height in HEIGHTS:
+        rows = []
+        for seed in range(seeds):
+            now, before = cells.get(f"{height}/{seed}"), cells.get(f"0/{seed}")
+            if now is None or before is None:
+                continue
+            gone = mean([1 - now[name]["value"] for name in TEN[:height]])
+            kept = mean([now[name]["value"] for name in OBJECTS if name not in TEN])
+            was = mean([before[name]["value"] for name in OBJECTS if name not in TEN])
+            looks = [now[k]["value"] / before[k]["value"] for k in ("style", "background")]
+            rows.append([gone, kept / was, *looks])
+        if rows:
+            shown = [f"{mean(list(column)):.3f}" for column in zip(*rows, strict=True)]
+            lines.append(f"| {height} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the cells that are missing, save each, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=10, help="an object")
+    args = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    cells = json.loads(STORE.read_text()) if STORE.exists() else {}
+    model, judge = load_model("demo"), load_judge()
+    for seed in range(args.seeds):
+        for height in (0, *HEIGHTS):
+            if f"{height}/{seed}" in cells:
+                continue
+            diffs = [(diff_of(model, name, seed), 1.0) for name in TEN[:height]]
+            here = patched(model, diffs) if diffs else model
+            cells[f"{height}/{seed}"] = rates(here, judge, args.images, seed)
+            STORE.write_text(json.dumps(cells))
+            print(f"{height} diffs, seed {seed}: measured", flush=True)
+    print(summary(cells, args.seeds))
+
+
+if __name__ == "__main__":
+    main()
