@@ -50,7 +50,7 @@ def unpack() -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     for name, weights in parts.items():
         torch.save(weights, RUNS / f"{name}.pt")
-    torch.save(parts["unet"], SHIPPED)
+    torch.save(parts["unet"], RUNS / SHIPPED.name)
 
 
 def _read(name: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from trust_engine.demo.judge import ASSETS, Judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, JUDGED, STYLES, Scene
 
 STEPS, BATCH, RATE = 2400, 48, 1.5e-3
-MORE = 1200  # steps that refresh a judge that is there already
+MORE = 1800  # steps that refresh a judge that is there already
 LATTICES = (1, 8)  # any place, and the places that the model learns
 NOTHING_SHARE = 0.12  # scrambled pictures that show no object, so that debris is not a find
 
