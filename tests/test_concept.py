@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny import WORDS, WordEncoder
 
-from trust_engine.concept import PromptSet, build_prompts, with_article
+from trust_engine.concept import PUSH, PromptSet, build_prompts, with_article
 from trust_engine.spec import ConceptSpec
 
 KINDS = {
@@ -97,3 +99,12 @@ def test_templates_of_the_users_own() -> None:
 )
 def test_articles(phrase: str, expected: str) -> None:
     assert with_article(phrase) == expected
+
+
+def test_only_an_anchor_that_leaves_something_open_is_overshot() -> None:
+    """Without a condition or a style, chance may draw the very one that is to go."""
+    for kind in ("conditional", "style"):
+        prompts = built(KINDS[kind])
+        assert prompts.push == (PUSH,) * len(prompts.targets)
+        assert not any(built(replace(KINDS[kind], anchor="a tree")).push)
+    assert not any(built(KINDS["single"], KINDS["combination"]).push)

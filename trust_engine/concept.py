@@ -14,6 +14,7 @@ from .spec import ConceptSpec
 
 MAX_TOKENS = 75
 NEIGHBOURS = 20
+PUSH = 0.5  # beyond an anchor that does not say what to draw instead
 NEUTRAL = "something"  # stands in for the concept in a user's template that has no anchor
 
 
@@ -51,10 +52,11 @@ STYLES = ("photo", "watercolor", "oil painting", "pencil sketch", "cartoon", "pi
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts to erase, their anchors (one each), and prompts to preserve."""
+    """Prompts to erase, their anchors and how far beyond them to push, and prompts to preserve."""
 
     targets: tuple[str, ...]
     anchors: tuple[str, ...]
+    push: tuple[float, ...]
     preserve: tuple[str, ...]
 
 
@@ -73,19 +75,22 @@ def build_prompts(
     styles: Sequence[str] = (),
 ) -> PromptSet:
     """Write the prompts for concepts; raises SpecError for one the encoder cannot take."""
-    pairs: list[tuple[str, str]] = []
+    anchored: dict[str, tuple[str, float]] = {}
     preserve: list[str] = []
     for concept in concepts:
         near = _surroundings(concepts, concept, encoder, vocabulary, styles)
-        pairs += _erased(concept, near)
+        # "a cat" leaves the background open, and chance may bring back the one that is to go.
+        leaves_open = concept.kind in ("conditional", "style") and concept.anchor is None
+        push = PUSH if leaves_open else 0.0
+        anchored |= {target: (anchor, push) for target, anchor in _erased(concept, near)}
         preserve += _kept(concept, near)
-    anchored = dict(pairs)
     keep = [
         prompt
         for prompt in dict.fromkeys(preserve)
         if prompt not in anchored and not any(concept.carried_by(prompt) for concept in concepts)
     ]
-    prompts = PromptSet(tuple(anchored), tuple(anchored.values()), tuple(keep))
+    anchors, pushes = zip(*anchored.values(), strict=True)
+    prompts = PromptSet(tuple(anchored), anchors, pushes, tuple(keep))
     for prompt in (*prompts.targets, *prompts.anchors, *prompts.preserve):
         count = encoder.count_tokens(prompt)
         if count > MAX_TOKENS:

@@ -25,17 +25,19 @@ class Situation:
     """States a layer sees, under which contexts, and what it should answer as.
 
     x: (r, n, d); rows: (p,), the row of x that each prompt meets; now, goal: contexts (p, 77, c):
-    `now` is to be answered as theta_0 answers `goal`.
+    `now` is to be answered as theta_0 answers `goal`; push (p,): how far beyond it, added to eta.
     """
 
     x: Tensor
     rows: Tensor
     now: Tensor
     goal: Tensor
+    push: Tensor | None = None
 
     def to(self, device: torch.device) -> Situation:
         """Move to a device."""
-        return Situation(*(t.to(device) for t in (self.x, self.rows, self.now, self.goal)))
+        parts = (self.x, self.rows, self.now, self.goal, self.push)
+        return Situation(*(None if t is None else t.to(device) for t in parts))  # type: ignore[arg-type]
 
     def draw(self, generator: torch.Generator) -> Situation:
         """Take a random subset of prompts, and of positions, the same for all of them."""
@@ -44,7 +46,8 @@ class Situation:
         where = torch.randperm(self.x.shape[1], generator=generator)[:POSITIONS_A_STEP].to(device)
         x = self.x[self.rows[some]][:, where]
         rows = torch.arange(len(some), device=device)
-        return Situation(x, rows, self.now[some], self.goal[some])
+        push = None if self.push is None else self.push[some]
+        return Situation(x, rows, self.now[some], self.goal[some], push)
 
     @property
     def states(self) -> Tensor:
@@ -91,6 +94,7 @@ class LayerProblem:
 
     def _goal(self, seen: Situation) -> Tensor:
         goal = self.layer(seen.states, seen.goal)
-        if self.eta == 0:
+        if self.eta == 0 and seen.push is None:
             return goal
-        return goal - self.eta * (self.layer(seen.states, seen.now) - goal)
+        push = self.eta if seen.push is None else self.eta + seen.push.view(-1, 1, 1)
+        return goal - push * (self.layer(seen.states, seen.now) - goal)

@@ -78,7 +78,8 @@ class Ground:
         # The concept is answered as its anchor on states of both trajectories: while the model
         # forgets, what enters a layer moves from the first kind to the second.
         now, goal = torch.cat([target, target]), torch.cat([anchor, anchor])
-        erase = Situation(told, self.plan.rows[: 2 * n], now, goal)
+        push = torch.tensor(self.prompts.push).repeat(2) if any(self.prompts.push) else None
+        erase = Situation(told, self.plan.rows[: 2 * n], now, goal, push)
         some = free[:: max(1, len(free) // UNGUIDED)]
         kept = torch.cat([stay, uncond.expand(len(some), -1, -1)])
         rows = torch.cat([self.plan.rows[n:], len(told) + torch.arange(len(some))])
@@ -94,7 +95,8 @@ class Ground:
         target, anchor, stay = (
             self.cond.select(slice(*e)) for e in ((0, n), (n, 2 * n), (n, None))
         )
-        erase = Moments(rows[: 2 * n], stack([target, target]), stack([anchor, anchor]))
+        push = torch.tensor(self.prompts.push).repeat(2)
+        erase = Moments(rows[: 2 * n], stack([target, target]), stack([anchor, anchor]), push)
         count = len(self.plan.recorded)
         unguided = torch.arange(0, count, max(1, count // UNGUIDED))
         kept = stack([stay, *[self.uncond] * len(unguided)])

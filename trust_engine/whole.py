@@ -34,12 +34,13 @@ class Cost:
 class Moments:
     """Recorded latents (r, steps, 4, h, w) that prompts meet: `now` is to be answered as `goal`.
 
-    rows: (p,), the recording of each prompt.
+    rows: (p,), the recording of each prompt; push (p,): how far beyond the goal, added to eta.
     """
 
     rows: Tensor
     now: Conditioning
     goal: Conditioning
+    push: Tensor | None = None
 
 
 class WholeProblem:
@@ -103,11 +104,15 @@ class WholeProblem:
 
     @torch.no_grad()
     def _goal(self, moments: Moments, some: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        some = some.to(moments.now.context.device)
-        goal = self._frozen(x, t, moments.goal.select(some))
-        if self.spec.eta == 0 or moments is not self.erase:
+        there = some.to(moments.now.context.device)
+        goal = self._frozen(x, t, moments.goal.select(there))
+        push = torch.full((len(some),), self.spec.eta)
+        if moments.push is not None:
+            push = push + moments.push[some]
+        if moments is not self.erase or not push.any():
             return goal
-        return goal - self.spec.eta * (self._frozen(x, t, moments.now.select(some)) - goal)
+        push = push.view(-1, 1, 1, 1).to(goal.device)
+        return goal - push * (self._frozen(x, t, moments.now.select(there)) - goal)
 
     def _frozen(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         self.cost.forward += len(x)
