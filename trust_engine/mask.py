@@ -195,8 +195,9 @@ class DynamicMask:
     def load(self, kept: dict[str, Tensor], device: torch.device) -> None:
         """Go on from a state."""
         for name in ("saliency", "current", "first"):
-            tensors = [kept[f"{name}.{i}"].to(device) for i in range(len(self.reports))]
-            setattr(self, name, tuple(tensors))
+            if f"{name}.0" in kept:  # a shrinking mask needs no saliency
+                tensors = [kept[f"{name}.{i}"].to(device) for i in range(len(self.reports))]
+                setattr(self, name, tuple(tensors))
         for i, report in enumerate(self.reports):
             report.counts = kept[f"counts.{i}"].tolist()
             report.drift = kept[f"drift.{i}"].tolist()
