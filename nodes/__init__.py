@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import demo, folders
+from . import demo, folders, routes
 from .audit import TrustAudit
 from .compare import TrustCompare
 from .concept import TrustConcept
@@ -44,3 +44,4 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
 
 folders.register()
 demo.register()
+routes.register()

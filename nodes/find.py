@@ -17,7 +17,7 @@ from .inputs import number, seed, socket
 from .kinds import CATEGORY, CONCEPT, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .progress import Bar, sparing
-from .running import Ran, found_by, run_engine, shares
+from .running import Ran, for_browser, found_by, run_engine
 from .settings import DEFAULTS, Settings, compose
 
 STEPS = 20  # of the picture
@@ -86,8 +86,7 @@ class TrustFindNeurons:
         seen = _attention(lent, first, model, vae, ran, unique_id)
         title = f"Concept neurons of {spec.name}"
         picture = stacked([seen, neuron_map(title, ran.run.neurons, NOTES)])
-        told = {"neurons": shares(ran.run.neurons), "curves": {}, "steps": 1}
-        ui = {"trust_run": [json.dumps(told)]}
+        ui = {"trust_run": [json.dumps({**for_browser(ran), "curves": {}})]}
         return {"ui": ui, "result": (found_by(ran), to_image(picture))}
 
 

@@ -19,6 +19,7 @@ from .lending import Lent, needs
 from .progress import Bar, tell
 
 log = logging.getLogger(__name__)
+SHOWN = 60  # points of a finished curve in the browser
 RECORDED = ("concepts", "trajectory_steps", "cfg", "passes", "seed")  # decide what is recorded
 
 
@@ -54,7 +55,7 @@ def run_engine(lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons |
             piece = report.stage.removeprefix("unlearning ")
             here = (round(report.standing.effect, 4), round(report.standing.harm, 4))
             curves[piece].append(here)
-            fresh.append([piece, *here])
+            fresh.append([piece, len(curves[piece]) - 1, *here])
         picture = None
         if bar.due:
             left = bar.remaining(report.done, report.total)
@@ -102,6 +103,16 @@ def found_by(ran: Ran) -> Neurons:
 def shares(neurons: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the share of each projection's entries that are concept neurons."""
     return {key: round(told["last"] / told["entries"], 5) for key, told in neurons.items()}
+
+
+def for_browser(ran: Ran) -> dict[str, Any]:
+    """Tell a run to the browser: {piece: [[step, effect, harm], ...]}, thinned, and neurons."""
+    curves = {}
+    for piece, points in ran.curves.items():
+        stride = -(-len(points) // SHOWN)
+        kept = sorted({*range(0, len(points), stride), len(points) - 1})
+        curves[piece] = [[i, *points[i]] for i in kept]
+    return {"curves": curves, "steps": ran.run.spec.steps, "neurons": shares(ran.run.neurons)}
 
 
 def _minutes(seconds: float) -> str:

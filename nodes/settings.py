@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..trust_engine.errors import SpecError
+from ..trust_engine.effort import DEFAULTS, EFFORTS, steps_of
 from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
 from .inputs import choice, number, switch
 from .kinds import CATEGORY, SETTINGS
 
-# The engine has the only defaults; these are read from it.
-DEFAULTS: dict[str, Any] = {
-    f.name: f.default
-    for f in dataclasses.fields(UnlearnSpec)
-    if f.default is not dataclasses.MISSING
-}
-EFFORTS = {"quick": 1 / 3, "normal": 1.0, "thorough": 2.5}  # times the engine's steps
+__all__ = ["DEFAULTS", "EFFORTS", "Settings", "TrustUnlearnSettings", "compose"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +49,10 @@ class TrustUnlearnSettings:
                                       "Choose single entries, rows, or whole heads."),
                 "pool": choice(CHOICES["pool"], d["pool"],
                                "Compare entries within a layer, or within each of q, k and v."),
+                "schedule": choice(CHOICES["schedule"], d["schedule"],
+                                   "bounded: the most salient entries, never more than the budget. "
+                                   "shrinking: begin with all and keep fewer and fewer, down to "
+                                   "the budget."),
                 "refresh": number(d["refresh"], 0, 100_000, 1,
                                   "Look for the neurons anew every so many steps. 0: only once."),
                 "rate": number(d["rate"], 0.001, 10.0, 0.01,
@@ -75,6 +72,8 @@ class TrustUnlearnSettings:
                                  "take. Fewer: faster, from fewer recorded prompts."),
                 "stop_effect": number(d["stop_effect"], 0.0, 10.0, 0.01,
                                       "Stop early when less than this is left. 0: never."),
+                "stop_harm": number(d["stop_harm"], 0.0, 10.0, 0.01,
+                                    "Stop early only while what must stay changes less than this."),
                 "hessian": choice(CHOICES["hessian"], d["hessian"],
                                   "How the penalty's gradient is taken; auto chooses."),
                 "checkpointing": switch(d["checkpointing"], "Global engine: less memory, slower."),
@@ -92,8 +91,5 @@ def compose(
     concepts: tuple[ConceptSpec, ...], settings: Settings | None, effort: str, **asked: Any
 ) -> UnlearnSpec:
     """Put a spec together: what the node asks for, on what the settings node says."""
-    if effort not in EFFORTS:
-        raise SpecError(f"effort {effort!r} is unknown; use one of {', '.join(EFFORTS)}")
-    steps = round(DEFAULTS["steps"] * EFFORTS[effort])
     fields = dict(settings.fields) if settings else {}
-    return UnlearnSpec(concepts, **{**fields, "steps": steps, **asked})
+    return UnlearnSpec(concepts, **{**fields, "steps": steps_of(effort), **asked})

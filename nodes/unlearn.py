@@ -17,7 +17,7 @@ from .kinds import CATEGORY, CONCEPT, DIFF, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .patching import patched
 from .progress import Bar, sparing
-from .running import Neurons, Ran, run_engine, shares
+from .running import Neurons, Ran, for_browser, run_engine
 from .settings import DEFAULTS, EFFORTS, Settings, compose
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,7 @@ class TrustUnlearn:
         if vae is not None:
             picture = stacked([picture, _before_after(lent, after, clip, vae, ran, unique_id)])
         report = _report(spec, ran, diff, [*said, *ran.said])
-        told = {"curves": ran.curves, "steps": spec.steps, "neurons": shares(ran.run.neurons)}
-        ui = {"text": [report], "trust_run": [json.dumps(told)]}
+        ui = {"text": [report], "trust_run": [json.dumps(for_browser(ran))]}
         return {"ui": ui, "result": (after, diff, to_image(picture), report)}
 
 

@@ -78,7 +78,7 @@ def test_rows_are_split_when_memory_is_short(part: Part, host: Host, model: Patc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_reads_effective_weights(part: Part, host: Host, dtype: torch.dtype) -> None:
-    """A LoRA is in them; whatever is loaded at the moment is not, nor is the state dict believed."""
+    """A LoRA is in them; what is loaded at the moment is not, nor is the state dict believed."""
     import comfy.model_management as mm
 
     model = fake_model(host, dtype=dtype)

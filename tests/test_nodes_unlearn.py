@@ -1,4 +1,4 @@
-"""The Unlearn and Find Neurons nodes: what they give, and that the shared model is never written."""
+"""The Unlearn and Find Neurons nodes: what they give; the shared model is never written."""
 
 # ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
 

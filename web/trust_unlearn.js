@@ -1,0 +1,160 @@
+// TRUST Unlearn in the browser: a chart in Unlearn and Find Neurons, a badge in Audit, a label in
+// Load Diff, a toast at the end. Where the front end lacks what a part needs, the part is left out.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { runPicture } from "./trust/draw.js";
+import { badge, diffLine } from "./trust/labels.js";
+import { emptyRun, finishedRun, withProgress } from "./trust/run.js";
+import { text, useTexts } from "./trust/texts.js";
+
+const CHARTED = { TrustUnlearn: 170, TrustFindNeurons: 170 }; // pixels
+const LINE = 34;
+const BADGES = { good: "#2f8f6b", mixed: "#b7791f", bad: "#c0283c" };
+const runs = new WeakMap(); // node -> what is known of its run
+const elements = new WeakMap(); // node -> where it is shown
+
+/** Give a node a DOM widget, which both renderers show; false where there is none. */
+function addView(node, height) {
+  if (typeof node.addDOMWidget !== "function") return false;
+  const element = document.createElement("div");
+  element.style.cssText = "width:100%;overflow:hidden;box-sizing:border-box;";
+  const sized = () => height;
+  const options = { serialize: false, getMinHeight: sized, getMaxHeight: sized, getHeight: sized };
+  const widget = node.addDOMWidget("trust_view", "trust_view", element, options);
+  widget.serialize = false; // a picture is no value: it belongs neither in files nor in prompts
+  elements.set(node, element);
+  return true;
+}
+
+function chain(object, name, after) {
+  const before = object[name];
+  object[name] = function (...args) {
+    const result = before?.apply(this, args);
+    guarded(() => after.apply(this, args));
+    return result;
+  };
+}
+
+/** Our mistakes must not stop the host's own work. */
+function guarded(work) {
+  try {
+    work();
+  } catch (error) {
+    console.warn("TRUST Unlearn:", error);
+  }
+}
+
+function parsed(message, key) {
+  const found = message?.[key]?.[0];
+  return found ? JSON.parse(found) : null;
+}
+
+function showRun(node, run) {
+  runs.set(node, run);
+  elements.get(node).innerHTML = runPicture(run); // escapes what it is given
+}
+
+function setUpChart(node, height) {
+  if (!addView(node, height)) return;
+  showRun(node, emptyRun());
+  chain(node, "onExecuted", (message) => {
+    const told = parsed(message, "trust_run");
+    if (told) showRun(node, finishedRun(told));
+  });
+}
+
+function showLine(node, said, title, colour) {
+  const element = elements.get(node);
+  const line = document.createElement("div");
+  line.textContent = said;
+  line.title = title;
+  line.style.cssText =
+    "padding:4px 8px;border-radius:6px;font:12px sans-serif;overflow:hidden;white-space:nowrap;" +
+    "text-overflow:ellipsis;cursor:help;" +
+    (colour
+      ? `background:${colour};color:#fff;`
+      : "background:var(--comfy-input-bg,#333);color:var(--input-text,#ddd);");
+  element.replaceChildren(line);
+}
+
+function setUpBadge(node) {
+  if (!addView(node, LINE)) return;
+  showLine(node, text("noVerdict"), "");
+  chain(node, "onExecuted", (message) => {
+    const told = parsed(message, "trust_audit");
+    if (!told) return;
+    const shown = badge(told);
+    showLine(node, shown.text, told.verdict, BADGES[shown.kind]);
+  });
+}
+
+function setUpLabel(node) {
+  const widget = node.widgets?.find(({ name }) => name === "diff_name");
+  if (!widget || !addView(node, LINE)) return;
+  const refresh = async () => {
+    const name = widget.value;
+    if (!name) return;
+    const answer = await api.fetchApi(`/trust/label?name=${encodeURIComponent(name)}`);
+    const told = await answer.json();
+    if (widget.value !== name) return; // another one was chosen meanwhile
+    showLine(node, diffLine(told), told.label ?? told.error ?? "");
+    widget.tooltip = told.label ?? told.error; // shown when the name is hovered over
+  };
+  const soon = () => refresh().catch((error) => console.warn("TRUST Unlearn:", error));
+  chain(widget, "callback", soon);
+  chain(node, "onConfigure", soon);
+  setTimeout(soon, 0);
+}
+
+/** Find a node by the id that the server uses; "3:7" is node 7 inside node 3's subgraph. */
+function findNode(id) {
+  const path = String(id).split(":");
+  let graph = app.rootGraph ?? app.graph;
+  for (const step of path.slice(0, -1)) graph = graph?.getNodeById(Number(step))?.subgraph;
+  return graph?.getNodeById(Number(path.at(-1)));
+}
+
+function onProgress({ detail }) {
+  const node = findNode(detail.node);
+  if (detail.kind === "finished") {
+    const key = detail.seconds === undefined ? "audited" : "finished";
+    toast(text(key, detail));
+  } else if (detail.kind === "run" && node && runs.has(node)) {
+    showRun(node, withProgress(runs.get(node), detail));
+  }
+}
+
+function toast(detail) {
+  app.extensionManager?.toast?.add({
+    severity: "success",
+    summary: "TRUST Unlearn",
+    detail,
+    life: 6000,
+  });
+}
+
+async function loadTexts() {
+  const language =
+    app.extensionManager?.setting?.get("Comfy.Locale") ??
+    app.ui?.settings?.getSettingValue?.("Comfy.Locale") ??
+    "en";
+  const answer = await api.fetchApi("/i18n");
+  if (answer.ok) useTexts((await answer.json())[language]?.trustUnlearn);
+}
+
+app.registerExtension({
+  name: "trust.unlearn",
+  async setup() {
+    api.addEventListener("trust.progress", (event) => guarded(() => onProgress(event)));
+    await loadTexts().catch((error) => console.warn("TRUST Unlearn:", error));
+  },
+  nodeCreated(node) {
+    guarded(() => {
+      const kind = node.comfyClass;
+      if (kind in CHARTED) setUpChart(node, CHARTED[kind]);
+      if (kind === "TrustAudit") setUpBadge(node);
+      if (kind === "TrustLoadDiff") setUpLabel(node);
+    });
+  },
+});
