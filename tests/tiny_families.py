@@ -6,7 +6,7 @@ The names in the files are written here from the public layout, not by the engin
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -97,22 +97,28 @@ class Original:
 @cache
 def original(name: str) -> Original:
     """Draw a model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(NAMES.index(name))
+        model = build(name, tiny_family(name).unet.config, TEXTS[name], TINY_KL)
+        for module in (model.unet, *model.texts, model.vae):
+            for weight in module.parameters():  # no weight is left at one or zero
+                weight.add_(0.02 * torch.randn_like(weight))
+    return model
+
+
+def build(
+    name: str, unet: Mapping[str, Any], texts: Sequence[Mapping[str, Any]], vae: Mapping[str, Any]
+) -> Original:
+    """Build a model by its configurations."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    with torch.random.fork_rng():
-        torch.manual_seed(NAMES.index(name))
-        unet = UNet2DConditionModel(**tiny_family(name).unet.config)
-        kinds = (CLIPTextModel, CLIPTextModelWithProjection)
-        texts = tuple(
-            kind(CLIPTextConfig(**c)) for kind, c in zip(kinds, TEXTS[name], strict=False)
-        )
-        vae = AutoencoderKL(**TINY_KL)
-        for module in (unet, *texts, vae):
-            module.eval().requires_grad_(False)
-            for weight in module.parameters():  # no weight is left at one or zero
-                weight.add_(0.02 * torch.randn_like(weight))
-    return Original(name, unet, texts, vae)
+    kinds = (CLIPTextModel, CLIPTextModelWithProjection)
+    towers = tuple(kind(CLIPTextConfig(**c)) for kind, c in zip(kinds, texts, strict=False))
+    model = Original(name, UNet2DConditionModel(**unet), towers, AutoencoderKL(**vae))
+    for module in (model.unet, *towers, model.vae):
+        module.eval().requires_grad_(False)
+    return model
 
 
 def single_file(
@@ -140,7 +146,8 @@ def ldm_tensors(model: Original) -> dict[str, Tensor]:
         found["cond_stage_model.transformer.text_model.embeddings.position_ids"] = ids
     if model.name == "sd2":
         found |= openclip(model.texts[0], "cond_stage_model.model.")
-        found["cond_stage_model.model.text_projection"] = torch.ones(40, 40)
+        width = model.texts[0].config.hidden_size
+        found["cond_stage_model.model.text_projection"] = torch.ones(width, width)
         found["cond_stage_model.model.logit_scale"] = torch.tensor(4.6)
     if model.name == "sdxl":
         found |= hf_text(model.texts[0], "conditioner.embedders.0.transformer.")
@@ -227,7 +234,7 @@ def openclip(module: nn.Module, prefix: str) -> dict[str, Tensor]:
         "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1",
         "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj",
     }  # fmt: skip
-    for i in range(3):
+    for i in range(module.config.num_hidden_layers):
         here, there = f"transformer.resblocks.{i}", f"encoder.layers.{i}"
         for kind in ("weight", "bias"):
             for new, old in parts.items():

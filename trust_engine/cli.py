@@ -193,7 +193,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="demo|PATH", help="demo, a safetensors checkpoint or a diffusers folder"
+        "--model",
+        required=True,
+        metavar="demo|PATH",
+        help="demo, a safetensors checkpoint or a diffusers folder",
     )
     _add_device(parser)
 

@@ -15,7 +15,7 @@ from .decoders import decoder_stock, load_decoder
 from .demo.clip import CHECKPOINT, load_clip, tokenize
 from .demo.judge import ASSETS
 from .demo.vocabulary import OBJECTS, STYLES
-from .denoiser import ModuleDenoiser
+from .denoiser import ModuleDenoiser, NoiseSchedule
 from .denoiser_diffusers import diffusers_denoiser
 from .errors import ModelError
 from .everyday import STYLES as LOOKS
@@ -100,18 +100,34 @@ def load_model(source: str, device: str = "auto") -> LoadedModel:
     path = DEMO if source == "demo" else Path(source)
     with open_checkpoint(path) as model:
         family = detect(str(path), {name: s.shape for name, s in model.unet.items()})
-        unet = _named(model, family)
+        unet = named_unet(model, family)
         towers = [tower_stock(model, tower) for tower in family.towers]
         decoder = decoder_stock(model, family)
         needed = sum(size_of(stock, family.whole) for stock in (unet, *towers, decoder))
         check_memory(needed, place, f"{path} ({family.title})")
-        schedule = schedule_of(model, family)
-        size = family.sizes[schedule.prediction == "v"]
-        denoiser = diffusers_denoiser(_unet(unet, family, place), schedule, family.unet.shape)
-        encoder = load_encoder(towers, family, place, size)
-        known = family.unet.name == "demo"
-        words, styles = (tuple(OBJECTS), STYLES) if known else (THINGS, LOOKS)
-        pictures = load_decoder(decoder, family, place)
+        return assemble(family, unet, towers, decoder, schedule_of(model, family), place)
+
+
+def assemble(
+    family: ModelFamily,
+    unet: Stock,
+    towers: Sequence[Stock],
+    decoder: Stock,
+    schedule: NoiseSchedule,
+    device: torch.device,
+) -> LoadedModel:
+    """Build a family's modules and give them their weights, by diffusers' and transformers' names.
+
+    Without a decoder's weights the model does all but draw.
+    """
+    size = family.sizes[schedule.prediction == "v"]
+    module = blank_unet(family)
+    fill(module, unet, "UNet", device, family.whole)
+    denoiser = diffusers_denoiser(module, schedule, family.unet.shape)
+    encoder = load_encoder(towers, family, device, size)
+    known = family.unet.name == "demo"
+    words, styles = (tuple(OBJECTS), STYLES) if known else (THINGS, LOOKS)
+    pictures = load_decoder(decoder, family, device)
     return LoadedModel(denoiser, encoder, pictures, size, words, styles, family.unet.name)
 
 
@@ -130,8 +146,8 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _named(model: Checkpoint, family: ModelFamily) -> Stock:
-    """Rename the UNet's tensors to diffusers' names."""
+def named_unet(model: Checkpoint, family: ModelFamily) -> Stock:
+    """Rename the UNet's tensors to diffusers' names; raises ModelError for a foreign one."""
     if model.layout == "diffusers":
         return model.unet
     keys, renamed = KeyMap(family.unet.shape), dict[str, Stored]()
@@ -146,10 +162,9 @@ def _named(model: Checkpoint, family: ModelFamily) -> Stock:
     return renamed
 
 
-def _unet(stock: Stock, family: ModelFamily, device: torch.device) -> nn.Module:
+def blank_unet(family: ModelFamily) -> nn.Module:
+    """Build a family's UNet without memory for its weights."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**family.unet.config)
-    fill(unet, stock, "UNet", device, family.whole)
-    return unet
+        return UNet2DConditionModel(**family.unet.config)

@@ -131,12 +131,17 @@ def load_encoder(
     return ClipEncoder(modules[0], device, family.towers[0].pad)
 
 
-def _tower(stock: Stock, tower: Tower, device: torch.device, whole: bool) -> nn.Module:
+def blank_tower(tower: Tower) -> nn.Module:
+    """Build a text tower without memory for its weights."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     kind = CLIPTextModelWithProjection if tower.pooled else CLIPTextModel
     with torch.device("meta"):
-        module = kind(CLIPTextConfig(**tower.config))
+        return kind(CLIPTextConfig(**tower.config))
+
+
+def _tower(stock: Stock, tower: Tower, device: torch.device, whole: bool) -> nn.Module:
+    module = blank_tower(tower)
     # transformers 5 dropped the inner prefix of one of the two classes.
     expected = {name.removeprefix("text_model."): name for name in module.state_dict()}
     named = {expected.get(name, name): stored for name, stored in stock.items()}

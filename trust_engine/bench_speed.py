@@ -1,0 +1,276 @@
+"""Speed and memory of both engines, and of other methods' steps, on full-size random models."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .bench_baselines import (
+    ESD_ITERATIONS,
+    ESD_SAMPLING,
+    esd_update,
+    salun_update,
+    sample_for,
+    sampling_passes,
+    uce,
+)
+from .bench_clock import Clock
+from .bench_counting import count_full_size, count_pass
+from .bench_memory import LiveTensors
+from .bench_model import family_for, random_model, schedule_for
+from .errors import ModelError
+from .memory import Peak, check_memory, in_use
+from .model import LoadedModel
+from .sampler import SamplerSettings, ddim, initial_noise
+from .spec import ConceptSpec, UnlearnSpec
+from .unlearn import Unlearning
+
+CONCEPT = ConceptSpec(("gun",))
+GLOBAL_STEPS = 2
+REPEATS = 3
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to measure: family (sd15, sd2, sdxl), device, side in pixels (0: the family's own).
+
+    passes, steps: of the local engine's measured run; 0: the engine's own defaults.
+    """
+
+    family: str
+    device: torch.device
+    resolution: int = 0
+    passes: int = 0
+    steps: int = 0
+    parts: tuple[str, ...] = ("local", "global", "baselines")
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Return the latent's (h, w)."""
+        own = family_for(self.family).sizes[schedule_for(self.family).prediction == "v"]
+        return (self.resolution // 8,) * 2 if self.resolution else own
+
+    @property
+    def spec(self) -> UnlearnSpec:
+        """Return the measured run's spec."""
+        asked = {"passes": self.passes, "steps": self.steps}
+        changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
+        return UnlearnSpec((CONCEPT,), **changes)
+
+
+def bench(asked: Question) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure part by part; yields (part, figures). Sizes in GB of 1e9 bytes, work in TFLOP."""
+    full = count_pass(asked.family, 1)
+    yield "counted", count_full_size(asked.family, full)
+    model = random_model(asked.family, asked.device, latent_size=asked.latent_size)
+    yield "machine", _machine(asked)
+    yield "sampling", _sampling(model, asked.device)
+    local: dict[str, Any] = {}
+    if "local" in asked.parts:
+        local = _local(model, asked)
+        yield "local", local
+        yield "projected", project(local, full.tflop)
+    if "global" in asked.parts:
+        yield "global", _global(model, asked)
+    if "baselines" in asked.parts:
+        steps = _baselines(model, asked.device)
+        yield "baselines", steps
+        if local:
+            yield "ratios", ratios(local, steps)
+
+
+def _machine(asked: Question) -> dict[str, Any]:
+    device = asked.device
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "family": asked.family,
+        "device": device.type,
+        "card": card,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "resolution": 8 * asked.latent_size[0],
+        "resident_gb": round(in_use(device) / GB, 3),
+        "seconds_are": "real time" if device.type != "cpu" else "of all threads together",
+    }
+
+
+def _sampling(model: LoadedModel, device: torch.device) -> dict[str, Any]:
+    """Draw one picture's first steps with guidance: what the user's own sampling takes."""
+    cond, uncond = model.encoder.encode(["a gun"]), model.encoder.encode([""])
+    settings = SamplerSettings(20, 4.0)
+    list(_some(ddim(model.denoiser, initial_noise([0], model.latent_size), cond, uncond, settings)))
+    clock = Clock(device)
+    watched = clock.watch(model.denoiser)
+    peak = Peak(device)
+    steps = ddim(watched, initial_noise([0], model.latent_size), cond, uncond, settings)
+    list(_some(steps, REPEATS))
+    return {
+        "seconds_a_pass": clock.seconds / clock.passes,
+        "extra_gb": round(peak.extra / GB, 3),
+    }
+
+
+def _some(steps: Iterator[Any], count: int = 1) -> Iterator[Any]:
+    for _ in range(count):
+        yield next(steps)
+
+
+def _local(model: LoadedModel, asked: Question) -> dict[str, Any]:
+    """Run the local engine once, after a small run that warms up and whose work is counted."""
+    small = replace(asked.spec, steps=1, trajectory_steps=2, passes=12)
+    counted, _ = _timed_run(model, small, asked.device, count=True)
+    found, run = _timed_run(model, asked.spec, asked.device)
+    steps = found["layers"] * asked.spec.steps
+    return {
+        **found,
+        "passes": run.passes,
+        "backward": run.backward,
+        "steps_a_layer": asked.spec.steps,
+        "seconds_a_pass": found["unet_seconds"] / run.passes,
+        "seconds_a_layer_step": found["training_seconds"] / steps,
+        "training_tflop": counted["training_tflop"],
+        "training_tensors_gb": round(counted["training_tensors_gb"], 3),
+    }
+
+
+def _timed_run(
+    model: LoadedModel, spec: UnlearnSpec, device: torch.device, count: bool = False
+) -> tuple[dict[str, Any], Unlearning]:
+    clock = Clock(device)
+    lent = replace(model, denoiser=clock.watch(model.denoiser)).lend()
+    peak, begun = Peak(device), clock.now()
+    run, ends, stages = Unlearning(lent, spec), dict[str, float](), set[str]()
+    work, kept, tensors = dict[str, float](), 0, 0  # what is recorded lies in main memory
+    counter, live = FlopCounterMode(display=False), LiveTensors()
+    with contextlib.ExitStack() as stack:
+        if count:
+            stack.enter_context(counter)
+            stack.enter_context(live)
+        for report in run:
+            kind = report.stage.split()[0]
+            stages.add(report.stage)
+            ends[kind] = clock.now()
+            work[kind] = counter.get_total_flops() / 1e12 if count else 0.0
+            if kind == "recording":
+                kept = live.bytes
+            else:
+                tensors = max(tensors, live.peak - kept)
+            live.peak = live.bytes
+    total = clock.now() - begun
+    training = ends["unlearning"] - ends["recording"]
+    return {
+        "layers": len(stages) - 1,
+        "seconds": total,
+        "unet_seconds": clock.seconds,
+        "recording_seconds": ends["recording"] - begun,
+        "training_seconds": training,
+        "unet_share": round(clock.seconds / total, 4),
+        "training_share": round(training / total, 4),
+        "extra_gb": round(peak.extra / GB, 3),
+        "changed": run.diff.changed,
+        "training_tflop": work["unlearning"] - work["recording"],
+        "training_tensors_gb": tensors / GB,
+    }, run
+
+
+def project(local: dict[str, Any], full: float) -> dict[str, Any]:
+    """Say what a concept takes at the engine's defaults: measured here, and counted at full size.
+
+    full: TFLOP of one pass at the family's full size.
+    """
+    spec = UnlearnSpec((CONCEPT,))
+    passes = spec.passes // SamplerSettings(spec.trajectory_steps, spec.cfg).passes(1)
+    passes = SamplerSettings(spec.trajectory_steps, spec.cfg).passes(passes)
+    recording = passes * local["seconds_a_pass"]
+    training = spec.steps * local["layers"] * local["seconds_a_layer_step"]
+    work = spec.steps * local["training_tflop"]
+    return {
+        "passes_at_most": passes,
+        "backward": 0,
+        "steps_a_layer": spec.steps,
+        "recording_seconds": recording,
+        "training_seconds": training,
+        "recording_tflop": round(passes * full, 1),
+        "training_tflop": round(work, 1),
+        "training_share_of_tflop": round(work / (work + passes * full), 4),
+    }
+
+
+def _global(model: LoadedModel, asked: Question) -> dict[str, Any]:
+    """Take two steps of the global engine, activations recomputed; refused if memory lacks."""
+    spec = UnlearnSpec(
+        (CONCEPT,), engine="global", hessian="finite", checkpointing=True, steps=GLOBAL_STEPS,
+        trajectory_steps=2, passes=12,
+    )  # fmt: skip
+    entries = sum(
+        weight.numel()
+        for name, weight in model.denoiser.module.named_parameters()
+        if ".attn2.to_" in name and ".to_out" not in name
+    )
+    try:
+        check_memory(4 * 14 * entries, asked.device, "the global engine")
+    except ModelError as error:
+        return {"refused": str(error)}
+    clock = Clock(asked.device)
+    lent = replace(model, denoiser=clock.watch(model.denoiser)).lend()
+    peak, run = Peak(asked.device), Unlearning(lent, spec)
+    times, costs = list[float](), list[tuple[int, int]]()
+    for report in run:
+        if report.stage != "recording":
+            times.append(clock.now())
+            costs.append((report.passes, report.backward))
+    return {
+        "seconds_a_step": times[-1] - times[-2],
+        "passes_a_step": costs[-1][0] - costs[-2][0],
+        "backward_a_step": costs[-1][1] - costs[-2][1],
+        "extra_gb": round(peak.extra / GB, 3),
+    }
+
+
+def _baselines(model: LoadedModel, device: torch.device) -> dict[str, Any]:
+    batch = sample_for(model)
+    clock = Clock(device)
+
+    def timed(work: Callable[[], None], repeats: int = REPEATS) -> dict[str, float]:
+        peak, taken = Peak(device), []
+        for _ in range(repeats):
+            begun = clock.now()
+            work()
+            taken.append(clock.now() - begun)
+        return {"seconds": min(taken), "extra_gb": round(peak.extra / GB, 3)}
+
+    drawing = timed(lambda: sampling_passes(model.denoiser, batch))
+    esd = timed(lambda: esd_update(model, batch))
+    return {
+        "esd_step": {
+            **esd,
+            "seconds": esd["seconds"] + ESD_SAMPLING * drawing["seconds"],
+            "update_seconds": esd["seconds"],
+            "passes": 2 * ESD_SAMPLING + 3,
+            "backward": 1,
+        },
+        "salun_step": {
+            **timed(lambda: salun_update(model, batch)), "passes": 3, "backward": 2,
+        },
+        "uce": {**timed(lambda: uce(model), 1), "passes": 0, "backward": 0},
+    }  # fmt: skip
+
+
+def ratios(local: dict[str, Any], steps: dict[str, Any]) -> dict[str, float]:
+    """Compare the local engine at its defaults with the others' steps, timed in the same run."""
+    spec = UnlearnSpec((CONCEPT,))
+    whole = spec.passes * local["seconds_a_pass"]
+    whole += spec.steps * local["layers"] * local["seconds_a_layer_step"]
+    return {
+        "local_run_in_esd_steps": round(whole / steps["esd_step"]["seconds"], 2),
+        "local_run_of_esd_run": round(whole / (ESD_ITERATIONS * steps["esd_step"]["seconds"]), 4),
+        "local_run_in_salun_steps": round(whole / steps["salun_step"]["seconds"], 2),
+        "local_run_in_uce_runs": round(whole / steps["uce"]["seconds"], 1),
+    }
