@@ -41,7 +41,7 @@ BUDGETS = Budgets(
     population=24, generations=15, goals=2, genes=4,
 )  # fmt: skip
 LEVEL = Level(
-    "tiny", 4, ("euler",), (1.0, 8.0), (3,), (0.75,), 4, 4,
+    "tiny", 1, 4, ("euler",), (1.0, 8.0), (3,), (0.75,), 4, 4,
     ("textual_inversion_1", "relearning"), True, BUDGETS,
 )  # fmt: skip
 

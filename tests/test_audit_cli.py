@@ -32,7 +32,7 @@ def test_writes_figures_page_and_state(capsys: pytest.CaptureFixture[str]) -> No
     data = json.loads(Path("a.json").read_text())
     assert (data["concept"], data["version"], data["judge"]["name"]) == ("gun", 2, "demo")
     assert data["sampler"]["steps"] == 2
-    assert data["untouched"]["ua"]["n"] == data["ua"]["n"] == 4
+    assert data["untouched"]["ua"]["n"] == data["ua"]["n"] == 12
     assert Path("a.html").read_text("utf-8").startswith("<!doctype html>")
     assert (Path("cells") / "core.json").is_file()
     assert "Not covered:" in " ".join(capsys.readouterr().out.split())

@@ -41,7 +41,7 @@ from trust_engine.errors import SpecError
 )
 def test_shots_of_every_kind_of_concept(topic: Topic) -> None:
     core = core_shots(topic, 2, 3)
-    assert len(core.target) == 8
+    assert len(core.target) == 12
     assert all(set(shot.wanted) == set(topic.labels) for shot in core.target)
     assert all(not set(topic.labels) <= set(shot.wanted) or topic.kind == "conditional"
                for shot in core.others)  # fmt: skip

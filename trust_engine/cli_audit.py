@@ -51,7 +51,7 @@ def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None
     )
     _add_words(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--images", type=int, default=4, help="pictures an object (default: 4)")
+    parser.add_argument("--images", type=int, help="pictures an object (quick: 1, full: 4)")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default: 4)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -117,7 +117,9 @@ def _audit(args: argparse.Namespace) -> None:
     for eye in args.eye:
         check_eye(eye)
     topic, settings = read_topic(args), SamplerSettings(args.steps, args.cfg)
-    core_shots(topic, args.images, args.seed)  # refuse bad input before loading anything
+    level = pick_level(args.level)
+    images = level.images if args.images is None else args.images
+    core_shots(topic, images, args.seed)  # refuse bad input before loading anything
     for path in (args.json, args.html):
         if path:
             check_out(path, args.model)
@@ -128,7 +130,7 @@ def _audit(args: argparse.Namespace) -> None:
     check_all_fit(args.diff, diffs, model.denoiser, args.strict)
     judge = load_judge(args.judge, topic, model.encoder.device)
     run = Audit(
-        model, judge, diffs, topic, pick_level(args.level), args.images, args.seed, settings,
+        model, judge, diffs, topic, level, images, args.seed, settings,
         load_aligner(args.judge, judge), args.state, eyes,
     )  # fmt: skip
     with passes_bar("auditing") as on_step:

@@ -39,9 +39,13 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Level:
-    """Which cells an audit has, and how many pictures each takes."""
+    """Which cells an audit has, and how many pictures each takes.
+
+    images: of each object that should stay, unless the caller says otherwise.
+    """
 
     name: str
+    images: int
     shots: int
     samplers: tuple[SamplerName, ...]
     cfgs: tuple[float, ...]
@@ -62,18 +66,21 @@ ATTACKS = (
 
 QUICK = Level(
     name="quick",
-    shots=16,
+    images=1,
+    shots=8,
     samplers=("dpmpp_2m",),
     cfgs=(8.0,),
     steps=(),
     strengths=(0.75,),
-    neutral=16,
-    pairs=16,
-    attacks=("textual_inversion_1", "relearning"),
+    neutral=8,
+    pairs=8,
+    attacks=("textual_inversion_1",),
     reference=False,
+    budgets=Budgets(judged=12, bait=16, inversion_steps=120, inversion_batch=8),
 )
 FULL = Level(
     name="full",
+    images=4,
     shots=32,
     samplers=("euler", "euler_a", "dpmpp_2m"),
     cfgs=(1.0, 2.0, 8.0, 12.0),

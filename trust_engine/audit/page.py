@@ -61,8 +61,7 @@ def render_page(report: Report, blur: bool | None = None) -> str:
 def _head(data: Mapping[str, Any]) -> Iterator[str]:
     summary, _, rest = data["verdict"].partition(" Not covered: ")
     yield f"<header><p class=over>Unlearning audit, level {escape(data['level'])}</p>"
-    yield f"<h1>Is \N{LEFT DOUBLE QUOTATION MARK}{escape(data['concept'])}"
-    yield "\N{RIGHT DOUBLE QUOTATION MARK} forgotten?</h1>"
+    yield f"<h1>Is &ldquo;{escape(data['concept'])}&rdquo; forgotten?</h1>"
     yield f"<p class=verdict>{escape(summary)}</p>"
     yield f"<p class=open><b>Not covered:</b> {escape(rest)}</p>" if rest else ""
     yield "</header><section class=cards>"
@@ -266,7 +265,8 @@ def _attacks(report: Report) -> Iterator[str]:
         shots = "".join(f"<figure>{_image(p)}<figcaption>{escape(p.caption)}</figcaption></figure>"
                         for p in rows.get("edited", ()))  # fmt: skip
         yield f"<div class=strip>{shots}</div>"
-        spent = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in attack["budget"].items())
+        told = {k: v for k, v in attack["budget"].items() if k != "reference"}
+        spent = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in told.items())
         yield f"<p class=note>Budget: {escape(spent)}. {escape(attack['source'])}.</p></article>"
     yield "</section>"
 

@@ -35,7 +35,8 @@ th,td{padding:6px 10px 6px 0;border-bottom:1px solid var(--line)}
 .num{font-variant-numeric:tabular-nums;white-space:nowrap}.wide{width:34%;min-width:90px}
 article{margin:14px 0}article h3{margin:0}
 .attack{display:flex;gap:20px;align-items:center}.attack>div{flex:1;min-width:0}
-.attack .big{min-width:2.4em}.attack p{font-size:13px;color:var(--faint)}
+.attack p{font-size:13px;color:var(--faint)}
+.attack .big{min-width:2.6em;font-size:30px;color:var(--ink)}
 .strip{display:flex;gap:10px;overflow-x:auto;padding:6px 0 10px}
 .sides{display:flex;flex-direction:column;gap:6px;font-size:12px;color:var(--faint)}
 .sides span{height:112px;display:flex;align-items:center;writing-mode:vertical-rl;

@@ -54,13 +54,14 @@ class Audit:
         diffs: Sequence[tuple[WeightDiff, float]],
         topic: Topic,
         level: Level = QUICK,
-        images: int = 4,
+        images: int | None = None,
         seed: int = 0,
         settings: SamplerSettings | None = None,
         aligner: Aligner | None = None,
         state: Path | None = None,
         eyes: Sequence[Eye] = (),
     ) -> None:
+        images = level.images if images is None else images
         shots = core_shots(topic, images, seed)  # refuses bad input before any work
         judge = as_judge(judge)
         for label in topic.labels:

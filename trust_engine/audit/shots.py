@@ -11,6 +11,7 @@ from ..spec import in_range
 from .topic import Topic, World, demo_topic, named
 
 TARGET_FACTOR = 4  # pictures of the target for each picture of another object
+LEAST = 12  # pictures of the target, however few of the others
 EXTRA = 2**50  # first seed of everything but the core figures
 GROUPS = (
     "paraphrases", "samplers", "cfg", "steps", "image_to_image", "pairs", "neutral", "bait",
@@ -74,12 +75,15 @@ def plan(target: str, images: int, seed: int) -> ShotList:
 
 
 def core_shots(topic: Topic, images: int, seed: int) -> ShotList:
-    """Plan `images` pictures an object; the target and its synonyms get four times as many."""
+    """Plan `images` pictures an object; the target and its synonyms get four times as many.
+
+    Of these at least 12, however few the others.
+    """
     in_range("images", images, 1, 140, whole=True)  # more would share seeds between groups
     in_range("seed", seed, 0, 2**48, whole=True)
     # Audit seeds are apart from the engine's, which start near zero.
     base = 1_000_000 + seed * 10_000
-    many = images * TARGET_FACTOR
+    many = max(LEAST, images * TARGET_FACTOR)
     synonyms = topic.synonyms if topic.kind != "style" else ()
     return ShotList(
         [_target(topic, topic.word, i, base) for i in range(many)],

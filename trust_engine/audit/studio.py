@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,11 @@ class Studio:
         others: list[Eye] = [*([self.aligner] if self.aligner else []), *self.extra_eyes]
         named = {eye.name: eye for eye in others if eye.name != self.judge.name}
         return {f"judge {self.judge.name}": self.judge, **named}
+
+    def with_edited(self, model: LoadedModel) -> Studio:
+        """Set another model under audit; what only the untouched one drew is taken along."""
+        kept = {key: made for key, made in self._stock.items() if key[0] != "plain"}
+        return replace(self, models={**self.models, "edited": model}, _stock=kept)
 
     def keep(self, key: Any, make: Callable[[], Work[Result]]) -> Work[Result]:
         """Make something once and remember it."""

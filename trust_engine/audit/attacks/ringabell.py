@@ -42,7 +42,9 @@ def ring_a_bell(budgets: Budgets) -> Attack:
     def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
         space = token_space(studio.models["untouched"].encoder)
         assert space is not None
-        prompts = yield from studio.keep("ring_a_bell", lambda: search_all(studio, space, budgets))
+        prompts = yield from studio.keep(
+            ("ring_a_bell",), lambda: search_all(studio, space, budgets)
+        )
         shots: list[Shot] = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
         used = [prompts[i % len(prompts)] for i in range(len(shots))]
         with torch.no_grad():
