@@ -30,12 +30,6 @@ _CLIP = (
 )
 
 
-class _Latents(comfy.latent_formats.LatentFormat):
-    """Latents as the demo's decoder takes them, unscaled."""
-
-    scale_factor = 1.0
-
-
 class _ClipL(comfy.sd1_clip.SDClipModel):
     def __init__(self, device: str = "cpu", dtype: Any = None, model_options: Any = None) -> None:
         super().__init__(
@@ -70,7 +64,7 @@ class TrustEmojiWorld(comfy.supported_models.SD15):
         "num_heads": UNET_CONFIG["attention_head_dim"],
         "num_head_channels": -1,
     }
-    latent_format = _Latents
+    latent_format = comfy.latent_formats.SD15  # the file's vae_scale takes its factor back
 
     def clip_target(self, state_dict: Any = None) -> Any:
         """Name the tokenizer and the text tower."""

@@ -184,7 +184,7 @@ def as_prompt(workflow: dict[str, Any], server: ComfyServer) -> dict[str, Any]:
             options = more[0] if more else {}
             if isinstance(kind_of, list) or kind_of in ("INT", "FLOAT", "STRING", "BOOLEAN"):
                 inputs[name] = values.pop(0)
-                if options.get("control_after_generate"):
+                if options.get("control_after_generate", name in ("seed", "noise_seed")):
                     values.pop(0)
             if name in linked:
                 _, source, slot, *_ = links[linked[name]]

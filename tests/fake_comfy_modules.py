@@ -47,7 +47,7 @@ def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
         "comfy.ops": {"disable_weight_init": SimpleNamespace(Linear=nn.Linear)},
         "comfy.sample": {"prepare_noise": _noise, "sample": _sample(host)},
         "comfy.samplers": {"SAMPLER_NAMES": ["euler"], "SCHEDULER_NAMES": ["normal"]},
-        "comfy.latent_formats": {"LatentFormat": object},
+        "comfy.latent_formats": {"SD15": object},
         "comfy.sd1_clip": {"SDClipModel": nn.Module, "SD1ClipModel": nn.Module, "SD1Tokenizer": 0},
         "comfy.supported_models": {"SD15": type("SD15", (), {}), "models": []},
         "comfy.supported_models_base": {"ClipTarget": lambda *parts: parts},

@@ -46,8 +46,8 @@ def test_same_seed_same_diff_and_another_another(part: Part, host: Host, model: 
     assert content(unlearn(part, model, seed=1)[1]) != first
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_storage_in_16_bits(part: Part, host: Host, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_storage_in_few_bits(part: Part, host: Host, dtype: torch.dtype) -> None:
     model = fake_model(host, dtype=dtype)
     before = frozen(model)
     assert unlearn(part, model)[1].changed and frozen(model) == before
