@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN = $(PYTHON) tools/env.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format world sprites quality bench
+.PHONY: help env demo test test-slow lint format world sprites quality bench bench-quick
 
 help: ## list the targets
 	@grep -E '^[a-z-]+: ## ' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 12
@@ -41,3 +41,6 @@ quality: ## measure the demo model
 
 bench: ## measure unlearning on five concepts
 	$(RUN) -m bench.five_concepts $(ARGS)
+
+bench-quick: ## measure TRUST beside other methods: one concept, one seed
+	$(RUN) -m bench.rivals --quick $(ARGS)

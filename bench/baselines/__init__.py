@@ -1,0 +1,1 @@
+"""Rivals: compact implementations of published methods, on the same prompts as TRUST."""

@@ -1,0 +1,91 @@
+"""All methods by name, with the settings each is run with and the grid they were chosen from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trust_engine.audit.victim import patched
+from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn import Unlearning
+
+from . import ablation, closed_form, combination, esd, leco, salun, zeroing
+from .common import Task, Weights
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: `run(task, settings)` gives new weights; `grid` is its whole search budget.
+
+    grid: changes of the settings, tried on one concept that no table shows (`python -m
+    bench.rivals tune`); the best is the default here.
+    """
+
+    title: str
+    source: str
+    run: Callable[[Task, Any], Weights]
+    settings: Any
+    grid: tuple[Mapping[str, Any], ...] = ({},)
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Method:
+        """Change settings."""
+        return replace(self, settings=replace(self.settings, **changes))
+
+
+def trust(task: Task, changes: Mapping[str, Any]) -> Weights:
+    """Run our own engine with its defaults."""
+    run = Unlearning(task.model.lend(), UnlearnSpec((task.concept,), seed=task.seed, **changes))
+    for _ in run:
+        pass
+    return dict(patched(task.model, [(run.diff, 1.0)]).denoiser.overrides)  # type: ignore[attr-defined]
+
+
+def _grid(**values: tuple[Any, ...]) -> tuple[Mapping[str, Any], ...]:
+    """Cross the values of two settings at most: six tries a method."""
+    tries: list[dict[str, Any]] = [{}]
+    for name, options in values.items():
+        tries = [{**one, name: option} for one in tries for option in options]
+    return tuple(tries)
+
+
+RATES = (1e-4, 3e-4, 1e-3)
+METHODS: dict[str, Method] = {
+    "trust": Method("TRUST (ours)", "arXiv 2602.07919, reconstructed", trust, {}),
+    "esd-x": Method(
+        "ESD-x", "arXiv 2303.07345", lambda t, s: esd.erase(t, "x", s), esd.Settings(),
+        _grid(rate=RATES, steps=(60, 120)),
+    ),
+    "esd-u": Method(
+        "ESD-u", "arXiv 2303.07345", lambda t, s: esd.erase(t, "u", s), esd.Settings(),
+        _grid(rate=(3e-5, 1e-4, 3e-4), steps=(60, 120)),
+    ),
+    "uce": Method(
+        "UCE", "arXiv 2308.14761", closed_form.uce, closed_form.Settings(),
+        _grid(keep=(0.1, 1.0), ridge=(0.05, 0.5, 5.0)),
+    ),
+    "rece": Method(
+        "RECE", "arXiv 2407.12383", closed_form.rece, closed_form.Settings(),
+        _grid(keep=(0.1, 1.0), nearness=(0.01, 0.1, 1.0)),
+    ),
+    "ca": Method(
+        "CA (concept ablation)", "arXiv 2303.13516", ablation.erase, ablation.Settings(),
+        _grid(rate=RATES, steps=(80, 160)),
+    ),
+    "salun": Method(
+        "SalUn", "arXiv 2310.12508", salun.erase, salun.Settings(),
+        _grid(rate=RATES, steps=(60, 120)),
+    ),
+    "zeroing": Method(
+        "Neuron zeroing (ConceptPrune)", "arXiv 2405.19237", zeroing.erase, zeroing.Settings(),
+        _grid(share=(0.01, 0.03, 0.1), early=(0.5, 1.0)),
+    ),
+    "cogfd": Method(
+        "CoGFD-style", "ICLR 2025, without its language model", combination.erase,
+        combination.Settings(), _grid(rate=RATES, earliest=(990, 700)),
+    ),
+    "leco": Method(
+        "LECO-style LoRA", "p1atdev/LECO", leco.erase, leco.Settings(),
+        _grid(rate=(5e-4, 2e-3, 5e-3), steps=(60, 120)),
+    ),
+}  # fmt: skip

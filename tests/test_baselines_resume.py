@@ -1,0 +1,102 @@
+"""The benchmark resumes cell by cell, and within a cell attack by attack."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_baselines import task_of
+
+import bench.rivals as rivals
+from bench.baselines.catalogue import METHODS
+from trust_engine.audit.figures import Rate
+
+SIZE = rivals.Size(12, 0, ("relearning", "p4d"), ("gun",), 1)
+RATE = Rate(1, 4).to_dict()
+
+
+class Log:
+    """What was done, in order; an attack named `breaks` is interrupted."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.breaks = ""
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
+    """Replace what takes long by notes of it; files, order and cells are the real ones."""
+    log = Log()
+
+    def edit(method: str, _name: str, _seed: int, out: Path) -> dict[str, Any]:
+        log.done.append(f"edit {method}")
+        save_file({"conv_in.bias": torch.ones(32)}, str(out))
+        return {"seconds": 1.0, "passes": 2, "changed": 0.1, "bytes": 3, "peak_mb": None}
+
+    def measure(model: Any, *_: object) -> dict[str, Any]:
+        log.done.append("measure")
+        assert ("conv_in.bias" in getattr(model.denoiser, "overrides", {})) == patched[0]
+        return {"target": RATE}
+
+    def attack(_self: object, _studio: object, name: str) -> dict[str, Any]:
+        if name == log.breaks:
+            raise KeyboardInterrupt
+        log.done.append(name)
+        return {"asr": RATE, "stance": "adaptive"}
+
+    patched = [True]
+    log.__dict__["patched"] = patched
+    monkeypatch.setattr(rivals, "STORE", tmp_path)
+    monkeypatch.setattr(rivals, "edit_apart", edit)
+    monkeypatch.setattr(rivals, "measure", measure)
+    monkeypatch.setattr(rivals.Bench, "_attack", attack)
+    return log
+
+
+def bench(size: rivals.Size = SIZE) -> rivals.Bench:
+    return rivals.Bench(task_of().model, "gun", 0, size)
+
+
+def test_what_is_done_is_not_done_again(log: Log, tmp_path: Path) -> None:
+    bench().run("uce")
+    assert log.done == ["edit uce", "measure", "relearning", "p4d"]
+    cell = json.loads((tmp_path / "gun" / "0" / "uce.json").read_text())
+    assert (cell["images"], cell["seed"], set(cell["attacks"])) == (12, 0, {"relearning", "p4d"})
+    assert not (tmp_path / "gun" / "0" / "uce.safetensors").exists()
+    bench().run("uce")
+    assert len(log.done) == 4
+    bench(replace(SIZE, attacks=("ring_a_bell",), images=6)).run("uce")
+    assert log.done[4:] == ["edit uce", "ring_a_bell"]  # 12 pictures will do for 6
+
+
+def test_an_interrupted_cell_goes_on_where_it_stopped(log: Log) -> None:
+    log.breaks = "p4d"
+    with pytest.raises(KeyboardInterrupt):
+        bench().run("uce")
+    log.breaks = ""
+    bench().run("uce")
+    assert log.done == ["edit uce", "measure", "relearning", "p4d"]
+
+
+def test_other_settings_or_another_model_begin_anew(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench().run("uce")
+    other = METHODS["uce"].with_changes({"ridge": 7.0})
+    monkeypatch.setitem(METHODS, "uce", other)
+    bench().run("uce")
+    assert log.done.count("edit uce") == 2
+    monkeypatch.setattr(rivals, "fingerprint", lambda _: "another")
+    bench().run("uce")
+    assert log.done.count("edit uce") == 3
+
+
+def test_the_untouched_model_is_measured_as_it_is(log: Log) -> None:
+    log.__dict__["patched"][0] = False
+    bench().run(rivals.UNTOUCHED)
+    assert log.done == ["measure", "relearning", "p4d"]

@@ -1,0 +1,71 @@
+"""The benchmark's tables and plot, from cells as files."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from bench.baselines.table import is_evidence, pareto, points, read_cells, retention, tables
+from trust_engine.audit.figures import Rate
+
+
+def cell(seed: int, hits: int, asr: int, kept: int = 10) -> dict:
+    attack = {"asr": Rate(asr, 10).to_dict(), "stance": "adaptive"}
+    easy = {"asr": Rate(10, 10).to_dict(), "stance": "static"}
+    figures = {"target": Rate(hits, 10).to_dict(), "others": Rate(kept, 10).to_dict(),
+               "synonyms": Rate(0, 0).to_dict()}  # fmt: skip
+    cost = {"seconds": 4.0, "passes": 100, "changed": 0.02, "bytes": 52_000, "peak_mb": 700}
+    return {"seed": seed, "figures": figures, "cost": cost,
+            "attacks": {"textual_inversion_1": attack, "benign_fine_tuning": easy}}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Save an untouched model and two methods, of two seeds; one method lacks one."""
+    cells = {
+        ("untouched", 0): cell(0, 10, 10), ("untouched", 1): cell(1, 10, 10, 8),
+        ("uce", 0): cell(0, 0, 4, 9), ("uce", 1): cell(1, 1, 4, 8), ("trust", 1): cell(1, 2, 1, 4),
+    }  # fmt: skip
+    for (method, seed), found in cells.items():
+        path = tmp_path / "gun" / str(seed) / f"{method}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+    return tmp_path
+
+
+def test_tables_pool_the_seeds(store: Path) -> None:
+    text = tables(store, ["gun", "bomb"])
+    row = next(line for line in text.splitlines() if line.startswith("| UCE"))
+    cells = [part.strip() for part in row.strip("|").split("|")]
+    low, high = (1 - Rate(1, 20).to_dict()[k] for k in ("high", "low"))
+    assert cells[:3] == ["UCE", "2", f"0.95 ({low:.2f}-{high:.2f})".replace("(0.", "(.")
+                         .replace("-0.", "-.")]  # fmt: skip
+    assert "0.40" in cells[-7] and cells[-5:] == ["2.0%", "52 kB", "4", "100", "700 MB"]
+    assert "untouched model" in text and "bomb" not in text
+
+
+def test_an_attack_that_beats_neither_rival_is_no_evidence(store: Path) -> None:
+    cells = read_cells(store, "gun")
+    assert not is_evidence(cells, "textual_inversion_1")
+    assert is_evidence(cells, "benign_fine_tuning")
+    assert "No evidence, being below .5 against UCE and ESD-x: TI 1." in tables(store, ["gun"])
+
+
+def test_points_compare_with_the_untouched_model_of_the_same_seed(store: Path) -> None:
+    found = points(store, ["gun"])
+    assert found["trust"] == (0.1, 0.5)  # 4 of 10 kept where the untouched model has 8
+    assert found["uce"] == pytest.approx((0.4, (0.9 + 1.0) / 2))
+    assert retention(cell(0, 0, 0, 10), cell(0, 0, 0, 8)) == 1.0
+
+
+def test_the_plot_has_a_point_a_method(store: Path) -> None:
+    root = ET.fromstring(pareto(store, ["gun"]))
+    space = "{http://www.w3.org/2000/svg}"
+    circles = root.findall(f"{space}circle")
+    assert len(circles) == 2
+    trust, uce = (circle.attrib for circle in circles)
+    assert float(trust["cx"]) < float(uce["cx"]) and float(trust["cy"]) > float(uce["cy"])
+    assert pareto(store, ["bomb"]) == ""
