@@ -1,21 +1,27 @@
-"""Pictures of a run: curves of effect and harm, heat maps, and the way to the host's IMAGE."""
+"""Pictures of a run, heat maps, and the way to the host's IMAGE."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from ..trust_engine.pictures import FAINT, INK, MARGIN, PAPER, font, neuron_map
+from ..trust_engine.charts import Curves, chart, side_by_side, stacked
+from ..trust_engine.pictures import neuron_map
 
-EFFECT, HARM, GRID = (192, 40, 60), (38, 132, 96), (226, 229, 234)
-SIZE = (760, 340)
-Curves = Mapping[str, Sequence[tuple[float, float]]]
-"""For each piece that is trained, (effect, harm) after every step."""
+__all__ = [
+    "chart",
+    "from_image",
+    "heated",
+    "side_by_side",
+    "stacked",
+    "summary_picture",
+    "to_image",
+]
 
 
 def to_image(*pictures: Any) -> Tensor:
@@ -29,45 +35,6 @@ def from_image(image: Tensor) -> Any:
     return Image.fromarray((image.float().cpu().clamp(0, 1) * 255).round().byte().numpy())
 
 
-def mean_curve(curves: Curves, which: int) -> list[float]:
-    """Average the pieces' effect (0) or harm (1), step by step, over those that got so far."""
-    longest = max((len(points) for points in curves.values()), default=0)
-    rows = [[p[i][which] for p in curves.values() if i < len(p)] for i in range(longest)]
-    return [sum(row) / len(row) for row in rows]
-
-
-def chart(title: str, curves: Curves, steps: int) -> Any:
-    """Draw effect and harm against the step: their means bold, each layer's effect faint."""
-    width, height = SIZE
-    image = Image.new("RGB", SIZE, PAPER)
-    pen = ImageDraw.Draw(image)
-    left, top, right, bottom = MARGIN + 30, MARGIN + 34, width - MARGIN, height - MARGIN - 18
-    pen.text((MARGIN, MARGIN - 10), title, INK, font(17))
-    highest = max([1.05, *mean_curve(curves, 0), *mean_curve(curves, 1)])
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        x = left + (right - left) * step / max(1, steps - 1)
-        return x, bottom - (bottom - top) * max(0.0, min(value, highest)) / highest
-
-    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        _, y = place(0, value)
-        pen.line([(left, y), (right, y)], GRID)
-        pen.text((left - 6, y), f"{value:g}", FAINT, font(12), anchor="rm")
-    for points in curves.values():
-        _curve(pen, [place(i, p[0]) for i, p in enumerate(points)], (236, 205, 209), 1)
-    for which, ink in ((1, HARM), (0, EFFECT)):
-        line = [place(i, value) for i, value in enumerate(mean_curve(curves, which))]
-        _curve(pen, line, ink, 3)
-    note = "red: what the concept still does · green: change of what must stay"
-    pen.text((left, height - MARGIN), note.replace("·", "-"), FAINT, font(12), anchor="ls")
-    return image
-
-
-def _curve(pen: Any, points: list[tuple[float, float]], ink: tuple, width: int) -> None:
-    if len(points) > 1:
-        pen.line(points, ink, width)
-
-
 def summary_picture(
     title: str, curves: Curves, steps: int, neurons: Mapping[str, Mapping[str, float]]
 ) -> Any:
@@ -76,27 +43,6 @@ def summary_picture(
     if neurons:
         parts.append(neuron_map("Where the concept neurons sit", neurons))
     return stacked(parts)
-
-
-def stacked(parts: Sequence[Any]) -> Any:
-    """Put pictures below each other on paper."""
-    width = max(part.width for part in parts)
-    sheet = Image.new("RGB", (width, sum(part.height for part in parts)), PAPER)
-    y = 0
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height
-    return sheet
-
-
-def side_by_side(parts: Sequence[Any]) -> Any:
-    """Put pictures of one height beside each other on paper."""
-    sheet = Image.new("RGB", (sum(part.width for part in parts), parts[0].height), PAPER)
-    x = 0
-    for part in parts:
-        sheet.paste(part, (x, 0))
-        x += part.width
-    return sheet
 
 
 def heated(picture: Any, heat: Tensor) -> Any:

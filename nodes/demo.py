@@ -30,6 +30,24 @@ _CLIP = (
 )
 
 
+class _Latents(comfy.latent_formats.SD15):
+    """Latents in SD 1.x's scale, which the file's vae_scale takes back; with colours of its own.
+
+    The colours are a least-squares fit of latents to what the decoder makes of them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent_rgb_factors = [
+            [-0.40, -0.04, 0.36],
+            [0.27, 0.31, 0.33],
+            [0.08, -0.03, -0.20],
+            [-0.22, -0.13, -0.08],
+        ]
+        self.latent_rgb_factors_bias = [0.25, 0.16, -0.06]
+        self.taesd_decoder_name = None  # that one decodes the latents of other models
+
+
 class _ClipL(comfy.sd1_clip.SDClipModel):
     def __init__(self, device: str = "cpu", dtype: Any = None, model_options: Any = None) -> None:
         super().__init__(
@@ -64,7 +82,7 @@ class TrustEmojiWorld(comfy.supported_models.SD15):
         "num_heads": UNET_CONFIG["attention_head_dim"],
         "num_head_channels": -1,
     }
-    latent_format = comfy.latent_formats.SD15  # the file's vae_scale takes its factor back
+    latent_format = _Latents
 
     def clip_target(self, state_dict: Any = None) -> Any:
         """Name the tokenizer and the text tower."""

@@ -1,0 +1,167 @@
+"""Runs in ComfyUI's interpreter: small models of the host's own classes, lent and unlearned.
+
+python comfy_families.py COMFYUI ROOT SPEC_JSON OUT_JSON
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import sys
+import zlib
+from typing import Any
+
+import torch
+
+HOST, ROOT, TOLD, OUT = sys.argv[1:]
+sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, HOST)
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+import comfy.model_management as mm  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.supported_models as kinds  # noqa: E402
+import comfy.utils  # noqa: E402
+
+NAME, WIDTH = "/comfy/custom_nodes/trust-unlearn_x_v1", 64
+UNET: dict[str, Any] = {
+    "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
+    "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1],
+    "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1, "channel_mult": [1, 2], "context_dim": WIDTH,
+    "use_temporal_resblock": False, "use_temporal_attention": False,
+}  # fmt: skip
+HEADS = {"num_heads": -1, "num_head_channels": 32, "use_linear_in_transformer": True}
+XL = {**HEADS, "num_classes": "sequential", "adm_in_channels": 2816}
+FAMILIES = {
+    "sd1": (kinds.SD15, {"num_heads": 4, "num_head_channels": -1, "adm_in_channels": None,
+                         "use_linear_in_transformer": False}),
+    "sd2-v": (kinds.SD20, {**HEADS, "adm_in_channels": None}),
+    "sdxl": (kinds.SDXL, XL),
+    "sdxl-v": (kinds.SDXL, XL),
+}  # fmt: skip
+TELLS = {  # what a file of the family says of its prediction
+    "sd2-v": {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.arange(64.0)},
+    "sdxl-v": {"v_pred": torch.zeros(1)},
+}
+
+
+def pack() -> Any:
+    """Load our pack as the host does."""
+    told = {"submodule_search_locations": [ROOT]}
+    spec = importlib.util.spec_from_file_location(NAME, ROOT + "/__init__.py", **told)
+    assert spec and spec.loader
+    module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def part(name: str) -> Any:
+    """Return one of its modules."""
+    return importlib.import_module(f"{NAME}.{name}")
+
+
+@torch.inference_mode()
+def built(family: str, dtype: torch.dtype) -> Any:
+    """Build a MODEL of random weights."""
+    kind, more = FAMILIES[family]
+    config = kind({**UNET, **more})
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    model = config.get_model(TELLS.get(family, {}), "", device="cpu")
+    chance = torch.Generator().manual_seed(0)
+    for name, weight in model.diffusion_model.named_parameters():
+        if weight.ndim > 1:
+            new = torch.randn(weight.shape, generator=chance) * weight[0].numel() ** -0.5
+        else:
+            new = torch.full(weight.shape, float(name.endswith("weight")))
+        weight.copy_(new.to(weight.dtype))
+    places = mm.get_torch_device(), mm.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(model, *places)
+
+
+class Clip:
+    """Words to rows by their hash, in the shape of the host's CLIP."""
+
+    def tokenize(self, text: str) -> dict[str, list]:
+        """Cut a text into (token, weight)."""
+        words = [(100 + zlib.crc32(word.encode()) % 49_000, 1.0) for word in text.split()[:10]]
+        return {"l": [[(1, 1.0), *words] + [(2, 1.0)] * (11 - len(words))]}
+
+    def encode_from_tokens(self, tokens: dict, return_pooled: bool = False) -> Any:
+        """Return rows (1, n, 64) and the pooled text (1, 1280)."""
+        seeds = [token for token, _ in tokens["l"][0]]
+        rows = [torch.randn(WIDTH, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        rows = torch.stack(rows)
+        return (rows + rows.mean(0))[None], rows.mean().expand(1, 1280)
+
+
+def digest(model: Any) -> str:
+    """Hash the shared module's weights."""
+    total = hashlib.sha256()
+    for weight in model.model.diffusion_model.state_dict().values():
+        total.update(weight.detach().float().numpy().tobytes())
+    return total.hexdigest()
+
+
+def parity(model: Any, lent: Any) -> float:
+    """Compare what we make of the host's x0 with what its UNet says itself; relative error."""
+    cond = lent.encoder.encode(["a gun", "a cat"])
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    worst = 0.0
+    for t in (1, 500, 981):
+        mine = lent.host(x, torch.full((2,), t), cond)
+        with torch.inference_mode():
+            mm.load_models_gpu([model])
+            more = {} if cond.vector is None else {"y": cond.vector}
+            wanted = model.model.diffusion_model(
+                x, torch.full((2,), float(t)), context=cond.context, **more
+            )
+        worst = max(worst, float((mine - wanted).abs().max() / wanted.abs().max()))
+    return worst
+
+
+def main() -> None:
+    """Lend and unlearn one model and write down what happened."""
+    told = json.loads(TOLD)
+    pack()
+    model = built(told["family"], getattr(torch, told["dtype"]))
+    if told.get("lora"):
+        key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+        with torch.inference_mode():
+            model = model.clone()
+            assert model.add_patches({key: ("diff", (torch.ones(128, WIDTH) / 8,))})
+    before = digest(model)
+    lent = part("nodes.lending").lend(model, Clip(), 64)
+    found = {"prediction": lent.host.schedule.prediction, "parity": parity(model, lent)}
+    concept = part("nodes.concept").TrustConcept().describe("gun", "single", preserve="cat, dog")
+    fields = {"trajectory_steps": 2, "passes": 32}
+    settings = part("nodes.settings").Settings(fields, 64)
+    part("nodes.settings").EFFORTS["tiny"] = 6 / part("nodes.settings").DEFAULTS["steps"]
+    with torch.inference_mode():  # as the host runs nodes
+        after, diff, _, report = (
+            part("nodes.unlearn")
+            .TrustUnlearn()
+            .unlearn(
+                model, Clip(), concept[0], "csr", told["engine"], "tiny", 0.03, 0, settings=settings
+            )["result"]
+        )
+        x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+        drawn = []
+        for one in (model, after, model):
+            cond = lent.encoder.encode(["a gun"])
+            mine = part("nodes.lending").lend(one, Clip(), 64)
+            drawn.append(mine.host(x, torch.tensor([700]), cond))
+        mm.unload_all_models()
+    found["changed"] = diff.changed
+    found["moved"] = float((drawn[0] - drawn[1]).abs().max())
+    found["restored"] = torch.equal(drawn[0], drawn[2]) and digest(model) == before
+    found["base"] = diff.provenance["base"] == lent.host.weights.fingerprint()
+    found["report"] = report
+    with open(OUT, "w", encoding="utf-8") as out:
+        json.dump(found, out)
+
+
+main()

@@ -1,0 +1,47 @@
+"""Small models of the real host's own classes: every family, storage, a LoRA, both engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_server import ROOT
+
+pytestmark = pytest.mark.host("COMFYUI_PATH")
+
+
+def told(folder: Path, **spec: Any) -> dict[str, Any]:
+    """Run comfy_families.py in the host's interpreter."""
+    python, out = os.environ.get("COMFYUI_PYTHON", sys.executable), folder / "told.json"
+    script = ROOT / "tests" / "comfy_families.py"
+    spec = {"dtype": "float32", "engine": "local", **spec}
+    command = [python, str(script), os.environ["COMFYUI_PATH"], str(ROOT), json.dumps(spec)]
+    done = subprocess.run([*command, str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("family", "prediction", "more"),
+    [
+        ("sd1", "eps", {"lora": True}),
+        ("sd1", "eps", {"dtype": "float16"}),
+        ("sd1", "eps", {"dtype": "float8_e4m3fn"}),
+        ("sd2-v", "v", {"dtype": "bfloat16"}),
+        ("sdxl", "eps", {}),
+        ("sdxl", "eps", {"engine": "global"}),
+        ("sdxl-v", "v", {}),
+    ],
+    ids=str,
+)
+def test_family(tmp_path: Path, family: str, prediction: str, more: dict) -> None:
+    found = told(tmp_path, family=family, **more)
+    assert found["prediction"] == prediction
+    assert found["parity"] < 2e-3, "the host's x0 turned back into what its UNet says"
+    assert found["changed"] > 0 and found["moved"] > 0
+    assert found["restored"] and found["base"]
