@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ..trust_engine.diff import WeightDiff, save_diff
 from ..trust_engine.diff_export import export_dense, export_lora
 from ..trust_engine.diff_label import describe, label
@@ -13,7 +15,7 @@ from .folders import DIFFS, new_file
 from .inputs import choice, number, socket, text
 from .kinds import CATEGORY, DIFF, REPORT
 
-FORMATS = ("dense", "low rank")
+FORMATS = ("dense", "exact", "low rank")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")
 
 
@@ -83,8 +85,9 @@ class TrustExportLora:
                 "diff": socket(DIFF, "From Unlearn, Load Diff or Merge Diffs."),
                 "filename_prefix": text("trust", "Name of the file, or folder/name; a number is "
                                         "added, and nothing is overwritten."),
-                "format": choice(FORMATS, FORMATS[0], "dense: exact but large, 60 MB for SD 1.x, "
-                                 "0.9 GB for SDXL. low rank: smaller, loses what `error` allows."),
+                "format": choice(FORMATS, FORMATS[0], "dense: 16 bits, 60 MB for SD 1.x, 0.9 GB "
+                                 "for SDXL. exact: 32 bits, twice as large. low rank: smaller, "
+                                 "loses what `error` allows."),
                 "error": number(0.1, 0.0, 1.0, 0.01, "Low rank only: how much of each weight's "
                                 "change may be lost."),
             }
@@ -95,7 +98,10 @@ class TrustExportLora:
     ) -> dict[str, Any]:
         """Write the file; return its path and what was lost."""
         path = new_file("loras", filename_prefix)
-        told = export_dense(diff, path) if format == FORMATS[0] else export_lora(diff, path, error)
+        if format == "low rank":
+            told = export_lora(diff, path, error)
+        else:
+            told = export_dense(diff, path, torch.float32 if format == "exact" else torch.float16)
         text = f"{path.name}: {told}"
         return {"ui": {"text": [text]}, "result": (str(path), text)}
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,6 +146,14 @@ class ComfyServer:
             hashlib.sha256(Image.open(path).convert("RGB").tobytes()).hexdigest()
             for path in self.pictures(ended, node)
         ]
+
+    def furthest(self, ended: Ended, node: str, others: list[Path]) -> int:
+        """Return how far a node's pictures are from others, in levels of 255."""
+        mine = self.pictures(ended, node)
+        assert len(mine) == len(others)
+        pairs = (tuple(np.asarray(Image.open(path).convert("RGB"), np.int16) for path in pair)
+                 for pair in zip(mine, others, strict=True))  # fmt: skip
+        return max(int(np.abs(a - b).max()) for a, b in pairs)
 
     def pictures(self, ended: Ended, node: str) -> list[Path]:
         """Return the paths of a node's pictures."""

@@ -162,7 +162,7 @@ def test_merge_adds_up(part: Part, host: Host, model: Patcher, diff: Any) -> Non
     assert "100.0% of the first" in report
 
 
-@pytest.mark.parametrize("kind", ["dense", "low rank"])
+@pytest.mark.parametrize("kind", ["dense", "exact", "low rank"])
 def test_export_lies_where_the_stock_loader_looks(
     part: Part, host: Host, diff: Any, models: Path, kind: str
 ) -> None:
