@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
+from safetensors.torch import load_file, save_file
 from tiny import frozen_bits
 from tiny_families import (
     NAMES,
@@ -106,6 +108,26 @@ def test_a_folder_is_the_same_model_as_the_file(name: str, tmp_path: Path) -> No
     assert frozen_bits(one.decoder) == frozen_bits(two.decoder)
     here, there = one.encoder.encode(PROMPTS), two.encoder.encode(PROMPTS)
     assert torch.equal(here.context, there.context)
+
+
+def test_a_folder_in_shards_and_a_float16_variant_are_the_same_model(tmp_path: Path) -> None:
+    whole = load_model(str(folder(tmp_path / "f", original("sd1"))), "cpu")
+    unet = tmp_path / "f" / "unet"
+    weights = load_file(unet / "diffusion_pytorch_model.safetensors")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    halves = {"one.safetensors": list(weights)[::2], "two.safetensors": list(weights)[1::2]}
+    for file, names in halves.items():
+        save_file({name: weights[name] for name in names}, unet / file)
+    index = {"weight_map": {name: file for file, names in halves.items() for name in names}}
+    path = unet / "diffusion_pytorch_model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    parts = load_model(str(tmp_path / "f"), "cpu")
+    assert frozen_bits(parts.denoiser.module) == frozen_bits(whole.denoiser.module)
+    path.unlink()
+    half = {name: weight.half() for name, weight in weights.items()}
+    save_file(half, unet / "diffusion_pytorch_model.fp16.safetensors")
+    variant = load_model(str(tmp_path / "f"), "cpu")
+    assert {w.dtype for w in variant.denoiser.module.parameters()} == {torch.float16}
 
 
 @every

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import UNET, install, original, single_file
+from tiny_families import UNET, folder, install, original, single_file
 
 import trust_engine.memory
 from trust_engine.errors import ModelError
+from trust_engine.families import detect
 from trust_engine.model import load_model
 
 
@@ -90,4 +91,61 @@ def test_too_little_memory_is_told_before_loading(
     monkeypatch.setattr(trust_engine.memory, "free_memory", lambda _: 1_000_000)
     monkeypatch.setattr("trust_engine.model.fill", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(ModelError, match=r"needs about 0\.0 GB .* free"):
+        load_model(str(path), "cpu")
+
+
+def shapes(inputs: int = 4, context: int = 768, vector: int = 0) -> dict[str, tuple[int, ...]]:
+    """Write the shapes that a UNet is told by."""
+    found: dict[str, tuple[int, ...]] = {
+        "input_blocks.0.0.weight": (320, inputs, 3, 3),
+        "input_blocks.1.1.proj_in.weight": (320, 320, 1, 1),
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, context),
+    }
+    return {**found, "label_emb.0.0.weight": (1280, vector)} if vector else found
+
+
+@pytest.mark.parametrize(
+    ("unet", "says"),
+    [
+        (shapes(9), "m: an inpainting model"),
+        (shapes(5, 1024), "a depth-to-image model"),
+        (shapes(7, 1024), "an upscaler"),
+        (shapes(4, 1280, 2560), "the SDXL refiner"),
+        (shapes(4, 1024, 2048), "an SD 2.x unCLIP model"),
+        (shapes(4, 512), "a UNet of 320 channels for text of width 512"),
+    ],
+)
+def test_a_relative_of_stable_diffusion_is_named(
+    unet: dict[str, tuple[int, ...]], says: str
+) -> None:
+    with pytest.raises(ModelError, match=f"{says}.*this release reads SD 1.x"):
+        detect("m", unet)
+    assert detect("m", shapes()).title == "SD 1.x"
+
+
+def test_a_distilled_unet_is_refused(tmp_path: Path) -> None:
+    """Its names are those of its teacher, some of them missing."""
+    gone = UNET + "input_blocks.7.1.transformer_blocks.1"
+    path = single_file(tmp_path / "m", original("sdxl"), **{gone: None})
+    with pytest.raises(ModelError, match="UNet lacks"):
+        load_model(str(path), "cpu")
+
+
+def test_a_folder_without_safetensors_says_so(tmp_path: Path) -> None:
+    path = folder(tmp_path / "f", original("sd1"))
+    weights = path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match="only safetensors is read"):
+        load_model(str(path), "cpu")
+
+
+def test_a_shard_that_points_out_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    path = folder(tmp_path / "f", original("sd1"))
+    index = path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    single_file(tmp_path / "other.safetensors", original("sd1"))
+    index.write_text('{"weight_map": {"conv_in.weight": "../../other.safetensors"}}')
+    model = load_model(str(path), "cpu")  # from the file beside the index, as if there were none
+    assert model.family == "sd1"
+    index.write_text("{")
+    with pytest.raises(ModelError, match="cannot be read as JSON"):
         load_model(str(path), "cpu")

@@ -1,4 +1,4 @@
-"""Work and memory of a UNet call at full size, counted on the meta device: no weights, no wait."""
+"""Work and memory at full size, counted on the meta device: no weights, no wait."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .attention import CrossAttention, cross_attention_modules, read_layer
 from .bench_memory import LiveTensors, fused_attention_assumed
 from .bench_model import family_for, schedule_for
 from .conditioning import Conditioning
 from .denoiser_diffusers import diffusers_denoiser
+from .local import LayerProblem, Situation
+from .memory import batch_for
 from .model import blank_unet
+from .objective import csr, exact_product, slope
+from .sampler import SamplerSettings
+from .spec import ConceptSpec, UnlearnSpec
 from .text_encoders import TIME_WIDTH
+from .trajectory import POSITIONS
 
 GB = 1e9
-RECORDED = 8  # prompts that are recorded at once, each as two samples
+ERASED, KEPT = 16, 26  # a layer's prompts for a concept of one word, with the engine's own lists
 
 
 @dataclass(frozen=True)
@@ -47,14 +54,84 @@ def count_pass(family: str, samples: int) -> Counted:
     return Counted(counter.get_total_flops() / 1e12, live.peak / GB)
 
 
-def count_full_size(family: str, one: Counted) -> dict[str, Any]:
-    """Count memory at full size: a picture is sampled as two samples, recording takes more."""
-    sampling, recording = count_pass(family, 2).gb, count_pass(family, 2 * RECORDED).gb
-    side = family_for(family).sizes[schedule_for(family).prediction == "v"][0]
-    return {
-        "resolution": 8 * side,
-        "tflop_a_pass": round(one.tflop, 3),
-        "sampling_gb": round(sampling, 3),
-        "recording_gb": round(recording, 3),
-        "recording_above_sampling_gb": round(recording - sampling, 3),
-    }
+def count_training(family: str) -> float:
+    """Count the TFLOP of one step of the local engine's training in every layer."""
+    described = family_for(family)
+    denoiser = diffusers_denoiser(blank_unet(described), schedule_for(family), described.unet.shape)
+    known: dict[tuple[int, ...], int] = {}
+    total = 0
+    for module in cross_attention_modules(denoiser).values():
+        layer = read_layer(module)
+        kind = (*layer.q.shape, *layer.k.shape)
+        if kind not in known:
+            known[kind] = _step_flops(layer)
+        total += known[kind]
+    return total / 1e12
+
+
+def _step_flops(layer: CrossAttention) -> int:
+    """Count a step: effect, its gradient, the penalty's Hessian product, harm and its gradient."""
+    spec = UnlearnSpec((ConceptSpec(("gun",)),))
+    positions = spec.trajectory_steps * POSITIONS
+
+    def situation(prompts: int) -> Situation:
+        x = torch.empty(prompts, positions, layer.q.shape[1])
+        context = torch.empty(prompts, 77, layer.k.shape[1])
+        return Situation(x, torch.arange(prompts), context, context)
+
+    with torch.device("meta"):
+        problem = LayerProblem(layer, situation(ERASED), situation(KEPT), spec.eta, 0)
+        theta = tuple(weight.requires_grad_(True) for weight in problem.base)
+        with FlopCounterMode(display=False) as counter:
+            effect = problem.effect(theta, 0)
+            gradient = torch.autograd.grad(effect, theta, create_graph=spec.exact_hessian)
+            if spec.exact_hessian:
+                mask = [torch.ones_like(g, dtype=torch.bool) for g in gradient]
+                exact_product(gradient, theta, slope(lambda g: csr(g, mask), gradient))
+            torch.autograd.grad(problem.harm(theta, 0), theta)
+    return counter.get_total_flops()
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """What a concept takes at full size with the engine's defaults, counted and not measured."""
+
+    side: int
+    one_pass: float
+    passes: int
+    training: float
+    sampling: float
+    recording: float
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Return the figures; work in TFLOP, memory in GB."""
+        spend = self.passes * self.one_pass
+        return {
+            "resolution": self.side,
+            "passes_at_most": self.passes,
+            "backward": 0,
+            "tflop_a_pass": self.one_pass,
+            "recording_tflop": spend,
+            "training_tflop": self.training,
+            "training_share_of_tflop": self.training / (self.training + spend),
+            "sampling_gb": self.sampling,
+            "recording_gb": self.recording,
+            "recording_above_sampling_gb": self.recording - self.sampling,
+        }
+
+
+def count_full_size(family: str) -> FullSize:
+    """Count work and memory of a concept; a picture is sampled as two samples, guided."""
+    spec = UnlearnSpec((ConceptSpec(("gun",)),))
+    one = SamplerSettings(spec.trajectory_steps, spec.cfg).passes(1)
+    latent = family_for(family).sizes[schedule_for(family).prediction == "v"]
+    batch = batch_for("auto", latent, torch.float16)
+    return FullSize(
+        8 * latent[0],
+        count_pass(family, 1).tflop,
+        spec.passes // one * one,
+        spec.steps * count_training(family),
+        count_pass(family, 2).gb,
+        count_pass(family, 2 * batch).gb,
+    )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from .bench_baselines import (
     ESD_ITERATIONS,
@@ -21,8 +19,7 @@ from .bench_baselines import (
     uce,
 )
 from .bench_clock import Clock
-from .bench_counting import count_full_size, count_pass
-from .bench_memory import LiveTensors
+from .bench_counting import count_full_size
 from .bench_model import family_for, random_model, schedule_for
 from .errors import ModelError
 from .memory import Peak, check_memory, in_use
@@ -67,8 +64,8 @@ class Question:
 
 def bench(asked: Question) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure part by part; yields (part, figures). Sizes in GB of 1e9 bytes, work in TFLOP."""
-    full = count_pass(asked.family, 1)
-    yield "counted", count_full_size(asked.family, full)
+    full = count_full_size(asked.family)
+    yield "counted at full size", full.figures
     model = random_model(asked.family, asked.device, latent_size=asked.latent_size)
     yield "machine", _machine(asked)
     yield "sampling", _sampling(model, asked.device)
@@ -76,14 +73,14 @@ def bench(asked: Question) -> Iterator[tuple[str, dict[str, Any]]]:
     if "local" in asked.parts:
         local = _local(model, asked)
         yield "local", local
-        yield "projected", project(local, full.tflop)
+        yield "projected", project(local, full.passes)
     if "global" in asked.parts:
         yield "global", _global(model, asked)
     if "baselines" in asked.parts:
         steps = _baselines(model, asked.device)
         yield "baselines", steps
         if local:
-            yield "ratios", ratios(local, steps)
+            yield "ratios", ratios(project(local, full.passes), steps)
 
 
 def _machine(asked: Question) -> dict[str, Any]:
@@ -96,7 +93,7 @@ def _machine(asked: Question) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "resolution": 8 * asked.latent_size[0],
-        "resident_gb": round(in_use(device) / GB, 3),
+        "resident_gb": in_use(device) / GB,
         "seconds_are": "real time" if device.type != "cpu" else "of all threads together",
     }
 
@@ -113,7 +110,7 @@ def _sampling(model: LoadedModel, device: torch.device) -> dict[str, Any]:
     list(_some(steps, REPEATS))
     return {
         "seconds_a_pass": clock.seconds / clock.passes,
-        "extra_gb": round(peak.extra / GB, 3),
+        "extra_gb": peak.extra / GB,
     }
 
 
@@ -123,9 +120,9 @@ def _some(steps: Iterator[Any], count: int = 1) -> Iterator[Any]:
 
 
 def _local(model: LoadedModel, asked: Question) -> dict[str, Any]:
-    """Run the local engine once, after a small run that warms up and whose work is counted."""
-    small = replace(asked.spec, steps=1, trajectory_steps=2, passes=12)
-    counted, _ = _timed_run(model, small, asked.device, count=True)
+    """Run the local engine once; on an accelerator a small run warms it up."""
+    if asked.device.type != "cpu":
+        _timed_run(model, replace(asked.spec, steps=1, trajectory_steps=2, passes=12), asked.device)
     found, run = _timed_run(model, asked.spec, asked.device)
     steps = found["layers"] * asked.spec.steps
     return {
@@ -135,34 +132,19 @@ def _local(model: LoadedModel, asked: Question) -> dict[str, Any]:
         "steps_a_layer": asked.spec.steps,
         "seconds_a_pass": found["unet_seconds"] / run.passes,
         "seconds_a_layer_step": found["training_seconds"] / steps,
-        "training_tflop": counted["training_tflop"],
-        "training_tensors_gb": round(counted["training_tensors_gb"], 3),
     }
 
 
 def _timed_run(
-    model: LoadedModel, spec: UnlearnSpec, device: torch.device, count: bool = False
+    model: LoadedModel, spec: UnlearnSpec, device: torch.device
 ) -> tuple[dict[str, Any], Unlearning]:
     clock = Clock(device)
     lent = replace(model, denoiser=clock.watch(model.denoiser)).lend()
     peak, begun = Peak(device), clock.now()
     run, ends, stages = Unlearning(lent, spec), dict[str, float](), set[str]()
-    work, kept, tensors = dict[str, float](), 0, 0  # what is recorded lies in main memory
-    counter, live = FlopCounterMode(display=False), LiveTensors()
-    with contextlib.ExitStack() as stack:
-        if count:
-            stack.enter_context(counter)
-            stack.enter_context(live)
-        for report in run:
-            kind = report.stage.split()[0]
-            stages.add(report.stage)
-            ends[kind] = clock.now()
-            work[kind] = counter.get_total_flops() / 1e12 if count else 0.0
-            if kind == "recording":
-                kept = live.bytes
-            else:
-                tensors = max(tensors, live.peak - kept)
-            live.peak = live.bytes
+    for report in run:
+        stages.add(report.stage)
+        ends[report.stage.split()[0]] = clock.now()
     total = clock.now() - begun
     training = ends["unlearning"] - ends["recording"]
     return {
@@ -173,33 +155,20 @@ def _timed_run(
         "training_seconds": training,
         "unet_share": round(clock.seconds / total, 4),
         "training_share": round(training / total, 4),
-        "extra_gb": round(peak.extra / GB, 3),
+        "extra_gb": peak.extra / GB,
         "changed": run.diff.changed,
-        "training_tflop": work["unlearning"] - work["recording"],
-        "training_tensors_gb": tensors / GB,
     }, run
 
 
-def project(local: dict[str, Any], full: float) -> dict[str, Any]:
-    """Say what a concept takes at the engine's defaults: measured here, and counted at full size.
-
-    full: TFLOP of one pass at the family's full size.
-    """
+def project(local: dict[str, Any], passes: int) -> dict[str, Any]:
+    """Say what a concept would take with the engine's default passes and steps, as measured."""
     spec = UnlearnSpec((CONCEPT,))
-    passes = spec.passes // SamplerSettings(spec.trajectory_steps, spec.cfg).passes(1)
-    passes = SamplerSettings(spec.trajectory_steps, spec.cfg).passes(passes)
     recording = passes * local["seconds_a_pass"]
     training = spec.steps * local["layers"] * local["seconds_a_layer_step"]
-    work = spec.steps * local["training_tflop"]
     return {
-        "passes_at_most": passes,
-        "backward": 0,
-        "steps_a_layer": spec.steps,
         "recording_seconds": recording,
         "training_seconds": training,
-        "recording_tflop": round(passes * full, 1),
-        "training_tflop": round(work, 1),
-        "training_share_of_tflop": round(work / (work + passes * full), 4),
+        "training_share": round(training / (recording + training), 4),
     }
 
 
@@ -230,7 +199,7 @@ def _global(model: LoadedModel, asked: Question) -> dict[str, Any]:
         "seconds_a_step": times[-1] - times[-2],
         "passes_a_step": costs[-1][0] - costs[-2][0],
         "backward_a_step": costs[-1][1] - costs[-2][1],
-        "extra_gb": round(peak.extra / GB, 3),
+        "extra_gb": peak.extra / GB,
     }
 
 
@@ -244,7 +213,7 @@ def _baselines(model: LoadedModel, device: torch.device) -> dict[str, Any]:
             begun = clock.now()
             work()
             taken.append(clock.now() - begun)
-        return {"seconds": min(taken), "extra_gb": round(peak.extra / GB, 3)}
+        return {"seconds": min(taken), "extra_gb": peak.extra / GB}
 
     drawing = timed(lambda: sampling_passes(model.denoiser, batch))
     esd = timed(lambda: esd_update(model, batch))
@@ -263,14 +232,13 @@ def _baselines(model: LoadedModel, device: torch.device) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ratios(local: dict[str, Any], steps: dict[str, Any]) -> dict[str, float]:
+def ratios(projected: dict[str, Any], steps: dict[str, Any]) -> dict[str, float]:
     """Compare the local engine at its defaults with the others' steps, timed in the same run."""
-    spec = UnlearnSpec((CONCEPT,))
-    whole = spec.passes * local["seconds_a_pass"]
-    whole += spec.steps * local["layers"] * local["seconds_a_layer_step"]
+    whole = projected["recording_seconds"] + projected["training_seconds"]
+    esd = steps["esd_step"]["seconds"]
     return {
-        "local_run_in_esd_steps": round(whole / steps["esd_step"]["seconds"], 2),
-        "local_run_of_esd_run": round(whole / (ESD_ITERATIONS * steps["esd_step"]["seconds"]), 4),
+        "local_run_in_esd_steps": round(whole / esd, 2),
+        "local_run_of_esd_run": round(whole / (ESD_ITERATIONS * esd), 4),
         "local_run_in_salun_steps": round(whole / steps["salun_step"]["seconds"], 2),
         "local_run_in_uce_runs": round(whole / steps["uce"]["seconds"], 1),
     }

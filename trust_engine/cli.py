@@ -14,7 +14,7 @@ from . import __version__
 from .cli_audit import add_audit
 from .cli_bench import add_bench
 from .cli_diff import add_diff
-from .cli_inputs import check_all_fit, check_out, read_diffs, read_spec
+from .cli_inputs import add_memory, check_all_fit, check_out, read_diffs, read_spec
 from .errors import DivergenceError, SpecError, TrustError
 from .files import write_atomically
 from .spec import CHOICES, KINDS, UnlearnSpec, in_range
@@ -170,6 +170,7 @@ def _add_unlearn(commands: Any) -> None:
         metavar="FILE",
         help="keep the run's state here when it is stopped, and go on from it next time",
     )
+    add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_unlearn)
 
@@ -238,6 +239,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _unlearn(args: argparse.Namespace) -> None:
     from .diff import save_diff
+    from .memory import exhaustion_told
     from .model import load_model
     from .progress import run_with_bar
     from .resume import keeping, wanted
@@ -248,10 +250,11 @@ def _unlearn(args: argparse.Namespace) -> None:
     if args.state:
         check_out(args.state, args.model)
     model = load_model(args.model, args.device)
-    run = Unlearning(model.lend(), spec, wanted(args.state))
+    model.check_room(spec.engine, args.memory)
+    run = Unlearning(model.lend(args.memory), spec, wanted(args.state))
     print(f"preserving: {'; '.join(run.prompts.preserve)}", file=sys.stderr)
     try:
-        with keeping(run, args.state):
+        with exhaustion_told(), keeping(run, args.state):
             run_with_bar(run)
     except DivergenceError as error:
         raise _saved_what_there_is(run, args.out, error) from error

@@ -46,6 +46,18 @@ def read_spec(args: argparse.Namespace) -> UnlearnSpec:
     return UnlearnSpec((concept, *(ConceptSpec((word,)) for word in args.also)), **changes)
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """Declare `--memory`, in gigabytes."""
+    parser.add_argument(
+        "--memory",
+        choices=("low", "auto", "high"),
+        default="auto",
+        help="what recording may take besides the model: low: as much as sampling one picture, "
+        "auto: up to 1 GB, high: up to 5 GB; training a layer takes 0.2 GB (SD 1.x, 2.x) to "
+        "0.5 GB (SDXL) (default: auto)",
+    )
+
+
 def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:
     """Read FILE[:STRENGTH]..., in order; whether they fit a model is not known yet."""
     from .diff import load_diff
@@ -71,8 +83,10 @@ def check_all_fit(
 def check_out(out: Path, model: str) -> None:
     """Refuse an output that cannot be written, or that would replace the model file."""
     check_writable(out)
-    if os.path.exists(out) and os.path.exists(model) and os.path.samefile(out, model):
-        raise OutputError(f"{out}: is the model itself; choose another name for the result")
+    same = os.path.exists(out) and os.path.exists(model) and os.path.samefile(out, model)
+    folder = os.path.isdir(os.path.join(model, "unet"))
+    if same or (folder and Path(model).resolve() in out.resolve().parents):
+        raise OutputError(f"{out}: is the model itself, or in it; choose another name")
 
 
 def _split_strength(text: str) -> tuple[Path, float]:

@@ -7,7 +7,7 @@ position, K and V alone, so a random subset of positions per prompt and step is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,10 +33,11 @@ class Situation:
     now: Tensor
     goal: Tensor
     push: Tensor | None = None
+    answers: Tensor | None = None
 
     def to(self, device: torch.device) -> Situation:
         """Move to a device."""
-        parts = (self.x, self.rows, self.now, self.goal, self.push)
+        parts = (self.x, self.rows, self.now, self.goal, self.push, self.answers)
         return Situation(*(None if t is None else t.to(device) for t in parts))  # type: ignore[arg-type]
 
     def draw(self, generator: torch.Generator) -> Situation:
@@ -47,7 +48,8 @@ class Situation:
         x = self.x[self.rows[some]][:, where]
         rows = torch.arange(len(some), device=device)
         push = None if self.push is None else self.push[some]
-        return Situation(x, rows, self.now[some], self.goal[some], push)
+        answers = None if self.answers is None else self.answers[some][:, where]
+        return Situation(x, rows, self.now[some], self.goal[some], push, answers)
 
     @property
     def states(self) -> Tensor:
@@ -61,11 +63,11 @@ class LayerProblem:
     def __init__(
         self, layer: CrossAttention, erase: Situation, keep: Situation, eta: float, seed: int
     ) -> None:
-        self.layer, self.erase, self.keep = layer, erase, keep
-        self.eta, self.seed = eta, seed
+        self.layer, self.eta, self.seed = layer, eta, seed
         with torch.no_grad():
+            self.erase, self.keep = self._answered(erase), self._answered(keep)
             before = layer(erase.states, erase.now)
-            self.scale = distance(before, self._goal(erase), 1.0).clamp(min=1e-12)
+            self.scale = distance(before, self._goal(self.erase), 1.0).clamp(min=1e-12)
 
     @property
     def base(self) -> Tensors:
@@ -92,7 +94,15 @@ class LayerProblem:
             goal = self._goal(seen)
         return distance(self.layer.with_weights(*theta)(seen.states, seen.now), goal, self.scale)
 
+    def _answered(self, situation: Situation) -> Situation:
+        """Work the goals out once for all steps, unless a step sees but few of them."""
+        if len(situation.rows) > 2 * PROMPTS_A_STEP:
+            return situation
+        return replace(situation, answers=self._goal(situation))
+
     def _goal(self, seen: Situation) -> Tensor:
+        if seen.answers is not None:
+            return seen.answers
         goal = self.layer(seen.states, seen.goal)
         if self.eta == 0 and seen.push is None:
             return goal

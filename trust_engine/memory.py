@@ -64,21 +64,21 @@ def check_memory(needed: int, device: torch.device, what: str) -> None:
         )
 
 
-def batch_for(memory: str, latent_size: tuple[int, int], itemsize: int) -> int:
-    """Say how many prompts to record at once: 1, 2, 4 or 8; itemsize: bytes the UNet computes in.
+def batch_for(memory: str, latent_size: tuple[int, int], dtype: torch.dtype) -> int:
+    """Say how many prompts to record at once: 1, 2, 4 or 8; dtype: what the UNet computes in.
 
     memory: low, auto or high. Nothing else counts, so that a run does not depend on what else a
     machine holds.
     """
-    fits, batch = MEMORY[memory] / recording_needs(1, latent_size, itemsize), 1
+    fits, batch = MEMORY[memory] / recording_needs(1, latent_size, dtype), 1
     while 2 * batch <= min(fits, AT_ONCE):
         batch *= 2
     return batch
 
 
-def recording_needs(batch: int, latent_size: tuple[int, int], itemsize: int) -> int:
+def recording_needs(batch: int, latent_size: tuple[int, int], dtype: torch.dtype) -> int:
     """Estimate the bytes of a UNet call for some prompts, each as two samples."""
-    return 2 * batch * ACTIVATIONS * itemsize * latent_size[0] * latent_size[1]
+    return 2 * batch * ACTIVATIONS * dtype.itemsize * latent_size[0] * latent_size[1]
 
 
 def training_needs(weights: Mapping[str, Tensor], together: bool) -> int:

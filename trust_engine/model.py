@@ -15,14 +15,20 @@ from .decoders import decoder_stock, load_decoder
 from .demo.clip import CHECKPOINT, load_clip, tokenize
 from .demo.judge import ASSETS
 from .demo.vocabulary import OBJECTS, STYLES
-from .denoiser import ModuleDenoiser, NoiseSchedule
+from .denoiser import ModuleDenoiser, NoiseSchedule, compute_dtype, device_of, projections
 from .denoiser_diffusers import diffusers_denoiser
 from .errors import ModelError
 from .everyday import STYLES as LOOKS
 from .everyday import THINGS
 from .families import ModelFamily, detect
 from .keys import KeyMap
-from .memory import check_memory
+from .memory import (
+    batch_for,
+    check_memory,
+    check_unlearning,
+    recording_needs,
+    training_needs,
+)
 from .prediction import schedule_of
 from .sampler import SamplerSettings, ddim, initial_noise
 from .text_encoders import ClipEncoder, SDXLEncoder, load_encoder, tower_stock
@@ -59,12 +65,27 @@ class LoadedModel:
         views = clip.image(self.decoder(x0).clamp(-1, 1))
         return clip.compare(words, views).diagonal()
 
-    def lend(self) -> LentModel:
-        """Hand the engine what it needs."""
+    def lend(self, memory: str = "auto") -> LentModel:
+        """Hand the engine its needs; memory (low, auto, high) for what is recorded at once."""
         score = self.score if self.family == "demo" else None
         return LentModel(
-            self.denoiser, self.encoder, self.latent_size, self.vocabulary, self.styles, score
+            self.denoiser,
+            self.encoder,
+            self.latent_size,
+            self.vocabulary,
+            self.styles,
+            score,
+            batch_for(memory, self.latent_size, compute_dtype(self.denoiser.module)),
         )
+
+    def check_room(self, engine: str, memory: str) -> None:
+        """Raise ModelError when an engine, local or global, would not fit beside the model."""
+        dtype, size = compute_dtype(self.denoiser.module), self.latent_size
+        together = engine == "global"
+        trained = training_needs(projections(self.denoiser), together)
+        batch = batch_for(memory, size, dtype)
+        needed, least = (max(trained, recording_needs(n, size, dtype)) for n in (batch, 1))
+        check_unlearning(needed, least, device_of(self.denoiser), together)
 
     def generate(
         self,

@@ -15,6 +15,7 @@ from .denoiser import Denoiser
 from .errors import SpecError
 from .sampler import SamplerSettings, ddim, initial_noise, timesteps
 
+GROUP = 8  # prompts that keep the same positions, however many are recorded at once
 POSITIONS = 24  # image positions kept a layer, prompt and step; each is an independent query
 
 
@@ -44,7 +45,7 @@ def record(
     settings: SamplerSettings,
     size: tuple[int, int],
     seed: int,
-    batch: int = 8,
+    batch: int = GROUP,
 ) -> Iterator[Recording]:
     """Denoise once from every prompt; yields the growing recording after each UNet call."""
     modules = cross_attention_modules(denoiser)
@@ -53,7 +54,7 @@ def record(
     chunks: list[_Chunk] = []
     for start in range(0, len(cond), batch):
         rows = slice(start, start + batch)
-        chunk = _Chunk(settings.cfg != 1.0, (seed * 7 + start) % 2**63)
+        chunk = _Chunk(settings.cfg != 1.0, (seed * 7 + start - start % GROUP) % 2**63)
         steps = ddim(denoiser, noise[rows], cond.select(rows), uncond, settings)
         x = noise[rows]
         for _ in range(settings.steps):

@@ -13,11 +13,12 @@ from . import __version__
 from .attention import cross_attention_modules
 from .concept import PromptSet, build_prompts
 from .conditioning import Conditioning, TextEncoder
-from .denoiser import Denoiser
+from .denoiser import Denoiser, compute_dtype
 from .diff import SparseOffset, WeightDiff, describe_base
 from .errors import DivergenceError, SpecError
 from .forgetting import Forgetting, Standing
 from .mask import overlap
+from .memory import batch_for
 from .pieces import Ground, Piece
 from .resume import RunState
 from .saliency import Score
@@ -34,7 +35,8 @@ class LentModel:
     """What a host lends: the UNet, text encoding and latent size (h, w).
 
     vocabulary, styles: words the model knows, from which the engine proposes what to preserve;
-    score: how well latents show prompts, for the saliency source "clip".
+    score: how well latents show prompts, for the saliency source "clip"; batch: prompts to record
+    at once, 0: as many as take about a gigabyte.
     """
 
     denoiser: Denoiser
@@ -43,6 +45,7 @@ class LentModel:
     vocabulary: Sequence[str] = ()
     styles: Sequence[str] = ()
     score: Score | None = None
+    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,9 @@ class Unlearning:
         plan = self._plan()
         if self._recording is None:
             chosen = cond.select(torch.tensor(plan.recorded).to(cond.context.device))
-            states = record(
-                model.denoiser, chosen, uncond, self._sampler(), model.latent_size, spec.seed
-            )
+            sampler, size = self._sampler(), model.latent_size
+            batch = model.batch or batch_for("auto", size, compute_dtype(model.denoiser.module))
+            states = record(model.denoiser, chosen, uncond, sampler, size, spec.seed, batch)
             for recording in states:
                 self.passes = recording.passes
                 yield StepReport(self.passes, total, "recording", self.passes)
