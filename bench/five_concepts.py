@@ -2,44 +2,45 @@
 
     python -m bench.five_concepts --json runs/five.json
 
-Resumable: finished cells are read back from the JSON file.
+Resumable: finished cells are read back from the JSON file, and diffs from runs/five.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from trust_engine.audit import audit
 from trust_engine.demo.judge import load_judge
+from trust_engine.diff import WeightDiff, load_diff, save_diff
 from trust_engine.model import LoadedModel, load_model
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn import Unlearning
 
 CONCEPTS = ("gun", "cat", "pizza", "baby", "car")
+DIFFS = Path("runs/five")
 KEYS = ("ua", "synonyms", "ira", "cra_style", "cra_background")
+
+
+def diff_of(model: LoadedModel, concept: str, seed: int) -> WeightDiff:
+    """Read a concept's diff back, or make it."""
+    path = DIFFS / f"{concept}-{seed}.safetensors"
+    if not path.exists():
+        run = Unlearning(model.lend(), UnlearnSpec((ConceptSpec((concept,)),), seed=seed))
+        for _ in run:
+            pass
+        save_diff(run.diff, path)
+    return load_diff(path)
 
 
 def cell(model: LoadedModel, concept: str, seed: int, images: int) -> dict[str, Any]:
     """Unlearn and audit one concept with one seed."""
-    started = time.monotonic()
-    run = Unlearning(model.lend(), UnlearnSpec((ConceptSpec((concept,)),), seed=seed))
-    for _ in run:
-        pass
-    seconds = time.monotonic() - started
-    report = audit(model, load_judge(), [(run.diff, 1.0)], concept, images, seed)
-    effect = sum(step.effect for step in run.final.values()) / len(run.final)
-    return {
-        **report,
-        "share": run.diff.share,
-        "effect": effect,
-        "passes": run.passes,
-        "seconds": round(seconds, 1),
-    }
+    diff = diff_of(model, concept, seed)
+    report = audit(model, load_judge(), [(diff, 1.0)], concept, images, seed)
+    return {**report, "share": diff.share, "passes": diff.provenance["passes"]}
 
 
 def summary(cells: dict[str, Any]) -> str:
@@ -87,6 +88,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4)
     args = parser.parse_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)
+    DIFFS.mkdir(parents=True, exist_ok=True)
     cells = json.loads(args.json.read_text()) if args.json.exists() else {}
     model = load_model("demo")
     for seed in range(args.seeds):
@@ -96,7 +98,7 @@ def main() -> None:
                 cells[name] = cell(model, concept, seed, args.images)
                 args.json.write_text(json.dumps(cells))
             shown = {k: round(figure(cells[name], k), 3) for k in (*KEYS, "share")}
-            print(name, shown, cells[name]["seconds"], "s", flush=True)
+            print(name, shown, flush=True)
     print(summary(cells))
 
 

@@ -36,7 +36,7 @@ def test_every_kind_runs_within_its_passes(kind: str) -> None:
 def test_several_concepts_go_in_one_run() -> None:
     model, xi = tiny_model(), 0.0
     both = (KINDS["single"], ConceptSpec(("dog",)))
-    spec = tiny_spec(concepts=both, steps=30, budget=0.3, xi=xi, beta=0.0, passes=80)
+    spec = tiny_spec(concepts=both, steps=80, budget=0.3, xi=xi, beta=0.0, passes=80)
     run, _ = finish(model, spec)
     assert not any("gun" in p or "dog" in p for p in run.prompts.preserve)
     for target, anchor in zip(run.prompts.targets, run.prompts.anchors, strict=True):

@@ -126,7 +126,17 @@ def tiny_model(style: str = "diffusers", seed: int = 0) -> LentModel:
 
 def tiny_spec(**changes: object) -> UnlearnSpec:
     """Ask for a run that takes under a second; independent of the engine's defaults."""
-    settings = {"steps": 3, "trajectory_steps": 2, "budget": 0.05, "xi": 1.0, "objective": "csr"}
+    settings = {
+        "steps": 3,
+        "trajectory_steps": 2,
+        "budget": 0.05,
+        "xi": 1.0,
+        "objective": "csr",
+        "schedule": "bounded",
+        "rate": 0.3,
+        "beta": 4.0,
+        "eta": 0.0,
+    }
     gun = ConceptSpec(("gun",), preserve=("a cat",))
     return UnlearnSpec(**{"concepts": (gun,), **settings, **changes})
 

@@ -13,7 +13,7 @@ from .errors import SpecError
 from .spec import ConceptSpec
 
 MAX_TOKENS = 75
-NEIGHBOURS = 20
+NEIGHBOURS = 32
 PUSH = 0.5  # beyond an anchor that does not say what to draw instead
 NEUTRAL = "something"  # stands in for the concept in a user's template that has no anchor
 
@@ -47,6 +47,7 @@ PAIRS = (
 UNDER = ("{} {}", "a picture of {} {}", "an image of {} {}", "a drawing of {} {}")
 LOOKS = ("{} in {} style", "a picture of {} in {} style", "{} on a blue background in {} style")
 THINGS = ("a house", "a person", "a tree", "a dog", "a car", "a flower", "a boat", "a bird")
+LOOKS_KEPT = 5
 STYLES = ("photo", "watercolor", "oil painting", "pencil sketch", "cartoon", "pixel art")
 
 
@@ -123,9 +124,13 @@ def _fill(template: str, phrase: str) -> str:
     return template.format(phrase)
 
 
-def _single(concept: ConceptSpec, _near: Surroundings) -> Iterator[tuple[str, str]]:
+def _single(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
+    looks = [
+        Template(f"{{}} in {style} style", f"a picture in {style} style")
+        for style in (near.styles or STYLES)[:LOOKS_KEPT]
+    ]
     for word in concept.words:
-        for template in TEMPLATES:
+        for template in (*TEMPLATES, *looks):
             instead = template.without
             if concept.anchor is not None:
                 instead = template.carrying.format(with_article(concept.anchor))
@@ -200,8 +205,11 @@ def _kept(concept: ConceptSpec, near: Surroundings) -> Iterator[str]:
             look = LOOKS[i % len(LOOKS)]
             yield look.format(with_article(thing), styles[i % len(styles)])
         things = things or THINGS
+    looks = () if concept.kind == "style" else (near.styles or STYLES)[:LOOKS_KEPT]
     for i, thing in enumerate(things):
-        yield TEMPLATES[i % len(TEMPLATES)].carrying.format(with_article(thing))
+        for j, suffix in enumerate(["", *(f" in {style} style" for style in looks)]):
+            carrying = TEMPLATES[(i + 3 * j) % len(TEMPLATES)].carrying
+            yield carrying.format(with_article(thing)) + suffix
 
 
 def _surroundings(
