@@ -1,7 +1,15 @@
-"""TRUST Unlearn in AUTOMATIC1111 and Forge. There is no tab yet: the extension loads, adds nothing.
+"""TRUST Unlearn in AUTOMATIC1111 and Forge: the tab, the accordion, settings and routes.
 
 The host has this extension's folder on its path only while it executes this file: import here,
 at the top, whatever is needed later. No `from __future__ import annotations` beside a dataclass.
 """
 
+from importlib.util import find_spec
+
 import trust_engine  # noqa: F401
+
+if find_spec("modules") is not None:  # executed elsewhere, the script does nothing
+    from trust_webui.door import open_door
+    from trust_webui.script import TrustScript  # noqa: F401 - the host finds it in this namespace
+
+    open_door()

@@ -1,0 +1,186 @@
+"""A pretended AUTOMATIC1111 with the demo's weights, and a Lora extension with its backups.
+
+The UNet is ldm's own class where `stable-diffusion-sdkit` is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from fake_webui import encode, module
+from tiny import LdmUNet
+from torch import Tensor, nn
+
+from trust_engine.demo.architecture import SHAPE
+from trust_engine.keys import KeyMap
+from trust_engine.model import load_model
+
+
+def real_unet(weights: dict[str, Tensor]) -> nn.Module:
+    """Build ldm's UNetModel in the demo's shape; raises ImportError without ldm."""
+    if find_spec("omegaconf") is None:  # only a type to compare with is asked of it
+        config = module("omegaconf.listconfig", ListConfig=type("ListConfig", (), {}))
+        sys.modules["omegaconf"] = module("omegaconf", listconfig=config)
+        sys.modules["omegaconf.listconfig"] = config
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    unet = UNetModel(
+        image_size=16, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=1,
+        attention_resolutions=[1, 2], channel_mult=(1, 2, 3), num_heads=4,
+        use_spatial_transformer=True, transformer_depth=1, context_dim=96, legacy=False,
+        use_checkpoint=False,
+    )  # fmt: skip
+    unet.load_state_dict(weights)
+    return unet.eval()
+
+
+class FakeA1111:
+    """The host: its model, its Lora extension, its sampler."""
+
+    def __init__(self, ldm: bool = False) -> None:
+        self.demo = load_model("demo", "cpu")
+        unet = self.demo.denoiser.module
+        keys = KeyMap(SHAPE)
+        self.weights = {keys.to_ldm(k): w.clone() for k, w in unet.state_dict().items()}
+        self.unet = real_unet(self.weights) if ldm else LdmUNet(unet, SHAPE)
+        self.networks = Networks()
+        self.prompt_seen: Any = None
+        self.model = SimpleNamespace(
+            model=SimpleNamespace(diffusion_model=self.unet), is_sdxl=False, is_ssd=False,
+            alphas_cumprod=self.demo.denoiser.schedule.alphas, parameterization="eps",
+            sd_checkpoint_info=SimpleNamespace(filename="/nowhere/demo.safetensors"),
+            apply_model=self.apply_model, decode_first_stage=self.demo.decoder,
+            get_learned_conditioning=lambda prompts: encode(self.demo, prompts),
+        )  # fmt: skip
+        self.model.network_layer_mapping = {}
+        for name, layer in self.unet.named_modules():
+            layer.network_layer_name = "diffusion_model_" + name.replace(".", "_")
+            self.model.network_layer_mapping[layer.network_layer_name] = layer
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.register_forward_pre_hook(lambda m, _: self.networks.network_apply_weights(m))
+
+    def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        """Call the UNet as LatentDiffusion does."""
+        return self.unet(x, t, context=torch.cat(cond["c_crossattn"], 1))
+
+    def modules(self, shared: Any) -> dict[str, ModuleType]:
+        """Name the modules that only this host has."""
+        shared.sd_model = self.model
+        hijack = SimpleNamespace(get_prompt_lengths=lambda text: (len(text.split()), 75))
+        network = module(
+            "network",
+            Network=Network,
+            NetworkModule=NetworkModule,
+            NetworkWeights=lambda *parts: SimpleNamespace(sd_key=parts[1]),
+        )
+        return {
+            "modules.sd_hijack": module("modules.sd_hijack", model_hijack=hijack),
+            "modules.sd_models": module(
+                "modules.sd_models", model_data=SimpleNamespace(sd_model=self.model)
+            ),
+            "modules.sd_unet": module("modules.sd_unet", current_unet=None),
+            "networks": self.networks,
+            "network": network,
+        }
+
+    def activate(self, p: Any) -> None:
+        """Rebuild the list of networks from the prompt, as every batch does."""
+        self.networks.loaded_networks.clear()
+        self.networks.extra_network_lora.errors.clear()
+        self.networks.loaded_networks.extend(p.loras)
+
+    def before_sampling(self, p: Any) -> None:
+        """Need nothing."""
+
+    def sampler(self) -> Any:
+        """Make a sampler that takes one step."""
+        return SimpleNamespace(sample=self._sample)
+
+    @torch.no_grad()
+    def _sample(self, p: Any) -> Tensor:
+        x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(7))
+        cond = {"c_crossattn": [encode(self.demo, [p.prompt])]}
+        return self.apply_model(x, torch.tensor([500]), cond)
+
+    def bits(self) -> dict[str, Tensor]:
+        """Take every weight down."""
+        return {name: p.detach().clone() for name, p in self.unet.named_parameters()}
+
+
+class Network:
+    """network.Network."""
+
+    def __init__(self, name: str, on_disk: Any) -> None:
+        self.name, self.network_on_disk = name, on_disk
+        self.te_multiplier = self.unet_multiplier = 1.0
+        self.dyn_dim: Any = None
+        self.modules: dict[str, Any] = {}
+        self.bundle_embeddings: dict[str, Any] = {}
+
+
+class NetworkModule:
+    """network.NetworkModule."""
+
+    def __init__(self, net: Network, weights: Any) -> None:
+        self.network, self.sd_key = net, weights.sd_key
+
+    def finalize_updown(self, updown: Tensor, weight: Tensor, shape: Any) -> tuple[Tensor, None]:
+        """Scale by the multiplier of the kind that the name tells."""
+        net = self.network
+        te = "transformer" in self.sd_key[:20]
+        return updown.reshape(weight.shape) * (
+            net.te_multiplier if te else net.unet_multiplier
+        ), None
+
+
+class Lora(NetworkModule):
+    """A stock LoRA's module: a dense offset."""
+
+    def __init__(self, net: Network, key: str, offset: Tensor) -> None:
+        super().__init__(net, SimpleNamespace(sd_key=key))
+        self.offset = offset
+
+    def calc_updown(self, weight: Tensor) -> Any:
+        """Return the offset."""
+        return self.finalize_updown(self.offset.clone(), weight, None)
+
+
+class Networks(ModuleType):
+    """The module `networks`: it keeps backups, and restores them when the networks change."""
+
+    def __init__(self) -> None:
+        super().__init__("networks")
+        self.loaded_networks: list[Network] = []
+        self.extra_network_lora = SimpleNamespace(errors={})
+
+    def network_apply_weights(self, layer: Any) -> None:
+        """Bring a layer to the loaded networks; a wrong shape is counted, and nobody is told."""
+        if getattr(layer, "weight", None) is None:
+            return
+        wanted = tuple(
+            (n.name, n.te_multiplier, n.unet_multiplier, n.dyn_dim) for n in self.loaded_networks
+        )
+        if getattr(layer, "network_weights_backup", None) is None and wanted:
+            layer.network_weights_backup = layer.weight.detach().to("cpu", copy=True)
+        if getattr(layer, "network_current_names", ()) == wanted:
+            return
+        with torch.no_grad():
+            if layer.network_weights_backup is not None:
+                layer.weight.copy_(layer.network_weights_backup)
+            for net in self.loaded_networks:
+                part = net.modules.get(layer.network_layer_name)
+                if part is None:
+                    continue
+                try:
+                    change, _ = part.calc_updown(layer.weight)
+                    layer.weight.copy_(
+                        (layer.weight.to(change.dtype) + change).to(layer.weight.dtype)
+                    )
+                except RuntimeError:
+                    errors = self.extra_network_lora.errors
+                    errors[net.name] = errors.get(net.name, 0) + 1
+        layer.network_current_names = wanted

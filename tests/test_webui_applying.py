@@ -1,0 +1,298 @@
+"""Diffs at generation on both pretended hosts: exact, beside LoRAs, gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fake_webui import Processing, Runner, installed, process_images
+from fake_webui_a1111 import FakeA1111, Lora, Network
+from fake_webui_forge import FakeForge
+from small_unet import small_diff
+from tiny import some_diff
+
+from trust_engine.diff import WeightDiff, applied, save_diff
+from trust_engine.errors import DiffError
+
+KEY = "input_blocks.1.1.transformer_blocks.0.attn2.to_v"
+
+
+@pytest.fixture(params=["a1111", "forge"])
+def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """Be in a pretended host that has two diffs."""
+    made: Any = FakeForge() if request.param == "forge" else FakeA1111()
+    with installed(tmp_path, made.modules) as shared:
+        if request.param == "forge":
+            from trust_webui import forge
+
+            forge.register()
+        made.shared, made.folder = shared, tmp_path / "models" / "trust_diffs"
+        made.diffs = {}
+        for i, name in enumerate(("gun", "style")):
+            diff = gentle(some_diff(made.demo.denoiser, i))
+            save_diff(diff, made.folder / f"{name}.safetensors")
+            made.diffs[name] = diff
+        yield made
+
+
+def gentle(diff: WeightDiff) -> WeightDiff:
+    """Make offsets of a size that pictures survive, as files hold them."""
+    offsets = {k: o.with_values(0.05 * o.values) for k, o in diff.offsets.items()}
+    return WeightDiff(offsets, {**diff.provenance, "family": "demo"}).compact()
+
+
+def draw(fake: Any, *values: Any, **settings: Any) -> tuple[Any, Any, Any]:
+    """Draw with the accordion's values; returns the pictures, p and the runner."""
+    from trust_webui.script import TrustScript
+
+    loras = settings.pop("loras", [])
+    p = Processing(fake, "a gun", **settings)
+    p.loras = loras
+    runner = Runner(TrustScript(), *values)
+    return process_images(p, runner), p, runner
+
+
+def expected(fake: Any, *parts: tuple[str, float]) -> torch.Tensor:
+    """Draw on a model of our own under the same diffs."""
+    own = FakeA1111()
+    listed = [(fake.diffs[name], strength) for name, strength in parts]
+    with applied(own.demo.denoiser, listed):
+        return own._sample(SimpleNamespace(prompt="a gun"))
+
+
+def lora(fake: Any) -> Any:
+    """Make a stock LoRA of the host."""
+    offset = 0.02 * torch.ones_like(fake.unet.get_submodule(KEY).weight)
+    if isinstance(fake, FakeForge):
+        return ("sunny.safetensors", {f"diffusion_model.{KEY}.weight": ("diff", (offset,))})
+    net, key = Network("sunny", SimpleNamespace()), fake.unet.get_submodule(KEY).network_layer_name
+    net.modules[key] = Lora(net, key, offset)
+    return net
+
+
+@pytest.mark.parametrize("hires", [False, True])
+def test_strengths_change_what_is_drawn_and_nothing_stays(fake: Any, hires: bool) -> None:
+    clean = fake.bits()
+    (before,), p, _ = draw(fake, hires=hires)
+    assert "TRUST diffs" not in p.extra_generation_params
+    drawn = {}
+    for strength in (1.0, 0.5, -1.0, 1.0):
+        (picture,), _, runner = draw(fake, "gun.safetensors", strength, hires=hires)
+        assert runner.swallowed == []
+        times = 2 if hires else 1
+        torch.testing.assert_close(
+            picture, times * expected(fake, ("gun", strength)), atol=1e-4, rtol=1e-4
+        )
+        if strength in drawn:
+            assert torch.equal(picture, drawn[strength])
+        drawn[strength] = picture
+    (after,), _, _ = draw(fake, hires=hires)
+    assert torch.equal(after, before), "the picture without a diff is the same to the bit"
+    assert all(torch.equal(w, clean[name]) for name, w in fake.bits().items())
+
+
+def test_several_diffs_and_batches(fake: Any) -> None:
+    pictures, _, runner = draw(fake, "gun.safetensors", 1.0, "style.safetensors", 0.5, n_iter=3)
+    assert runner.swallowed == []
+    wanted = expected(fake, ("gun", 1.0), ("style", 0.5))
+    for picture in pictures:
+        torch.testing.assert_close(picture, wanted, atol=1e-4, rtol=1e-4)
+        assert torch.equal(picture, pictures[0])
+
+
+def test_beside_a_stock_lora(fake: Any) -> None:
+    clean = fake.bits()
+    (alone,), _, _ = draw(fake, loras=[lora(fake)])
+    (both,), _, runner = draw(fake, "gun.safetensors", 1.0, loras=[lora(fake)])
+    (again,), _, _ = draw(fake, loras=[lora(fake)])
+    assert runner.swallowed == []
+    assert torch.equal(alone, again) and not torch.equal(alone, both)
+    own = FakeA1111()
+    with applied(own.demo.denoiser, [(fake.diffs["gun"], 1.0)]), torch.no_grad():
+        own.unet.get_submodule(KEY).weight += 0.02
+        wanted = own._sample(SimpleNamespace(prompt="a gun"))
+        own.unet.get_submodule(KEY).weight -= 0.02
+    torch.testing.assert_close(both, wanted, atol=1e-4, rtol=1e-4)
+    draw(fake)
+    assert all(torch.equal(w, clean[name]) for name, w in fake.bits().items())
+
+
+def test_another_file_of_the_same_name(fake: Any) -> None:
+    """Both hosts would keep the old weights: they compare names."""
+    (old,), _, _ = draw(fake, "gun.safetensors", 1.0)
+    save_diff(fake.diffs["style"], fake.folder / "gun.safetensors")
+    (new,), _, _ = draw(fake, "gun.safetensors", 1.0)
+    assert not torch.equal(old, new)
+    torch.testing.assert_close(new, expected(fake, ("style", 1.0)), atol=1e-4, rtol=1e-4)
+
+
+def broken(fake: Any, how: str) -> list[Any]:
+    """Bring about one reason why a diff cannot go on; returns the accordion's values."""
+    if how == "missing":
+        return ["nowhere.safetensors", 1.0]
+    if how == "outside":
+        return ["../../secret.safetensors", 1.0]
+    if how == "damaged":
+        (fake.folder / "gun.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0 no diff at all")
+    if how == "family":
+        save_diff(
+            WeightDiff(small_diff().offsets, {"family": "sd1"}), fake.folder / "gun.safetensors"
+        )
+    if how == "strict":
+        save_diff(
+            WeightDiff(fake.diffs["gun"].offsets, {"base": "0" * 32}),
+            fake.folder / "gun.safetensors",
+        )
+        fake.shared.opts.trust_strict = True
+    if how == "strength":
+        return ["gun.safetensors", 3.0]
+    if how == "twice":
+        return ["gun.safetensors", 1.0, "gun.safetensors", 0.5]
+    if how == "hash":
+        return ["gun.safetensors@0123456789", 1.0]
+    return ["gun.safetensors", 1.0]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("missing", "no such diff"), ("outside", "no such diff"), ("damaged", "gun.safetensors"),
+     ("family", "another kind of model"), ("strict", "Settings refuse"), ("strength", "strength"),
+     ("twice", "twice"), ("hash", "another diff of the same name")],
+)  # fmt: skip
+def test_what_cannot_be_applied_stops_the_generation(fake: Any, how: str, said: str) -> None:
+    clean, values = fake.bits(), broken(fake, how)
+    with pytest.raises(DiffError, match=said) as caught:
+        draw(fake, *values)
+    assert "nothing was drawn" in str(caught.value) and "\n" not in str(caught.value)
+    draw(fake)
+    assert all(torch.equal(w, clean[name]) for name, w in fake.bits().items())
+
+
+def test_the_refiner_is_refused(fake: Any) -> None:
+    from trust_webui.script import TrustScript
+
+    def asked(name: str) -> Any:
+        p = Processing(fake, "a gun")
+        p.refiner_checkpoint_info, p.refiner_switch_at = object(), 0.8  # type: ignore[assignment]
+        return process_images(p, Runner(TrustScript(), name, 1.0))
+
+    with pytest.raises(DiffError, match="refiner"):
+        asked("gun.safetensors")
+    assert len(asked("None")) == 1
+
+
+def test_an_error_on_the_way_stops_it(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host swallows what hooks raise; a user would get a picture and believe in it."""
+    from trust_webui.host import current
+
+    monkeypatch.setattr(type(current()), "put", lambda *_: 1 / 0)
+    with pytest.raises(DiffError, match="ZeroDivisionError"):
+        draw(fake, "gun.safetensors", 1.0)
+
+
+def test_diffs_that_the_host_took_off_stop_it(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trust_webui.host import current
+
+    monkeypatch.setattr(type(current()), "put", lambda *_: None)
+    with pytest.raises(DiffError, match="took them off"):
+        draw(fake, "gun.safetensors", 1.0)
+
+
+def test_a_layer_that_swallows_an_error_stops_it(tmp_path: Path) -> None:
+    """A1111's Lora counts a layer's RuntimeError and goes on."""
+    made: Any = FakeA1111()
+    with installed(tmp_path, made.modules):
+        folder = tmp_path / "models" / "trust_diffs"
+        made.diffs = {"gun": gentle(some_diff(made.demo.denoiser))}
+        save_diff(made.diffs["gun"], folder / "gun.safetensors")
+        from trust_webui import a1111
+
+        kind = a1111._sparse_module
+
+        def failing(network: Any) -> type:
+            def calc(*_: Any) -> Any:
+                raise RuntimeError("out of memory")
+
+            return type("Failing", (kind(network),), {"calc_updown": calc})
+
+        a1111._sparse_module = failing
+        with pytest.raises(DiffError, match="took them off"):
+            draw(made, "gun.safetensors", 1.0)
+
+
+def test_infotext_is_read_back(fake: Any) -> None:
+    from trust_webui.applying import Wanted, read, written
+    from trust_webui.script import SLOTS, TrustScript
+
+    values = ("gun.safetensors", 1.0, "None", 1.0, "style.safetensors", -0.25)
+    _, p, _ = draw(fake, *values)
+    text = p.extra_generation_params["TRUST diffs"]
+    names = [(one.name, one.strength) for one in read(text)]
+    assert names == [("gun.safetensors", 1.0), ("style.safetensors", -0.25)]
+    script = TrustScript()
+    script.ui(is_img2img=False)
+    pasted = [function({"TRUST diffs": text}) for _, function in script.infotext_fields]
+    got = [update["value"] for update in pasted]
+    assert got == ["gun.safetensors", 1.0, "style.safetensors", -0.25, *["None", 1.0] * (SLOTS - 2)]
+    (first,), _, _ = draw(fake, *got)
+    (second,), _, _ = draw(fake, *values)
+    assert torch.equal(first, second)
+    cleared = [function({}) for _, function in script.infotext_fields]
+    assert [u["value"] for u in cleared] == ["None", 1.0] * SLOTS
+    many = written([Wanted(f"{i}.safetensors", 0.5, "abcd") for i in range(SLOTS + 1)])
+    last = script.infotext_fields[-2][1]({"TRUST diffs": many})["value"]
+    assert len(read(last)) == 2, "none is dropped without a word"
+
+
+def test_a_pasted_diff_that_is_not_here_stops_it(fake: Any) -> None:
+    from trust_webui.script import TrustScript
+
+    script = TrustScript()
+    script.ui(is_img2img=False)
+    text = "elsewhere.safetensors@abcdef0123*1"
+    value = script.infotext_fields[0][1]({"TRUST diffs": text})["value"]
+    with pytest.raises(DiffError, match="elsewhere"):
+        draw(fake, value, 1.0)
+
+
+def test_another_base_is_told(fake: Any) -> None:
+    other = WeightDiff(fake.diffs["gun"].offsets, {"base": "0" * 32, "family": "demo"})
+    save_diff(other, fake.folder / "gun.safetensors")
+    _, p, _ = draw(fake, "gun.safetensors", 1.0)
+    (comment,) = p.comments
+    assert "another model of the family" in comment
+
+
+def test_settings_put_diffs_on_every_picture(fake: Any) -> None:
+    fake.shared.opts.trust_always = "gun.safetensors*0.5"
+    (picture,), p, _ = draw(fake)
+    torch.testing.assert_close(picture, expected(fake, ("gun", 0.5)), atol=1e-4, rtol=1e-4)
+    assert p.extra_generation_params["TRUST diffs"].endswith("*0.5")
+    fake.shared.opts.trust_always = "gun.safetensors*--"
+    with pytest.raises(DiffError, match="is no diff"):
+        draw(fake)
+
+
+def test_forge_without_our_calculator_gets_dense_patches(tmp_path: Path) -> None:
+    made: Any = FakeForge()
+    with installed(tmp_path, made.modules):
+        made.diffs = {"gun": gentle(some_diff(made.demo.denoiser))}
+        save_diff(made.diffs["gun"], tmp_path / "models" / "trust_diffs" / "gun.safetensors")
+        (picture,), _, _ = draw(made, "gun.safetensors", 1.0)
+        torch.testing.assert_close(picture, expected(made, ("gun", 1.0)), atol=1e-4, rtol=1e-4)
+
+
+def test_lora_extension_off_is_said(tmp_path: Path) -> None:
+    made: Any = FakeA1111()
+    with installed(tmp_path, made.modules):
+        import sys
+
+        made.diffs = {"gun": gentle(some_diff(made.demo.denoiser))}
+        save_diff(made.diffs["gun"], tmp_path / "models" / "trust_diffs" / "gun.safetensors")
+        del sys.modules["networks"]
+        with pytest.raises(DiffError, match="Lora is off"):
+            draw(made, "gun.safetensors", 1.0)

@@ -1,0 +1,95 @@
+"""The tab's form: its defaults are the engine's, mistakes are named, presets come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_webui import installed
+
+from trust_engine.effort import EFFORTS, steps_of
+from trust_engine.errors import SpecError, TrustError
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+
+
+@pytest.fixture
+def form(tmp_path: Path) -> Iterator[Any]:
+    """Import the form in a host without a model."""
+    with installed(tmp_path, lambda _: {}):
+        from trust_webui import form
+
+        yield form
+
+
+def test_one_word_is_enough(form: Any) -> None:
+    order = form.Form(words="gun").order
+    assert order.spec == UnlearnSpec((ConceptSpec(("gun",)),))
+    assert order.resolution == 0 and order.name == ""
+
+
+def test_every_field_arrives(form: Any) -> None:
+    spec = form.Form(
+        words="cat, kitten", kind="conditional", partner="on a red background", also="knife\nsword",
+        preserve="dog, car", anchor="dog", objective="cip", effort="quick", budget=0.1, seed=3,
+        engine="global", rate=0.1, beta=2.0, eta=1.0, lam=0.2, passes=64,
+    ).order.spec  # fmt: skip
+    first, *others = spec.concepts
+    assert first == ConceptSpec(("cat", "kitten"), "conditional", None, "on a red background",
+                                ("dog", "car"), "dog")  # fmt: skip
+    assert [c.words for c in others] == [("knife",), ("sword",)]
+    assert (spec.objective, spec.engine, spec.budget, spec.seed) == ("cip", "global", 0.1, 3)
+    assert (spec.rate, spec.beta, spec.eta, spec.lam, spec.passes) == (0.1, 2.0, 1.0, 0.2, 64)
+    assert spec.steps == steps_of("quick") < UnlearnSpec(spec.concepts).steps
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "what to forget"),
+        ({"words": "gun", "kind": "combination"}, "companion"),
+        ({"words": "gun", "preserve": "a gun"}, "preserve"),
+        ({"words": "gun", "effort": "heroic"}, "heroic"),
+        ({"words": "gun", "budget": 2.0}, "budget"),
+        ({"words": "gun", "resolution": 8}, "resolution"),
+    ],
+)
+def test_mistakes_are_named(form: Any, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        _ = form.Form(**fields).order
+
+
+def test_what_the_page_sends(form: Any) -> None:
+    filled = form.filled(
+        {"words": "gun", "resolution": 512.0, "seed": 1.0, "budget": 1, "also": None}
+    )
+    assert (filled.resolution, filled.seed, filled.also) == (512, 1, "")
+    for wrong in ({"wordz": "gun"}, {"words": 3}, {"seed": 1.5}, {"seed": True}):
+        with pytest.raises(SpecError):
+            form.filled(wrong)
+
+
+def test_presets_come_back(form: Any, tmp_path: Path) -> None:
+    made = form.Form(words="gun", effort="thorough", seed=5)
+    assert form.save_preset("My guns/../..", made) == "My-guns"
+    assert form.presets() == ["My-guns"]
+    assert form.load_preset("My-guns") == made
+    assert all(tmp_path in path.parents for path in tmp_path.rglob("*.json"))
+    with pytest.raises(TrustError, match="nowhere"):
+        form.load_preset("nowhere")
+
+
+def test_files_get_names_that_are_free(form: Any, tmp_path: Path) -> None:
+    from trust_webui import folders
+
+    first = folders.fresh(tmp_path, "a gun: \N{GREEK SMALL LETTER ALPHA}/..")
+    first.write_bytes(b"")
+    assert folders.fresh(tmp_path, "a gun: \N{GREEK SMALL LETTER ALPHA}/..") != first
+    assert first.parent == tmp_path and first.suffix == ".safetensors"
+    assert folders.fresh(tmp_path, "...").name == "trust.safetensors"
+
+
+def test_efforts_rise() -> None:
+    steps = [steps_of(effort) for effort in EFFORTS]
+    assert steps == sorted(steps) and steps_of("normal") == UnlearnSpec.steps

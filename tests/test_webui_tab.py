@@ -1,0 +1,131 @@
+"""The tab: every button's answer fits its outputs, and one word with one button makes a diff."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_webui import MADE, Component, installed
+from fake_webui_a1111 import FakeA1111
+from small_unet import small_diff
+
+from trust_engine.diff import load_diff, save_diff
+from trust_engine.spec import UnlearnSpec
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Any]:
+    """Build the tab in a pretended A1111."""
+    made: Any = FakeA1111()
+    with installed(tmp_path, made.modules) as shared:
+        made.shared, made.folder = shared, tmp_path / "models" / "trust_diffs"
+        MADE.clear()
+        from trust_webui import tab
+
+        ((_, title, name),) = tab.build()
+        assert (title, name) == ("TRUST", "trust")
+        yield made
+
+
+def by_id(name: str) -> Component:
+    """Find a component."""
+    (found,) = [c for c in MADE if c.settings.get("elem_id") == name]
+    return found
+
+
+def press(name: str, **values: Any) -> dict[str, Any]:
+    """Press a button, fields filled in by elem_id; returns its last answer by elem_id."""
+    ((call, inputs, outputs),) = by_id(name).listeners
+    given = [values.get(str(c.settings.get("elem_id")), c.value) for c in inputs]
+    answer = call(*given)
+    if not isinstance(answer, str | tuple | dict):
+        for answer in answer:  # noqa: B020 - a generator's last answer is what stays
+            assert len(answer) == len(outputs) if isinstance(answer, tuple) else len(outputs) == 1
+    listed = answer if isinstance(answer, tuple) else (answer,)
+    assert len(listed) == len(outputs)
+    return {str(c.settings.get("elem_id")): a for c, a in zip(outputs, listed, strict=True)}
+
+
+def test_every_answer_fits_its_outputs(page: Any) -> None:
+    """Nothing chosen, nothing typed: each button says what is missing and breaks nothing."""
+    count = 0
+    for component in list(MADE):
+        for call, inputs, outputs in component.listeners:
+            answer = call(*(c.value for c in inputs))
+            if not isinstance(answer, str | tuple | dict):
+                (*_, answer) = answer
+            listed = answer if isinstance(answer, tuple) else (answer,)
+            assert len(listed) == len(outputs), call
+            count += 1
+    assert count >= 14
+    assert "what to forget" in press("trust_unlearn")["trust_status"]
+    assert "choose a diff" in press("trust_export")["trust_told"]
+
+
+def test_it_begins_with_the_engines_defaults(page: Any) -> None:
+    from trust_webui.form import NAMES, filled
+
+    ((_, inputs, _),) = by_id("trust_unlearn").listeners
+    form = filled({name: c.value for name, c in zip(NAMES, inputs, strict=True)} | {"words": "gun"})
+    assert form.order.spec == UnlearnSpec(form.concepts)
+
+
+def test_one_word_one_button_then_files(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trust_webui import form, showing
+
+    monkeypatch.setitem(form.DEFAULTS, "steps", 3)  # of the effort "normal"
+    monkeypatch.setattr(showing, "EVERY", 0.05)
+    asked = {"trust_words": "gun", "trust_passes": 48, "trust_pictures": 2}
+    assert "Expected:" in press("trust_expect", **asked)["trust_status"]
+    answer = press("trust_unlearn", **asked)
+    assert "trust_state_done" in answer["trust_status"], answer["trust_status"]
+    assert len(answer["trust_gallery"]) == 4 and answer["trust_chart"].size[0] > 100
+    name = answer["trust_diff"]["value"]
+    assert name == "gun.safetensors" in answer["trust_diff"]["choices"]
+    assert "Saved as gun.safetensors" in answer["trust_report"]
+    assert press("trust_again")["trust_report"] == answer["trust_report"]
+    chosen = by_id("trust_diff")
+    ((show, _, _),) = chosen.listeners
+    assert "forgets" in show(name) and "note:" not in show(name)
+    told = press("trust_export", trust_diff=name)["trust_told"]
+    assert "lora:gun:1" in told and list(page.folder.parent.rglob("Lora/gun.safetensors"))
+    before = load_diff(page.folder / name)
+    ((note, _, _),) = by_id("trust_note").listeners
+    told, label = note(name, "Ann", "", " handle with care ")
+    assert "same" in told and "Ann" in label
+    assert load_diff(page.folder / name).notes == {"author": "Ann", "notes": "handle with care"}
+    assert load_diff(page.folder / name).provenance == before.provenance
+    assert "no such file" in press("trust_checkpoint", trust_diff=name)["trust_told"]
+
+
+def test_a_stranger_is_checked_before_it_is_let_in(page: Any, tmp_path: Path) -> None:
+    ((add, _, _),) = by_id("trust_add").listeners
+    bad, good = tmp_path / "bad.safetensors", tmp_path / "good.safetensors"
+    bad.write_bytes(b"PK\x03\x04 a pickle")
+    save_diff(small_diff(), good)
+    told, _ = add(str(bad))
+    assert "trust_problem" in told and not (page.folder / "bad.safetensors").exists()
+    told, update = add(str(good))
+    assert update["value"] == "good.safetensors" and (page.folder / "good.safetensors").is_file()
+    assert "another kind of model" in by_id("trust_diff").listeners[0][0]("good.safetensors")
+
+
+def test_what_users_type_is_no_markup(page: Any) -> None:
+    from trust_webui import showing
+    from trust_webui.jobs import Job
+
+    job = Job("unlearn", "<img src=x onerror=alert(1)>", state="failed", message="<script>")
+    assert "<img" not in showing.status(job) and "<script>" not in showing.status(job)
+    assert "<b>x" not in showing.problem(ValueError("<b>x"))
+
+
+def test_presets_through_the_page(page: Any) -> None:
+    ((save, inputs, _),) = by_id("trust_preset_save").listeners
+    values = [c.value for c in inputs[1:]]
+    values[0] = "gun"
+    told, update = save("mine", *values)
+    assert "Saved" in told and update["value"] == "mine"
+    told, _ = save("mine", *["wrong" for _ in values])
+    assert "trust_problem" in told

@@ -1,0 +1,104 @@
+"""A real web UI started on the loopback interface, with our extension and a checkpoint in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAGS = {
+    "A1111_PATH": ["--use-cpu", "all", "--no-half", "--precision", "full",
+                   "--do-not-download-clip", "--disable-nan-check"],
+    "FORGE_PATH": ["--always-cpu"],
+}  # fmt: skip
+COMMON = ["--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-python-version-check",
+          "--skip-version-check", "--no-download-sd-model", "--api", "--server-name",
+          "127.0.0.1"]  # fmt: skip
+PATIENCE = 1800  # seconds that a start, or one answer, may take on a small machine
+
+
+class Server:
+    """A running web UI: ask it things."""
+
+    def __init__(self, variable: str, port: int, data: Path) -> None:
+        self.variable, self.url, self.data = variable, f"http://127.0.0.1:{port}", data
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """GET, or POST when there is a body; returns what the JSON says, raises HTTPError."""
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, content, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.load(answer)
+
+    def finish(self, started: dict[str, Any]) -> dict[str, Any]:
+        """Wait for a job."""
+        for _ in range(PATIENCE):
+            told = self.ask(f"/trust/v1/jobs/{started['job']}")
+            if told["state"] in ("done", "failed", "stopped"):
+                return told
+            time.sleep(1)
+        raise AssertionError(f"the job does not end: {told}")
+
+
+@contextlib.contextmanager
+def running(variable: str, data: Path) -> Iterator[Server]:
+    """Start the host that a variable names; its own files are not written to."""
+    host = Path(os.environ[variable])
+    python = os.environ.get(variable.replace("PATH", "PYTHON"), sys.executable)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    _furnish(data)
+    command = [python, "launch.py", *FLAGS[variable], *COMMON, "--port", str(port),
+               "--data-dir", str(data)]  # fmt: skip
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "0",
+               "no_proxy": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1"}  # fmt: skip
+    with (data / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **offline}
+        )
+        try:
+            server = Server(variable, port, data)
+            _await(server, process)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _furnish(data: Path) -> None:
+    """Lay out a data folder: our extension, and the checkpoint that WEBUI_CHECKPOINT names."""
+    (data / "extensions").mkdir(parents=True)
+    (data / "extensions" / "trust-unlearn").symlink_to(ROOT)
+    models = data / "models" / "Stable-diffusion"
+    models.mkdir(parents=True)
+    source = Path(os.environ["WEBUI_CHECKPOINT"])
+    (models / source.name).symlink_to(source)
+
+
+def _await(server: Server, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(PATIENCE):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+            server.ask("/trust/v1/concepts")
+            return
+        time.sleep(1)
+    text = (server.data / "log.txt").read_text("utf-8", "replace")
+    raise AssertionError(f"{server.variable}: the server does not start:\n{text[-3000:]}")

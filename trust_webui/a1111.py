@@ -1,0 +1,232 @@
+"""AUTOMATIC1111: an ldm or sgm UNet of plain parameters; diffs go on as networks of its Lora."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from modules import devices, prompt_parser, sd_hijack, sd_models, sd_unet, shared
+from torch import Tensor, nn
+
+from trust_engine.conditioning import Conditioning
+from trust_engine.denoiser import NoiseSchedule
+from trust_engine.diff_weights import SparseOffset
+from trust_engine.errors import DiffError, ModelError
+
+from .host import HERE, Host, Part, kept_attributes, named_schedule
+
+OURS = "trust:"  # begins the names of the networks that are ours
+
+
+class A1111(Host):
+    """AUTOMATIC1111's web UI, 1.9 and newer."""
+
+    name = "AUTOMATIC1111"
+
+    @property
+    def model(self) -> Any:
+        """Return the loaded model."""
+        model = shared.sd_model
+        if model is None or getattr(model, "model", None) is None:
+            raise ModelError("no checkpoint is loaded; choose one at the top of the page")
+        return model
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether a model is loaded; asking `shared.sd_model` would load one."""
+        return sd_models.model_data.sd_model is not None
+
+    @property
+    def unet(self) -> nn.Module:
+        """Return the ldm or sgm UNet."""
+        unet = getattr(self.model.model, "diffusion_model", None)
+        if unet is None:
+            raise ModelError(f"{HERE} has no UNet; TRUST Unlearn works with SD 1.x, 2.x and SDXL")
+        return unet
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Read alphas_cumprod and parameterization."""
+        model = self.model
+        alphas = getattr(model, "alphas_cumprod_original", None)
+        alphas = model.alphas_cumprod if alphas is None else alphas
+        return named_schedule(alphas, str(model.parameterization))
+
+    def read(self, key: str) -> Tensor:
+        """Read a weight, from the Lora extension's backup while it has changed the layer."""
+        layer, _, kind = key.rpartition(".")
+        module = self.unet.get_submodule(layer)
+        if kind == "weight" and getattr(module, "network_current_names", ()):
+            backup = getattr(module, "network_weights_backup", None)
+            if backup is not None:
+                return backup
+        return getattr(module, kind).detach()
+
+    def forward(self) -> Callable[..., Tensor]:
+        """Call apply_model, by which medvram brings the UNet to the GPU."""
+        model = self.model
+        sgm = bool(getattr(model, "is_sdxl", False))
+
+        def forward(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+            told = cond.to(devices.device)
+            parts: dict[str, Any] = {"c_crossattn": [told.context]}
+            if sgm:
+                parts = {"crossattn": told.context, "vector": told.vector}
+            needs = getattr(devices, "unet_needs_upcast", False)
+            with devices.without_autocast() if needs else devices.autocast():
+                out = model.apply_model(x.to(devices.device), t.to(devices.device), parts)
+            return out.to(x.device)
+
+        return forward
+
+    def learned(self, prompts: Sequence[str], size: tuple[int, int]) -> Any:
+        """Encode as processing does."""
+        batch = prompt_parser.SdConditioning(list(prompts), width=size[1], height=size[0])
+        with devices.autocast():
+            return self.model.get_learned_conditioning(batch)
+
+    def count_tokens(self, prompt: str) -> int:
+        """Count as the counter beside the prompt does."""
+        return int(sd_hijack.model_hijack.get_prompt_lengths(prompt)[0])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode with the VAE in use, picture by picture."""
+        model, made = self.model, []
+        for row in latents:
+            with devices.without_autocast():
+                z = row[None].to(devices.device, devices.dtype_vae)
+                made.append(model.decode_first_stage(z).float().cpu())
+        return torch.cat(made).clamp(-1, 1)
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[list[str]]:
+        """Take LoRAs and hypernetworks off; they come back with the next generation."""
+        self._refuse()
+        said: list[str] = []
+        networks = sys.modules.get("networks")
+        worn = list(networks.loaded_networks) if networks else []
+        if worn:
+            names = ", ".join(net.name for net in worn if not net.name.startswith(OURS))
+            if names:
+                said.append(f"LoRAs in use ({names}) were taken off: the checkpoint itself is used")
+            networks.loaded_networks.clear()
+        self._settle(networks)
+        with kept_attributes(shared, "parallel_processing_allowed", "loaded_hypernetworks"):
+            shared.parallel_processing_allowed = False
+            shared.loaded_hypernetworks = []
+            yield said
+
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Need nothing: parameters are plain and blocks write to nothing that is kept."""
+        yield
+
+    def _refuse(self) -> None:
+        options = shared.cmd_opts
+        if getattr(options, "lowvram", False):
+            raise ModelError(
+                "with --lowvram the UNet is never on the GPU as a whole; start with --medvram"
+            )
+        if getattr(self.model, "is_ssd", False):
+            raise ModelError(f"{HERE} is SSD-1B; distilled variants are not supported")
+        if getattr(sd_unet, "current_unet", None) is not None:
+            raise ModelError("an SD Unet (TensorRT) is in use; choose SD Unet: None in Settings")
+        _ = self.family, self.schedule
+        self.check_precision()
+
+    def _settle(self, networks: Any) -> None:
+        """Let the Lora extension bring every layer to the networks that are loaded now."""
+        if networks is None:
+            return
+        mapping = getattr(self.model, "network_layer_mapping", {})
+        for layer in {id(m): m for m in mapping.values()}.values():
+            if getattr(layer, "network_current_names", ()):
+                networks.network_apply_weights(layer)
+
+    def put(self, p: Any, parts: Sequence[Part]) -> None:
+        """Append one network for each diff to the Lora extension's, and bring them on now."""
+        networks, network = sys.modules.get("networks"), sys.modules.get("network")
+        if networks is None or network is None:
+            raise DiffError("the built-in extension Lora is off, by which diffs are applied; "
+                            "switch it on in Extensions and restart")  # fmt: skip
+        loaded = networks.loaded_networks
+        loaded[:] = [net for net in loaded if not net.name.startswith(OURS)]
+        for part in parts:
+            loaded.append(self._network(network, part))
+        if getattr(shared.opts, "lora_functional", False):
+            return  # this old way adds networks while a layer computes
+        for layer in self._touched(parts):
+            networks.network_apply_weights(layer)
+
+    def reached(self, parts: Sequence[Part]) -> bool:
+        """Tell whether every layer was computed under our networks, none of them with errors."""
+        networks = sys.modules["networks"]
+        names = {OURS + part.sha for part in parts}
+        failed = getattr(getattr(networks, "extra_network_lora", None), "errors", {})
+        if names & set(failed) or not names <= {net.name for net in networks.loaded_networks}:
+            return False
+        if getattr(shared.opts, "lora_functional", False):
+            return True
+        return all(
+            names <= {told[0] for told in getattr(layer, "network_current_names", ())}
+            for layer in self._touched(parts)
+        )
+
+    def clear(self) -> None:
+        """Take our networks out, and let the layers get their weights back."""
+        networks = sys.modules.get("networks")
+        if networks is None:
+            return
+        loaded = networks.loaded_networks
+        if any(net.name.startswith(OURS) for net in loaded):
+            loaded[:] = [net for net in loaded if not net.name.startswith(OURS)]
+            self._settle(networks)
+
+    def _touched(self, parts: Sequence[Part]) -> list[nn.Module]:
+        unet = self.unet
+        keys = dict.fromkeys(key for part in parts for key in part.diff.offsets)
+        return [unet.get_submodule(key.rpartition(".")[0]) for key in keys]
+
+    def _network(self, network: Any, part: Part) -> Any:
+        """Build a network of the Lora extension out of a diff."""
+        told = SimpleNamespace(name=part.name, filename=part.name, shorthash="", hash="")
+        net = network.Network(OURS + part.sha, told)
+        net.mentioned_name = None
+        net.unet_multiplier, net.dyn_dim = part.strength, None
+        kind, unet = _sparse_module(network), self.unet
+        for key, offset in part.diff.offsets.items():
+            path, _, last = key.rpartition(".")
+            layer = unet.get_submodule(path)
+            name = getattr(layer, "network_layer_name", None)
+            if name is None or last != "weight":
+                raise DiffError(f"{part.name}: the Lora extension cannot change {key}")
+            weights = network.NetworkWeights(key, name, {}, layer)
+            net.modules[name] = kind(net, weights, offset)
+        return net
+
+
+def _sparse_module(network: Any) -> type:
+    """Make a module of the Lora extension that holds a weight's offsets sparsely."""
+
+    class SparseModule(network.NetworkModule):
+        """The offsets of one weight; dense only while they are added."""
+
+        def __init__(self, net: Any, weights: Any, offset: SparseOffset) -> None:
+            super().__init__(net, weights)
+            self.offset = offset
+
+        def calc_updown(self, target: Tensor) -> Any:
+            """Return strength times the offsets, float32, and no bias."""
+            dense = torch.zeros(self.offset.numel, device=target.device)
+            dense[self.offset.indices.long().to(target.device)] = self.offset.values.to(
+                target.device
+            )
+            shape = self.offset.shape
+            return self.finalize_updown(dense.view(shape), target, list(shape))
+
+    return SparseModule

@@ -1,0 +1,175 @@
+"""Diffs at generation: choose, check, write down, and stop what would go on without them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from modules import shared
+
+from trust_engine.diff import WeightDiff, load_diff, payload_sha256
+from trust_engine.diff_apply import STRONGEST, check_base, check_family
+from trust_engine.errors import DiffError, SpecError, TrustError
+from trust_engine.spec import in_range
+
+from . import folders
+from .host import Host, Part
+
+INFOTEXT = "TRUST diffs"
+NONE = "None"
+SHORT = 10  # digits of a diff's hash in the infotext
+_WRITTEN = re.compile(r"\s*(?P<name>.+?)(?:@(?P<sha>[0-9a-f]{4,64}))?(?:\*(?P<strength>[-+.\d]+))?")
+_known: dict[tuple[str, int, int], tuple[WeightDiff, str]] = {}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A diff asked for: its file's name, its strength, and the hash it must have if it is known."""
+
+    name: str
+    strength: float = 1.0
+    sha: str = ""
+
+
+@dataclass
+class Applied:
+    """The diffs of one generation, checked, and what there is to say about them."""
+
+    parts: list[Part] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Refusal:
+    """Stands where the host would go on: whatever it does with it raises the reason.
+
+    Errors of a script's hooks are swallowed by the host; those of its own steps are not.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.__dict__["_reason"] = reason
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self()
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise DiffError(self.__dict__["_reason"])
+
+    def __iter__(self) -> NoReturn:
+        self()
+
+    def __getitem__(self, _: Any) -> NoReturn:
+        self()
+
+    def __len__(self) -> NoReturn:
+        self()
+
+
+def written(wanted: Sequence[Wanted | Part]) -> str:
+    """Spell diffs out for the infotext: name@hash*strength; name@hash*strength."""
+    return "; ".join(f"{one.name}@{one.sha[:SHORT]}*{one.strength:g}" for one in wanted)
+
+
+def read(text: str) -> list[Wanted]:
+    """Read what `written` wrote; `name` and `name*strength` do as well. Raises SpecError."""
+    wanted = []
+    for piece in filter(str.strip, text.split(";")):
+        match = _WRITTEN.fullmatch(piece.strip())
+        try:
+            strength = float(match["strength"] or 1) if match else None
+        except ValueError:
+            strength = None
+        if match is None or strength is None:
+            raise SpecError(f"{piece.strip()!r} is no diff; write such as gun.safetensors*0.5")
+        wanted.append(Wanted(match["name"].strip(), strength, match["sha"] or ""))
+    return wanted
+
+
+def always() -> list[Wanted]:
+    """Return the diffs that Settings put on every generation."""
+    return read(str(getattr(shared.opts, "trust_always", "") or ""))
+
+
+def asked(values: Sequence[Any]) -> list[Wanted]:
+    """Pair the accordion's values up: name, strength, name, strength; without those that are off.
+
+    A name may be as the infotext writes it, with the hash that it must have, or several of them.
+    """
+    wanted = []
+    for name, strength in zip(values[::2], values[1::2], strict=False):
+        if name in (None, "", NONE):
+            continue
+        in_range("strength", strength, -STRONGEST, STRONGEST)
+        for one in read(str(name)):
+            if strength:
+                wanted.append(Wanted(one.name, float(strength) * one.strength, one.sha))
+    return wanted
+
+
+def load(name: str) -> tuple[WeightDiff, str]:
+    """Load a diff of the folder and its hash, once for each file as it is."""
+    path = folders.found(name)
+    status = path.stat()
+    key = (str(path), status.st_mtime_ns, status.st_size)
+    if key not in _known:
+        diff = load_diff(path)
+        while len(_known) >= 8:
+            _known.pop(next(iter(_known)))
+        _known[key] = (diff, payload_sha256(diff))
+    return _known[key]
+
+
+def prepare(host: Host, wanted: Sequence[Wanted]) -> Applied:
+    """Load and check diffs for the loaded checkpoint; raises TrustError for one that cannot go."""
+    done = Applied()
+    for one in wanted:
+        diff, sha = load(one.name)
+        if one.sha and not sha.startswith(one.sha):
+            raise DiffError(
+                f"{one.name}: has hash {sha[:SHORT]}, the picture's parameters name {one.sha}: "
+                "another diff of the same name; choose the file anew if you mean this one"
+            )
+        if any(part.sha == sha for part in done.parts):
+            raise DiffError(f"{one.name}: the same diff is on twice; raise its strength instead")
+        done.parts.append(Part(one.name, sha, diff, one.strength))
+    check(host, done)
+    return done
+
+
+def check(host: Host, done: Applied) -> None:
+    """Raise DiffError unless all diffs go on the loaded checkpoint; collect warnings."""
+    shapes, strict = host.shapes, bool(getattr(shared.opts, "trust_strict", False))
+    done.warnings.clear()
+    for part in done.parts:
+        check_family(part.diff, shapes, part.name)
+    for part in done.parts:
+        prediction = host.schedule.prediction
+        try:
+            told = check_base(part.diff, host.fingerprint(), part.name, strict, prediction)
+        except DiffError as error:
+            text = str(error).replace("--strict refuses that", "Settings refuse other bases")
+            raise DiffError(text) from error
+        if told:
+            done.warnings.append(told)
+
+
+def refuse_refiner(p: Any) -> None:
+    """Raise DiffError for a generation that changes models halfway, where no diff would follow."""
+    refiner = getattr(p, "refiner_checkpoint_info", None)
+    if refiner is not None and (getattr(p, "refiner_switch_at", None) or 1.0) < 1.0:
+        raise DiffError("the refiner takes over during sampling, and the diffs would not reach it; "
+                        "switch Refiner off, or the diffs")  # fmt: skip
+
+
+def stop(p: Any, error: Exception) -> str:
+    """Make sure that a generation ends with the reason instead of a picture."""
+    reason = f"TRUST diffs were not applied, so nothing was drawn: {error}"
+    if not isinstance(error, TrustError):
+        reason += f" ({type(error).__name__})"
+    refusal = Refusal(reason)
+    p.sample = refusal
+    p.sampler = refusal
+    return reason

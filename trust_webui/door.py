@@ -1,0 +1,32 @@
+"""What the script registers with the host, and what "Reload UI" undoes."""
+
+from __future__ import annotations
+
+from modules import script_callbacks
+
+from . import api, host, settings, tab
+from .jobs import JOBS
+
+
+def open_door() -> None:
+    """Register tab, settings and routes; the host forgets them itself when it reloads."""
+    current = host.current()
+    if current.name == "Forge":
+        from . import forge
+
+        forge.register()
+    script_callbacks.on_ui_settings(settings.add)
+    script_callbacks.on_ui_tabs(tab.build)
+    script_callbacks.on_app_started(api.add)
+    script_callbacks.on_script_unloaded(close_door)
+
+
+def close_door() -> None:
+    """Stop what runs, take diffs off, and take back what was put into the host."""
+    JOBS.stop_all()
+    current = host.current()
+    current.clear()
+    if current.name == "Forge":
+        from . import forge
+
+        forge.unregister()

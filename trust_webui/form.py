@@ -1,0 +1,135 @@
+"""The tab's fields as values, presets of them, and the way from them to the engine's spec."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from trust_engine.effort import DEFAULTS, steps_of
+from trust_engine.errors import OutputError, SpecError
+from trust_engine.files import write_atomically
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+
+from . import folders
+from .work import Order
+
+PARTNERS = {
+    "single": "not needed",
+    "style": "not needed",
+    "combination": "goes together with, such as: beer",
+    "conditional": "under the condition, such as: on a red background",
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the tab asks. Words and what to preserve are separated by commas or lines.
+
+    also: further things to forget in the same run; partner: of a combination or condition; rate,
+    beta, eta, lam, seed and the rest mean what the spec says.
+    """
+
+    words: str = ""
+    also: str = ""
+    kind: str = "single"
+    partner: str = ""
+    preserve: str = ""
+    anchor: str = ""
+    objective: str = DEFAULTS["objective"]
+    effort: str = "normal"
+    budget: float = DEFAULTS["budget"]
+    engine: str = DEFAULTS["engine"]
+    resolution: int = 0
+    pictures: int = 4
+    seed: int = DEFAULTS["seed"]
+    rate: float = DEFAULTS["rate"]
+    beta: float = DEFAULTS["beta"]
+    eta: float = DEFAULTS["eta"]
+    lam: float = DEFAULTS["lam"]
+    passes: int = DEFAULTS["passes"]
+
+    @property
+    def concepts(self) -> tuple[ConceptSpec, ...]:
+        """Return the concept, and those to forget with it; raises SpecError."""
+        words = listed(self.words)
+        if not words:
+            raise SpecError("name what to forget, in a word or a phrase")
+        partner = self.partner.strip() or None
+        first = ConceptSpec(
+            words, self.kind,  # type: ignore[arg-type]
+            partner if self.kind == "combination" else None,
+            partner if self.kind == "conditional" else None,
+            listed(self.preserve), self.anchor.strip() or None,
+        )  # fmt: skip
+        return (first, *(ConceptSpec((word,)) for word in listed(self.also)))
+
+    @property
+    def spec(self) -> UnlearnSpec:
+        """Return the engine's spec; raises SpecError."""
+        same = ("objective", "budget", "engine", "rate", "beta", "eta", "lam")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in same}
+        whole = {name: int(getattr(self, name)) for name in ("seed", "passes")}
+        return UnlearnSpec(self.concepts, steps=steps_of(self.effort), **settings, **whole)
+
+    @property
+    def order(self) -> Order:
+        """Return what the job is asked for; raises SpecError."""
+        return Order(self.spec, int(self.resolution or 0), int(self.pictures))
+
+
+NAMES = tuple(field.name for field in fields(Form))
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """Split at commas and lines."""
+    parts = (" ".join(part.split()) for part in text.replace("\n", ",").split(","))
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def filled(values: Mapping[str, Any]) -> Form:
+    """Build a form of what a page or a preset says; raises SpecError for a field of no form."""
+    unknown = sorted(set(values) - set(NAMES))
+    if unknown:
+        raise SpecError(f"unknown fields {', '.join(unknown)}; known: {', '.join(NAMES)}")
+    form, given = Form(), {name: value for name, value in values.items() if value is not None}
+    for name, value in given.items():
+        kind = type(getattr(form, name))
+        fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        if kind is int and isinstance(value, float) and value.is_integer():
+            given[name], fits = int(value), True  # how the page's sliders say it
+        if not fits or isinstance(value, bool):
+            raise SpecError(f"{name} must be a {kind.__name__}, not {value!r}")
+    return replace(form, **given)
+
+
+def presets() -> list[str]:
+    """List the saved presets."""
+    return sorted(path.stem for path in folders.presets().glob("*.json"))
+
+
+def save_preset(name: str, form: Form) -> str:
+    """Save a form under a name, replacing one of that name; returns the name it got."""
+    path = _preset(name)
+    write_atomically(path, (json.dumps(asdict(form), indent=1) + "\n").encode())
+    return path.stem
+
+
+def load_preset(name: str) -> Form:
+    """Read a preset; raises OutputError or SpecError."""
+    path = _preset(name)
+    try:
+        told = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"preset {name!r} cannot be read ({error})") from error
+    if not isinstance(told, dict):
+        raise SpecError(f"preset {name!r} is damaged; save it anew")
+    return filled(told)
+
+
+def _preset(name: str) -> Path:
+    folder = folders.presets()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{folders.harmless(name)}.json"

@@ -1,0 +1,224 @@
+"""What both web UIs lend and take, in one shape; `current()` is the one we run in."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trust_engine import everyday
+from trust_engine.demo.vocabulary import OBJECTS, STYLES
+from trust_engine.denoiser import ModuleDenoiser, NoiseSchedule
+from trust_engine.diff import WeightDiff
+from trust_engine.diff_apply import fingerprint_of
+from trust_engine.errors import ModelError
+from trust_engine.families import ModelFamily, detect
+from trust_engine.keys import projection_of
+from trust_engine.unlearn import LentModel
+
+from .text import HostEncoder
+
+HERE = "the loaded checkpoint"
+FACTOR = 8  # pixels a latent
+LEAST = 4.9e-08  # of the signal at the schedule's end: without any there is no noise level
+
+
+@dataclass(frozen=True)
+class Part:
+    """One diff of a generation: its file's name, the hash of its content, and its strength."""
+
+    name: str
+    sha: str
+    diff: WeightDiff
+    strength: float
+
+
+class Host(ABC):
+    """A web UI: its model for the engine, and diffs for its generations."""
+
+    name: str
+    in_place = False  # whether the UNet's blocks write to what they were given
+    _printed: tuple[Any, str] | None = None
+
+    @property
+    @abstractmethod
+    def model(self) -> Any:
+        """Return the host's loaded model; raises ModelError when there is none."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Tell whether a model is loaded; asking loads none."""
+
+    @property
+    @abstractmethod
+    def unet(self) -> nn.Module:
+        """Return the UNet inside it."""
+
+    @property
+    @abstractmethod
+    def schedule(self) -> NoiseSchedule:
+        """Read the noise schedule; raises ModelError for one the engine does not know."""
+
+    @abstractmethod
+    def read(self, key: str) -> Tensor:
+        """Read one of the UNet's weights as the checkpoint has it, without LoRAs and diffs."""
+
+    @abstractmethod
+    def forward(self) -> Callable[..., Tensor]:
+        """Return the way to call the UNet: (x, t, conditioning) -> eps or v, on x's device."""
+
+    @abstractmethod
+    def learned(self, prompts: Sequence[str], size: tuple[int, int]) -> Any:
+        """Encode prompts as a generation does."""
+
+    @abstractmethod
+    def count_tokens(self, prompt: str) -> int:
+        """Count a prompt's tokens."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents (b, 4, h, w) into pictures (b, 3, 8h, 8w) in -1..1."""
+
+    @abstractmethod
+    def borrowed(self) -> contextlib.AbstractContextManager[list[str]]:
+        """Have the model loaded and free of LoRAs for a while; yields what there is to say.
+
+        Raises ModelError for a model, or a way of running it, that cannot be worked with.
+        """
+
+    @abstractmethod
+    def stepping(self) -> contextlib.AbstractContextManager[None]:
+        """Surround everything that takes gradients through the UNet, backward included."""
+
+    @abstractmethod
+    def put(self, p: Any, parts: Sequence[Part]) -> None:
+        """Put diffs on for the sampling that is about to begin; raises DiffError."""
+
+    @abstractmethod
+    def reached(self, parts: Sequence[Part]) -> bool:
+        """Tell whether the last sampling was done under these diffs."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Take off what is left of diffs."""
+
+    def on_its_thread(self, work: Callable[[], Any]) -> Any:
+        """Run work where the host runs its own, and return its result or raise its error."""
+        return work()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Return the loaded checkpoint's file."""
+        return Path(self.model.sd_checkpoint_info.filename)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each of the UNet's weights under its ldm name."""
+        return {name: tuple(p.shape) for name, p in self.unet.named_parameters()}
+
+    @property
+    def family(self) -> ModelFamily:
+        """Recognise the model; raises ModelError for what the engine does not support."""
+        return detect(HERE, self.shapes)
+
+    def fingerprint(self) -> str:
+        """Hash the checkpoint's q/k/v weights, once for each checkpoint and number type."""
+        file, shapes = self.checkpoint, self.shapes
+        stored = next(self.unet.parameters()).dtype
+        # The file counts, not the model object: A1111 loads other weights into the same object.
+        known = (str(file), file.stat().st_mtime_ns if file.exists() else 0, stored)
+        if self._printed is None or self._printed[0] != known:
+            keys = [key for key in shapes if projection_of(key)]
+            self._printed = (known, fingerprint_of(keys, self.read))
+        return self._printed[1]
+
+    def lend(self, resolution: int = 0) -> LentModel:
+        """Lend the model, within `borrowed`; resolution: side in pixels, 0 for the usual one."""
+        family, schedule = self.family, self.schedule
+        side = resolution // FACTOR
+        size = (side, side) if side else family.sizes[schedule.prediction == "v"]
+        encoder = HostEncoder(self.learned, self.count_tokens, (size[0] * FACTOR, size[1] * FACTOR))
+        denoiser = ModuleDenoiser(self.unet, schedule, self.forward(), _same, _same)
+        demo = family.unet.name == "demo"
+        things, styles = (
+            (tuple(OBJECTS), tuple(STYLES)) if demo else (everyday.THINGS, everyday.STYLES)
+        )
+        return LentModel(denoiser, encoder, size, things, styles)
+
+    def check_precision(self) -> None:
+        """Raise ModelError for weights that are stored in fewer than 16 bits, or packed."""
+        for name, weight in self.unet.named_parameters():
+            packed = hasattr(weight, "gguf_cls") or hasattr(weight, "bnb_quantized")
+            if packed or weight.dtype.itemsize < 2 or not weight.is_floating_point():
+                raise ModelError(
+                    f"{HERE} is held in low precision ({name}: {weight.dtype}); switch FP8, NF4 "
+                    "or GGUF off (Forge: Diffusion in Low Bits: Automatic) and load the float16 "
+                    "version"
+                )
+
+    def check_in_one_place(self) -> None:
+        """Raise ModelError for a UNet that is spread over devices to save memory."""
+        places = {weight.device for weight in self.unet.parameters()}
+        if len(places) > 1:
+            raise ModelError(
+                "the UNet does not fit into the GPU's memory as a whole "
+                f"({', '.join(map(str, places))}): give it more, or a smaller model"
+            )
+
+
+def named_schedule(alphas: Tensor, prediction: str) -> NoiseSchedule:
+    """Take cumulative signal shares (1000,) and the host's word for what the UNet predicts."""
+    words: Mapping[str, Any] = {"eps": "eps", "epsilon": "eps", "v": "v", "v_prediction": "v"}
+    if prediction not in words or len(alphas) != 1000:
+        raise ModelError(
+            f"{HERE} predicts {prediction!r} over {len(alphas)} steps; "
+            "TRUST Unlearn works with Stable Diffusion models that predict eps or v over 1000"
+        )
+    with torch.inference_mode(False):
+        plain = alphas.detach().to("cpu", torch.float32).clone().clamp(min=LEAST)
+    return NoiseSchedule(plain, words[prediction])
+
+
+@functools.cache
+def current() -> Host:
+    """Return the host that we run in."""
+    if find_spec("modules_forge") is not None:
+        from .forge import Forge
+
+        return Forge()
+    from .a1111 import A1111
+
+    return A1111()
+
+
+def kept_attributes(owner: Any, *names: str) -> contextlib.AbstractContextManager[None]:
+    """Put attributes back afterwards, those that were not there taken away."""
+    return _kept(owner, names)
+
+
+@contextlib.contextmanager
+def _kept(owner: Any, names: Sequence[str]) -> Iterator[None]:
+    missing = object()
+    before = [(name, getattr(owner, name, missing)) for name in names]
+    try:
+        yield
+    finally:
+        for name, value in before:
+            if value is missing:
+                with contextlib.suppress(AttributeError):
+                    delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+def _same(name: str) -> str:
+    return name

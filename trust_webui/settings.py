@@ -1,0 +1,49 @@
+"""Our section of the host's Settings page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trust_engine.effort import EFFORTS
+
+from . import folders
+
+SECTION = ("trust_unlearn", "TRUST Unlearn")
+
+
+def add() -> None:
+    """Add the entries; the host calls this while it builds Settings."""
+    import gradio as gr
+    from modules import shared
+
+    def option(default: Any, label: str, kind: Any = None, **settings: Any) -> Any:
+        return shared.OptionInfo(default, label, kind or gr.Textbox, settings, section=SECTION)
+
+    entries = {
+        "trust_diffs_folder": option(
+            "", f"Folder of diffs (empty: models/{folders.DIFFS})"
+        ),
+        "trust_effort": option(
+            "normal", "Effort that the tab begins with", gr.Radio, choices=list(EFFORTS)
+        ),
+        "trust_pictures": option(
+            4, "Pictures before and after that the tab begins with",
+            gr.Slider, minimum=0, maximum=16, step=2,
+        ),
+        "trust_strict": option(
+            False, "Refuse diffs that were made from another checkpoint of the same family",
+            gr.Checkbox,
+        ),
+        "trust_always": option(
+            "", "Diffs on every picture, such as: gun.safetensors*1; style.safetensors*0.5"
+        ),
+    }  # fmt: skip
+    for name, entry in entries.items():
+        shared.opts.add_option(name, entry)
+
+
+def option(name: str, default: Any) -> Any:
+    """Read one of our settings."""
+    from modules import shared
+
+    return getattr(shared.opts, name, default)

@@ -1,0 +1,198 @@
+"""The tab TRUST: what to forget, one button, and what came of it. For gradio 3.41 and 4.40."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from trust_engine.effort import DEFAULTS, EFFORTS
+from trust_engine.errors import TrustError
+from trust_engine.spec import CHOICES, KINDS
+
+from . import folders, form, showing, tab_files
+from .expecting import expect
+from .form import NAMES, Form
+from .jobs import JOBS
+from .settings import option
+from .work import unlearn
+
+INTRO = (
+    "Make the loaded checkpoint forget a concept. Type what it shall forget and press **Unlearn**. "
+    "The checkpoint is not changed: you get a small diff, which the accordion **TRUST** in txt2img "
+    "and img2img puts on, at any strength."
+)
+
+
+def build() -> list[tuple[Any, str, str]]:
+    """Build the tab, as the host's on_ui_tabs wants it."""
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Markdown(INTRO)
+        with gr.Row():
+            with gr.Column(scale=2):
+                fields = _fields()
+                with gr.Row():
+                    start = gr.Button("Unlearn", variant="primary", elem_id="trust_unlearn")
+                    stop = gr.Button("Stop", elem_id="trust_stop")
+                with gr.Row():
+                    estimate = gr.Button("How long will it take?", elem_id="trust_expect")
+                    again = gr.Button("Show the latest job", elem_id="trust_again")
+            with gr.Column(scale=3):
+                state = gr.HTML(showing.status(None), elem_id="trust_status")
+                gallery = gr.Gallery(label="Before and after", elem_id="trust_gallery", columns=2)
+                report = gr.Textbox(label="Report", lines=5, interactive=False,
+                                    elem_id="trust_report")  # fmt: skip
+                with gr.Row():
+                    curves = gr.Image(label="Effect and harm", type="pil", interactive=False,
+                                      elem_id="trust_chart")  # fmt: skip
+                    neurons = gr.Image(label="Concept neurons", type="pil", interactive=False,
+                                       elem_id="trust_neurons")  # fmt: skip
+        chosen = tab_files.build(fields["words"])
+        inputs = [fields[name] for name in NAMES]
+        outputs = [state, gallery, curves, neurons, report, chosen]
+        start.click(_unlearn, inputs, outputs)
+        estimate.click(_expect, inputs, outputs)
+        again.click(_again, [], outputs)
+        stop.click(showing.stop_all, [], [state])
+    return [(page, "TRUST", "trust")]
+
+
+def _fields() -> dict[str, Any]:
+    """Lay out the form; every default is the engine's or the settings'."""
+    d, made = DEFAULTS, dict[str, Any]()
+    made["words"] = gr.Textbox(
+        label="Forget", placeholder="gun   (several words that mean it: separate them by commas)",
+        elem_id="trust_words",
+    )  # fmt: skip
+    made["kind"] = gr.Radio(
+        list(KINDS), value=KINDS[0], label="Kind", elem_id="trust_kind",
+        info="A thing; a combination whose members stay; a thing under a condition; a style.",
+    )  # fmt: skip
+    made["partner"] = gr.Textbox(
+        label="With, or when", elem_id="trust_partner",
+        placeholder="combination: beer    conditional: on a red background",
+    )  # fmt: skip
+    made["preserve"] = gr.Textbox(
+        label="Preserve", elem_id="trust_preserve",
+        placeholder="what must keep its look; empty: words near the concept are proposed",
+    )  # fmt: skip
+    made["anchor"] = gr.Textbox(
+        label="Draw instead", elem_id="trust_anchor",
+        placeholder="empty: the prompt without the concept",
+    )  # fmt: skip
+    with gr.Row():
+        made["objective"] = gr.Radio(
+            list(CHOICES["objective"]), value=d["objective"], label="Objective",
+            info="csr: comes back less easily. cip: few influential entries.",
+        )  # fmt: skip
+        made["effort"] = gr.Radio(
+            list(EFFORTS), value=option("trust_effort", "normal"), label="Effort",
+            info="More steps: less of the concept is left.", elem_id="trust_effort",
+        )  # fmt: skip
+    made["budget"] = gr.Slider(
+        0.001, 0.3, value=d["budget"], step=0.001, label="Budget",
+        info="The largest share of cross-attention entries that may change.",
+    )  # fmt: skip
+    with gr.Accordion("More settings", open=False):
+        made.update(_more())
+    with gr.Accordion("Presets", open=False):
+        _presets(made)
+    return made
+
+
+def _more() -> dict[str, Any]:
+    d, made = DEFAULTS, dict[str, Any]()
+    made["also"] = gr.Textbox(label="Forget in the same run", placeholder="knife, sword")
+    made["engine"] = gr.Radio(
+        list(CHOICES["engine"]), value=d["engine"], label="Engine",
+        info="local: each layer by itself, fast. global: through the whole UNet, needs far more "
+        "time and memory.",
+    )  # fmt: skip
+    made["resolution"] = gr.Slider(
+        0, 1024, value=0, step=64, label="Resolution", elem_id="trust_resolution",
+        info="Side in pixels while recording; 0: the size the checkpoint was trained at.",
+    )  # fmt: skip
+    made["pictures"] = gr.Slider(
+        0, 16, value=int(option("trust_pictures", Form().pictures)), step=2,
+        label="Pictures before and after", elem_id="trust_pictures",
+    )  # fmt: skip
+    made["passes"] = gr.Slider(
+        32, 4096, value=d["passes"], step=32, label="UNet passes for recording",
+        elem_id="trust_passes", info="Fewer: faster, from fewer recorded prompts.",
+    )  # fmt: skip
+    made["seed"] = gr.Number(value=d["seed"], precision=0, label="Seed")
+    made["rate"] = gr.Slider(
+        0.01, 2.0, value=d["rate"], step=0.01, label="Rate",
+        info="Size of a step; lower it when the loss is not finite.",
+    )  # fmt: skip
+    made["beta"] = gr.Slider(
+        0.0, 20.0, value=d["beta"], step=0.5, label="Weight of what must stay (beta)"
+    )
+    made["eta"] = gr.Slider(0.0, 3.0, value=d["eta"], step=0.1,
+                            label="Push beyond the anchor (eta)")  # fmt: skip
+    made["lam"] = gr.Slider(0.0, 2.0, value=d["lam"], step=0.05,
+                            label="Weight of the penalty (lambda)")  # fmt: skip
+    return made
+
+
+def _presets(made: dict[str, Any]) -> None:
+    with gr.Row():
+        name = gr.Dropdown(form.presets(), label="Preset", elem_id="trust_preset")
+        load = gr.Button("Load")
+    with gr.Row():
+        new = gr.Textbox(label="Name", elem_id="trust_preset_name")
+        save = gr.Button("Save", elem_id="trust_preset_save")
+    told = gr.HTML(elem_id="trust_preset_told")
+    fields = [made[key] for key in NAMES]
+    load.click(_load_preset, [name], [told, *fields])
+    save.click(_save_preset, [new, *fields], [told, name])
+
+
+def _form(values: tuple[Any, ...]) -> Form:
+    return form.filled(dict(zip(NAMES, values, strict=True)))
+
+
+def _unlearn(*values: Any) -> Iterator[tuple[Any, ...]]:
+    try:
+        order = _form(values).order
+    except TrustError as error:
+        yield (showing.problem(error), *(gr.update() for _ in range(5)))
+        return
+    yield from _shown(JOBS.start("unlearn", order.spec.name, unlearn(order)))
+
+
+def _expect(*values: Any) -> Iterator[tuple[Any, ...]]:
+    try:
+        order = _form(values).order
+    except TrustError as error:
+        yield (showing.problem(error), *(gr.update() for _ in range(5)))
+        return
+    yield from _shown(JOBS.start("expect", order.spec.name, expect(order)))
+
+
+def _again() -> Iterator[tuple[Any, ...]]:
+    yield from _shown(JOBS.latest())
+
+
+def _shown(job: Any) -> Iterator[tuple[Any, ...]]:
+    for *shown, diff in showing.followed(job):
+        update = gr.update() if diff is None else gr.update(choices=folders.listed(), value=diff)
+        yield (*shown, update)
+
+
+def _load_preset(name: str) -> tuple[Any, ...]:
+    try:
+        loaded = form.load_preset(name or "")
+    except TrustError as error:
+        return (showing.problem(error), *(gr.update() for _ in NAMES))
+    return (f"<p>{form.folders.harmless(name)} is loaded.</p>",
+            *(getattr(loaded, key) for key in NAMES))  # fmt: skip
+
+
+def _save_preset(name: str, *values: Any) -> tuple[Any, Any]:
+    try:
+        saved = form.save_preset(name or "", _form(values))
+    except TrustError as error:
+        return showing.problem(error), gr.update()
+    return f"<p>Saved as {saved}.</p>", gr.update(choices=form.presets(), value=saved)

@@ -1,0 +1,221 @@
+"""The lower half of the tab: a diff's label, notes, exports, checkpoint; and the audit."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from trust_engine.diff import load_diff
+from trust_engine.diff_base import open_base
+from trust_engine.diff_checkpoint import write_checkpoint
+from trust_engine.diff_export import export_dense, export_lora
+from trust_engine.diff_file import annotate_diff
+from trust_engine.diff_label import describe, label
+from trust_engine.errors import SpecError, TrustError
+from trust_engine.spec import KINDS, ConceptSpec
+
+from . import applying, folders, showing
+from .auditing import LEVELS, Audited, Question, audit
+from .form import PARTNERS, listed
+from .host import current
+from .jobs import JOBS
+
+FORMATS = ("dense", "low rank")
+
+
+def build(words: Any) -> Any:
+    """Build it; returns the list of diffs, which a finished run sets."""
+    gr.Markdown("### Diffs")
+    with gr.Row():
+        chosen = gr.Dropdown(folders.listed(), label="Diff", elem_id="trust_diff")
+        refresh = gr.Button("Refresh the list", elem_id="trust_refresh")
+        added = gr.File(label="Add a diff that someone gave you", elem_id="trust_add")
+    shown = gr.Textbox(label="Its label", lines=9, interactive=False, elem_id="trust_label")
+    told = gr.HTML(elem_id="trust_told")
+    refresh.click(lambda: gr.update(choices=folders.listed()), [], [chosen])
+    chosen.change(_label, [chosen], [shown])
+    added.change(_add, [added], [told, chosen])
+    with gr.Row():
+        with gr.Accordion("Notes on the label", open=False):
+            _notes(chosen, shown, told)
+        with gr.Accordion("Export for those without this extension", open=False):
+            _exports(chosen, told)
+    with gr.Accordion("Audit: is it gone, and what else has changed?", open=False):
+        _audit(chosen, shown, words)
+    return chosen
+
+
+def _notes(chosen: Any, shown: Any, told: Any) -> None:
+    author = gr.Textbox(label="Author")
+    licence = gr.Textbox(label="Licence")
+    notes = gr.Textbox(label="Notes", lines=2)
+    button = gr.Button("Write onto the label", elem_id="trust_note")
+    button.click(_annotate, [chosen, author, licence, notes], [told, shown])
+
+
+def _exports(chosen: Any, told: Any) -> None:
+    kind = gr.Radio(list(FORMATS), value=FORMATS[0], label="LoRA file",
+                    info="dense: exact to float16, large. low rank: smaller, loses up to the "
+                         "error below.")  # fmt: skip
+    error = gr.Slider(0.0, 1.0, value=0.1, step=0.01, label="Error (low rank)")
+    lora = gr.Button("Export into the Lora folder", elem_id="trust_export")
+    strength = gr.Slider(-2.0, 2.0, value=1.0, step=0.05, label="Strength in the checkpoint")
+    whole = gr.Button("Save the whole checkpoint under the diff", elem_id="trust_checkpoint")
+    lora.click(_export, [chosen, kind, error], [told])
+    whole.click(_checkpoint, [chosen, strength], [told])
+
+
+def _audit(chosen: Any, shown: Any, words: Any) -> None:
+    gr.Markdown("A judge looks at pictures drawn with and without the diff chosen above, on the "
+                "same seeds. The words are those in **Forget** at the top.")  # fmt: skip
+    with gr.Row():
+        judge = gr.Textbox(label="Judge", elem_id="trust_judge",
+                           info="clip: and the folder of a CLIP model, or nudenet if it is "
+                                "installed",
+                           placeholder="clip:/models/clip-vit-large-patch14")  # fmt: skip
+        level = gr.Radio(list(LEVELS), value=LEVELS[0], label="Level",
+                         info="quick and full also attack; full takes hours")  # fmt: skip
+        images = gr.Slider(1, 20, value=4, step=1, label="Pictures an object")
+    with gr.Row():
+        kind = gr.Radio(list(KINDS), value=KINDS[0], label="Kind")
+        partner = gr.Textbox(label="With, or when")
+        retain = gr.Textbox(label="What should stay",
+                            placeholder="cat, dog; empty: everyday things")  # fmt: skip
+        resolution = gr.Slider(0, 1024, value=0, step=64, label="Resolution")
+    with gr.Row():
+        start = gr.Button("Audit", variant="primary", elem_id="trust_audit")
+        stop = gr.Button("Stop")
+        note = gr.Button("Write the figures onto the diff's label")
+    verdict = gr.HTML(elem_id="trust_verdict")
+    inputs = [chosen, words, kind, partner, retain, judge, level, images, resolution]
+    start.click(_audited, inputs, [verdict])
+    stop.click(showing.stop_all, [], [verdict])
+    note.click(_note_audit, [chosen], [verdict, shown])
+
+
+def _telling(work: Callable[[], str]) -> str:
+    """Do something for the user, and say in a line what came of it."""
+    try:
+        return f'<p id="trust_done">{escape(work())}</p>'
+    except TrustError as error:
+        return showing.problem(error)
+
+
+def _chosen(name: str | None) -> Path:
+    if not name:
+        raise SpecError("choose a diff first")
+    return folders.found(name)
+
+
+def _label(name: str | None) -> str:
+    if not name:
+        return ""
+    try:
+        diff, _ = applying.load(name)
+        text = label(name, describe(diff, folders.found(name).stat().st_size))
+        if not current().ready:
+            return text
+        done = applying.prepare(current(), [applying.Wanted(name)])
+    except TrustError as error:
+        return " ".join(str(error).split())
+    return "\n".join([text, *(f"  note: {line}" for line in done.warnings)])
+
+
+def _add(file: Any) -> tuple[str, Any]:
+    """Copy an uploaded diff into the folder, if it is one."""
+    if file is None:
+        return "", gr.update()
+    source = Path(getattr(file, "name", file))
+    added: list[str] = []
+
+    def work() -> str:
+        load_diff(source)
+        path = folders.fresh(folders.diffs(), source.name)
+        shutil.copyfile(source, path)
+        added.append(path.name)
+        return f"{path.name} is in the folder."
+
+    told = _telling(work)
+    return told, gr.update(choices=folders.listed(), value=added[0]) if added else gr.update()
+
+
+def _annotate(name: str | None, author: str, licence: str, notes: str) -> tuple[str, str]:
+    def work() -> str:
+        path = _chosen(name)
+        written = {"author": author, "licence": licence, "notes": notes}
+        annotate_diff(path, {k: v.strip() for k, v in written.items() if v.strip()}, path)
+        return f"{name}: noted. Its hash is still the same."
+
+    return _telling(work), _label(name)
+
+
+def _export(name: str | None, kind: str, error: float) -> str:
+    def work() -> str:
+        path = _chosen(name)
+        diff = load_diff(path)
+        out = folders.fresh(folders.loras(), path.stem)
+        lost = export_dense(diff, out) if kind == FORMATS[0] else export_lora(diff, out, error)
+        return f"{out}: {lost}. Use it as <lora:{out.stem}:1>."
+
+    return _telling(work)
+
+
+def _checkpoint(name: str | None, strength: float) -> str:
+    def work() -> str:
+        path = _chosen(name)
+        if not current().ready:
+            raise SpecError("no checkpoint is loaded yet; draw one picture, then try again")
+        diff, source = load_diff(path), current().checkpoint
+        out = folders.fresh(folders.checkpoints(), f"{source.stem}-{path.stem}")
+        with open_base(source) as base:
+            warnings = base.check([(diff, strength)], [path.name])
+            lost = write_checkpoint(base, [(diff, strength)], out)
+        return " ".join([f"{out}: {lost}.", *warnings])
+
+    return _telling(work)
+
+
+def _audited(
+    name: str | None, words: str, kind: str, partner: str, retain: str, judge: str, level: str,
+    images: float, resolution: float,
+) -> Iterator[str]:  # fmt: skip
+    try:
+        _chosen(name)
+        if not judge.strip():
+            raise SpecError("name a judge: clip: and a CLIP model's folder, or nudenet")
+        other = partner.strip() or None
+        if kind in ("combination", "conditional") and other is None:
+            raise SpecError(f"With, or when: say what it {PARTNERS[kind]}")
+        concept = ConceptSpec(
+            listed(words), kind,  # type: ignore[arg-type]
+            other if kind == "combination" else None, other if kind == "conditional" else None,
+        )  # fmt: skip
+        question = Question(str(name), concept, judge.strip(), level, int(images), listed(retain),
+                            resolution=int(resolution))  # fmt: skip
+    except TrustError as error:
+        yield showing.problem(error)
+        return
+    job = JOBS.start("audit", str(name), audit(question))
+    for told, *_ in showing.followed(job):
+        verdict = ""
+        if isinstance(job.result, Audited):
+            page = escape(str(job.result.page))
+            verdict = f"<p>{escape(job.result.verdict)}</p><p>Page: {page}</p>"
+        yield told + verdict
+
+
+def _note_audit(name: str | None) -> tuple[str, str]:
+    def work() -> str:
+        path = _chosen(name)
+        job = JOBS.latest("audit")
+        if job is None or not isinstance(job.result, Audited) or job.title != name:
+            raise SpecError(f"there is no finished audit of {name}; press Audit first")
+        annotate_diff(path, {"audit": job.result.label}, path)
+        return f"{name}: the audit's figures are on its label."
+
+    return _telling(work), _label(name)
