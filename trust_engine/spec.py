@@ -105,7 +105,7 @@ class UnlearnSpec:
 
     steps: optimiser updates (local: of each layer; more: less of the concept is left, slower);
     rate: size of a step as a share of a tensor's root mean square;
-    xi: z-score above which an entry is a concept neuron (higher: fewer entries);
+    xi: z-score above which an entry is a concept neuron of a bounded mask (higher: fewer);
     budget: the largest share of q/k/v entries that may change, 0..1;
     pool: z-scores over a layer's q, k and v together, or over each projection by itself;
     granularity: choose single entries, rows, or the rows of a head;
