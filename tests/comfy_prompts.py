@@ -66,6 +66,6 @@ def hurried(prompt: Prompt) -> Prompt:
             told["inputs"]["settings"] = ["hurry", 0]
             prompt["hurry"] = hurry()
         for name, value in (("steps", 4), ("images", 1), ("effort", "quick")):
-            if name in told["inputs"]:
+            if name in told["inputs"] and not isinstance(told["inputs"][name], list):
                 told["inputs"][name] = value
     return prompt

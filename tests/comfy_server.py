@@ -86,7 +86,7 @@ class ComfyServer:
         return self.base / "server.log"
 
     def _wait_until_up(self) -> None:
-        end = time.monotonic() + 300
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             assert self.process is not None and self.process.poll() is None, self.log.read_text()
             try:
@@ -98,16 +98,16 @@ class ComfyServer:
 
     def get(self, path: str) -> Any:
         """GET a path, answered in JSON."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as answer:
             return json.loads(answer.read())
 
     def post(self, path: str, data: Any = None) -> Any:
         """POST JSON; an answer that refuses is returned, too."""
-        body = json.dumps(data or {}).encode()
+        body = json.dumps({} if data is None else data).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             text = error.read()

@@ -1,0 +1,179 @@
+"""A real ComfyUI runs the nodes: pictures, files, errors, interrupts. The model stays as it is.
+
+COMFYUI_PATH names its folder, COMFYUI_PYTHON its interpreter (else this one is used).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from comfy_prompts import DIRECT, PATCHED, drawn, hurried, hurry, node, unlearned
+from comfy_server import FOLDER, ROOT, ComfyServer, as_prompt
+
+pytestmark = pytest.mark.host("COMFYUI_PATH")
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    """Start the host once, with a folder of diffs named in extra_model_paths."""
+    base = tmp_path_factory.mktemp("comfy") / "base"
+    base.mkdir()
+    paths = base / "paths.yaml"
+    paths.write_text(f"mine:\n  base_path: {base}\n  trust_diffs: shared_diffs\n")
+    with ComfyServer(base, ("--extra-model-paths-config", str(paths))) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def baseline(server: ComfyServer) -> list[str]:
+    """Return the untouched model's pixels."""
+    return drawn_anew(server)
+
+
+def drawn_anew(server: ComfyServer) -> list[str]:
+    """Draw with the untouched model; another seed first, or the host answers from its cache."""
+    assert server.run(drawn(DIRECT, seed=int(time.time()))).status == "success"
+    ended = server.run(drawn(DIRECT))
+    assert ended.status == "success" and "5" not in ended.cached
+    return server.pixels(ended, "7")
+
+
+def test_loads_without_complaint(server: ComfyServer) -> None:
+    log = server.log.read_text()
+    assert "IMPORT FAILED" not in log and f"custom_nodes/{FOLDER}" in log
+    told = server.get("/object_info/TrustUnlearn")["TrustUnlearn"]
+    assert told["category"] == "TRUST" and told["description"]
+    with urllib.request.urlopen(f"{server.url}/extensions/{FOLDER}/trust_unlearn.js") as script:
+        assert b"registerExtension" in script.read()
+    with urllib.request.urlopen(f"{server.url}/extensions/{FOLDER}/docs/TrustUnlearn.md") as page:
+        assert page.read().startswith(b"# TRUST Unlearn")
+    assert server.get("/i18n")["de"]["nodeDefs"]["TrustUnlearn"]["display_name"]
+
+
+def test_unlearns_and_leaves_the_model(server: ComfyServer, baseline: list[str]) -> None:
+    ended = server.run({**drawn(PATCHED), **unlearned(vae=["1", 2])})
+    assert ended.status == "success", ended.error
+    assert server.pixels(ended, "7") != baseline, "the patched model draws something else"
+    assert "Forgot: gun" in ended.text("11")
+    told = json.loads(ended.outputs["11"]["trust_run"][0])
+    assert told["curves"] and told["neurons"]
+    assert len(server.pictures(ended, "13")) == 1
+    assert drawn_anew(server) == baseline
+
+
+def test_runs_only_when_something_changed(server: ComfyServer) -> None:
+    first = server.run({**drawn(PATCHED), **unlearned()})
+    again = server.run({**drawn(PATCHED, seed=8), **unlearned()})
+    assert "11" in again.cached and first.outputs["11"] == again.outputs["11"]
+    other = server.run({**drawn(PATCHED, seed=8), **unlearned(seed=1)})
+    assert "11" not in other.cached and other.outputs["11"] != first.outputs["11"]
+
+
+def test_two_in_a_row(server: ComfyServer) -> None:
+    queued = [server.queue({**drawn(PATCHED), **unlearned(seed=seed)}) for seed in (5, 6)]
+    assert [server.wait(one).status for one in queued] == ["success", "success"]
+
+
+def test_interrupt(server: ComfyServer, baseline: list[str]) -> None:
+    """It stops at once, while it records and while it trains; then the host goes on."""
+    slow = {"passes": 4000, "trajectory_steps": 50, "stop_effect": 0.0}
+    for changes, sign in ((slow, "is expected to take"), ({"stop_effect": 0.0}, "expected to")):
+        before = len(server.log.read_text())
+        started = server.queue(
+            {**drawn(PATCHED), **unlearned(effort="thorough", settings=hurry(**changes))}
+        )
+        server.wait_for_log(sign, before)
+        server.post("/interrupt")
+        asked = time.monotonic()
+        assert server.wait(started).status == "interrupted"
+        assert time.monotonic() - asked < 60
+    assert drawn_anew(server) == baseline
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"settings": hurry(xi=99.0)}, "no entry stands out"),
+        ({"word": ", "}, "there is no concept"),
+        ({"settings": hurry(passes=16, trajectory_steps=100)}, "leaves room for 0 prompts"),
+    ],
+)
+def test_mistakes_are_explained(
+    server: ComfyServer, baseline: list[str], changes: dict, text: str
+) -> None:
+    ended = server.run({**drawn(PATCHED), **unlearned(**changes)})
+    assert ended.status == "error" and text in ended.error
+    assert drawn_anew(server) == baseline
+
+
+def test_global_engine_leaves_the_model(server: ComfyServer, baseline: list[str]) -> None:
+    ended = server.run({**drawn(PATCHED), **unlearned(engine="global")})
+    assert ended.status == "success", ended.error
+    assert server.pixels(ended, "7") != baseline and drawn_anew(server) == baseline
+
+
+def test_files_and_stock_loaders_draw_the_same(server: ComfyServer, baseline: list[str]) -> None:
+    """The diff saved and loaded, exported for the stock LoRA loader, and as a whole checkpoint."""
+    saved = {
+        "20": node("TrustSaveDiff", diff=["11", 1], filename_prefix="gun", author="me"),
+        "21": node("TrustExportLora", diff=["11", 1], filename_prefix="trust/gun",
+                   format="exact", error=0.1),
+        "23": node("TrustExportLora", diff=["11", 1], filename_prefix="trust/half",
+                   format="dense", error=0.1),
+        "22": node("CheckpointSave", model=PATCHED, clip=["1", 1], vae=["1", 2],
+                   filename_prefix="checkpoints/whole"),
+    }  # fmt: skip
+    ended = server.run({**drawn(PATCHED), **unlearned(), **saved})
+    assert ended.status == "success", ended.error
+    wanted, first = server.pixels(ended, "7"), server.pictures(ended, "7")
+    assert wanted != baseline
+    assert (server.base / "shared_diffs" / "gun_00001_.safetensors").is_file()
+    loaders = {
+        "diff": {"30": node("TrustLoadDiff", diff_name="gun_00001_.safetensors"),
+                 "31": node("TrustApplyDiff", model=DIRECT, diff=["30", 0], strength=1.0)},
+        "lora": {"31": node("LoraLoaderModelOnly", model=DIRECT, strength_model=1.0,
+                            lora_name="trust/gun_00001_.safetensors")},
+        "checkpoint": {"31": node("CheckpointLoaderSimple", ckpt_name="whole_00001_.safetensors")},
+    }  # fmt: skip
+    for name, loader in loaders.items():
+        ended = server.run({**drawn(["31", 0]), **loader})
+        assert ended.status == "success", ended.error
+        assert server.pixels(ended, "7") == wanted, name
+    half = node("LoraLoaderModelOnly", model=DIRECT, strength_model=1.0,
+                lora_name="trust/half_00001_.safetensors")  # fmt: skip
+    ended = server.run({**drawn(["31", 0]), "31": half})
+    assert server.furthest(ended, "7", first) <= 2, "16 bits round the smallest changes"
+    told = server.get("/trust/label?name=gun_00001_.safetensors")
+    assert told["concepts"] == ["gun"] and "me" in told["label"] and not told["audited"]
+    assert "not in the folder" in server.get("/trust/label?name=../paths.yaml")["error"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_example_runs(
+    server: ComfyServer, path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Whole with --run-slow, else with fewer steps."""
+    for word in ("gun", "cat"):
+        if not (server.base / "shared_diffs" / f"{word}_00001_.safetensors").is_file():
+            save = {"20": node("TrustSaveDiff", diff=["11", 1], filename_prefix=word)}
+            made = server.run({**drawn(PATCHED), **unlearned(word), **save})
+            assert made.status == "success", made.error
+    prompt = as_prompt(json.loads(path.read_text("utf-8")), server)
+    if not request.config.getoption("--run-slow"):
+        prompt = hurried(prompt)
+    ended = server.run(prompt)
+    assert ended.status == "success", ended.error
+    shown = [key for key, told in ended.outputs.items() if told.get("images")]
+    assert shown, "it shows pictures"
+
+
+def test_every_example_has_its_picture() -> None:
+    assert len(WORKFLOWS) >= 4
+    for path in WORKFLOWS:
+        assert 10_000 < path.with_suffix(".jpg").stat().st_size < 200_000
