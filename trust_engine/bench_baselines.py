@@ -21,7 +21,7 @@ from .model import LoadedModel
 
 ESD_SAMPLING = 25  # denoising steps before an update, on average: 0 to 50, drawn evenly
 ESD_ITERATIONS = 1000
-UCE_PRESERVED = 26  # prompts, as many as the engine itself preserves by default
+UCE_PRESERVED = 26  # prompts
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .text_encoders import TIME_WIDTH
 from .trajectory import POSITIONS
 
 GB = 1e9
-ERASED, KEPT = 16, 26  # a layer's prompts for a concept of one word, with the engine's own lists
+ERASED, KEPT = 26, 198  # a layer's prompts for a concept of one word, with the engine's own lists
 
 
 @dataclass(frozen=True)
