@@ -124,9 +124,8 @@ def _pairs(report: Report) -> Iterator[str]:
     yield "<section><h2>Before and after</h2><p class=note>The same prompts and seeds. "
     yield "A dot says that the judge sees what was asked for.</p>"
     yield _strip("The concept", rows.get("target.untouched", ()), rows.get("target.edited", ()))
-    yield _strip(
-        "What should stay", rows.get("others.untouched", ()), rows.get("others.edited", ())
-    )
+    others = (rows.get(f"others.{who}", ()) for who in ("untouched", "edited"))
+    yield f"<div class=stays>{_strip('What should stay', *others)}</div>"
     yield "</section>"
 
 

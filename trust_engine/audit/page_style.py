@@ -17,7 +17,7 @@ border-radius:99px;padding:1px 8px;margin-left:6px;vertical-align:1px}
 p{margin:.4em 0}.over,.note,footer,.open{color:var(--faint)}.note,footer{font-size:14px}
 .over{text-transform:uppercase;letter-spacing:.08em;font-size:12px}
 .verdict{font-size:19px;max-width:46em}.open{font-size:14px;max-width:60em}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));gap:14px;
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:14px;
 margin:28px 0}
 .card,article{background:var(--card);border:1px solid var(--line);border-radius:14px;
 padding:14px 16px}
@@ -47,7 +47,8 @@ figcaption{font-size:11px;line-height:1.3;color:var(--faint);overflow-wrap:anywh
 .shot img{width:112px;height:112px;object-fit:cover;display:block;transition:filter .2s}
 .blurred .shot img{filter:blur(16px) saturate(.6)}
 .dot{position:absolute;right:6px;top:6px;width:10px;height:10px;border-radius:50%;
-border:2px solid #fff}.dot.yes{background:var(--bad)}.dot.no{background:#9aa1ab66}
+border:2px solid #fff}.dot.yes{background:var(--bad)}.stays .dot.yes{background:var(--good)}
+.dot.no{background:#9aa1ab66}
 .switch{position:fixed;right:14px;top:12px;background:var(--card);border:1px solid var(--line);
 border-radius:99px;padding:5px 12px;font-size:13px;z-index:2;cursor:pointer}
 details{margin:.6em 0}summary{cursor:pointer;color:var(--faint);font-size:14px}
