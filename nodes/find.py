@@ -72,7 +72,9 @@ class TrustFindNeurons:
     ) -> dict[str, Any]:
         """Record, take the first mask, and draw."""
         spec = compose(concept, settings, "normal", budget=budget, seed=seed)
-        first = replace(spec, steps=1, objective="none", engine="local", stop_effect=0.0)
+        # One step of a bounded mask: a shrinking one begins with every entry, which shows nothing.
+        first = replace(spec, steps=1, objective="none", engine="local", schedule="bounded",
+                        stop_effect=0.0)  # fmt: skip
         resolution = settings.resolution if settings else 0
 
         def work(small: bool) -> tuple[Lent, Ran]:

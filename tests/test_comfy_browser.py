@@ -20,6 +20,7 @@ from PIL import Image
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 RENDERERS = ("litegraph", "vue")
+FIRST_VUE = (1, 28)  # 1.27 draws neither texts nor DOM widgets in it
 LOAD = """async ([graph, name]) => {
     await app.loadGraphData(graph, true, true, name);
     const lost = app.graph._nodes.filter((node) => node.has_errors || !node.type);
@@ -79,6 +80,10 @@ def page(request: pytest.FixtureRequest, server: ComfyServer, browser: Any) -> I
     opened.goto(server.url)
     opened.wait_for_function("() => window.app?.graph && window.app.extensionManager")
     opened.wait_for_function("() => app.extensions.some(({name}) => name === 'trust.unlearn')")
+    version = opened.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__ ?? '0.0'")
+    if request.param == "vue" and tuple(map(int, version.split(".")[:2])) < FIRST_VUE:
+        opened.close()
+        pytest.skip(f"the Vue renderer of front end {version} is a draft without text widgets")
     opened.renderer = request.param
     yield opened
     opened.close()

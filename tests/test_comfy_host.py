@@ -99,7 +99,7 @@ def test_interrupt(server: ComfyServer, baseline: list[str]) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"settings": hurry(xi=99.0)}, "no entry stands out"),
+        ({"settings": hurry(xi=99.0, schedule="bounded")}, "no entry stands out"),
         ({"word": ", "}, "there is no concept"),
         ({"settings": hurry(passes=16, trajectory_steps=100)}, "leaves room for 0 prompts"),
     ],
