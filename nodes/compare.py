@@ -21,6 +21,7 @@ from .progress import Bar
 from .weights import Weights
 
 MOST = 64  # pictures a model
+WIDTH = 7  # pixels of a letter, about
 
 
 class TrustCompare:
@@ -100,7 +101,8 @@ class TrustCompare:
             ]  # fmt: skip
             rows.append(torch.cat(pictures))
         arrays = [(row.cpu().numpy() * 255).round().astype(np.uint8) for row in rows]
-        labels = [f"{prompt[:24]} / {number}" for prompt, number in pairs]
+        room = max(6, 8 * side // WIDTH - 5)
+        labels = [f"{prompt[:room]} / {number}" for prompt, number in pairs]
         titled = list(zip(("before", "after"), arrays, strict=True))
         sheet = contact_sheet("Same prompts, same seeds", titled, labels)
         return to_image(sheet), rows[0], rows[1]

@@ -58,6 +58,7 @@ test("a run is drawn: two bold lines, one faint line a piece, a cell a weight", 
 test("nothing yet is said, and figures that are not finite do no harm", () => {
   assert.match(runPicture(emptyRun()), /appears here/);
   assert.match(runPicture({ ...emptyRun(), done: 5, total: 10, stage: "recording" }), /recording 50 %/);
+  assert.doesNotMatch(runPicture(finishedRun({ curves: {}, steps: 1, neurons: { [Q]: 1 } })), /100 %</);
   const wild = finishedRun({ curves: { a: [[0, 1, 0], [1, NaN, 0]] }, neurons: {}, steps: 2 });
   assert.doesNotMatch(runPicture(wild), /NaN/);
 });

@@ -30,6 +30,7 @@ export function runPicture(run) {
 }
 
 function waiting(run) {
+  if (run.done >= run.total && Object.keys(run.neurons).length) return label(0, 0, "", "start");
   const share = Math.min(1, run.done / Math.max(1, run.total));
   const said = run.done ? `${run.stage} ${percent(share)}` : text("waiting");
   return label(WIDTH / 2, CHART / 2, said, "middle");
