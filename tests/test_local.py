@@ -13,6 +13,7 @@ from trust_engine.attention import CrossAttention
 from trust_engine.errors import DivergenceError
 from trust_engine.forgetting import Forgetting, Standing
 from trust_engine.local import LayerProblem, Situation
+from trust_engine.mask import overlap, share
 from trust_engine.spec import UnlearnSpec
 
 PROMPTS, POSITIONS, D, C, TOKENS = 4, 96, 24, 64, 6
@@ -94,6 +95,8 @@ def test_a_shrinking_mask_ends_within_the_budget_and_forgets(refresh: int) -> No
     changed = sum(int(offset.count_nonzero()) for offset in done.offset)
     assert 0 < changed <= 0.2 * entries
     assert steps[0].share == 1 and steps[-1].share <= 0.2
+    assert done.mask.first is not None and 0 < share(done.mask.first) <= 0.2
+    assert steps[-1].overlap == pytest.approx(overlap(done.mask.first, done.mask.current))
     assert steps[-1].effect < 0.15 and steps[-1].harm < 0.1
 
 

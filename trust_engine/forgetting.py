@@ -116,6 +116,8 @@ class Forgetting:
             self._influence = InfluenceScale.of(gradient)
         current, progress = self.mask.current, step / self.spec.steps
         if self.spec.shrinks:
+            if current is None:
+                self.mask.begin(gradient)
             refresh = self.spec.refresh
             if current is None or progress >= SETTLE or (refresh and step % refresh == 0):
                 return self.mask.shrink(self.optimiser.influence(), progress)

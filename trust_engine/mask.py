@@ -118,6 +118,11 @@ class DynamicMask:
         assert self.current is not None
         return self.current
 
+    def begin(self, gradient: Sequence[Tensor]) -> None:
+        """Note which entries stand out at theta_0, to tell later how far neurons have moved."""
+        self.saliency = tuple(g.detach().abs() for g in gradient)
+        self.first = self._choose()
+
     def shrink(self, influence: Tensors, progress: float) -> Tensors:
         """Keep the most influential of the entries that are left; progress is a fraction 0..1.
 

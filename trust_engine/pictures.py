@@ -13,6 +13,10 @@ INK, FAINT, PAPER = (32, 33, 36), (118, 122, 128), (255, 255, 255)
 LOW, HIGH = np.array([236, 240, 247]), np.array([192, 40, 60])
 MARGIN, GAP, LABEL = 24, 6, 22
 CELL = 118
+NEURON_NOTES = (
+    "share of entries that are concept neurons at the end of training",
+    "in brackets: how many of the first ones are still among them",
+)
 
 
 def font(size: int) -> Any:
@@ -52,7 +56,11 @@ def contact_sheet(
     return sheet
 
 
-def neuron_map(title: str, neurons: Mapping[str, Mapping[str, float]]) -> Image.Image:
+def neuron_map(
+    title: str,
+    neurons: Mapping[str, Mapping[str, float]],
+    notes: tuple[str, str] = NEURON_NOTES,
+) -> Image.Image:
     """Show where concept neurons sit: layer x q/k/v, share of entries, and how they moved."""
     layers = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in neurons))
     left, top, cell = MARGIN + 190, MARGIN + 88, 44
@@ -60,10 +68,8 @@ def neuron_map(title: str, neurons: Mapping[str, Mapping[str, float]]) -> Image.
     image = Image.new("RGB", (width, top + len(layers) * (cell + GAP) + MARGIN), PAPER)
     pen = ImageDraw.Draw(image)
     pen.text((MARGIN, MARGIN - 6), title, INK, font(20))
-    note = "share of entries that are concept neurons at the end of training"
-    pen.text((MARGIN, MARGIN + 24), note, FAINT, font(13))
-    note = "in brackets: how many of the first ones are still among them"
-    pen.text((MARGIN, MARGIN + 42), note, FAINT, font(13))
+    pen.text((MARGIN, MARGIN + 24), notes[0], FAINT, font(13))
+    pen.text((MARGIN, MARGIN + 42), notes[1], FAINT, font(13))
     shares = {k: n["last"] / n["entries"] for k, n in neurons.items()}
     most = max(max(shares.values()), 1e-9)
     for i, letter in enumerate("qkv"):
