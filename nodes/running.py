@@ -75,7 +75,7 @@ def run_engine(lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons |
 
 def _picture(lent: Lent, spec: UnlearnSpec, report: StepReport, curves: Any) -> Any:
     """Show the picture that is being recorded, then the curves."""
-    if report.standing is None:
+    if report.standing is None or spec.steps == 1:  # Find Neurons has no curve to show
         return previewed(lent.host.patcher, lent.host.preview)
     return chart(f"Unlearning {spec.name}", curves, spec.steps)
 

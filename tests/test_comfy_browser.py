@@ -148,8 +148,8 @@ def test_chart_is_live(page: Any, tmp_path: Path) -> None:
     run(page, hurried("1_demo"), "demo")
     page.wait_for_function("() => document.querySelectorAll('polyline').length > 2")
     assert page.evaluate("() => window.ended") is None, "it is drawn while the node works"
+    page.wait_for_selector("text=/gun: done in/")  # a toast, gone a little later
     wait(page)
-    page.wait_for_selector("text=/gun: done in/")
     assert page.locator("svg rect title").count() >= 9, "the neuron map"
     shot(page, "demo", tmp_path)
 

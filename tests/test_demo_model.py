@@ -123,7 +123,7 @@ def test_audit_has_its_schema_and_restores_the_model(model: LoadedModel, judge: 
     assert set(report["untouched"]) == figures
     assert set(report["ua"]) == {"value", "n", "low", "high"}
     assert set(report["per_object"]) == set(OBJECTS) - {"gun"}
-    assert report["cost"]["unet_passes"] == 2 * (4 + 4 + 27) * 4
+    assert report["cost"]["unet_passes"] == 2 * (12 + 12 + 27) * 4
     json.dumps(report)
     after = model.denoiser.module.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)

@@ -118,7 +118,7 @@ def _more() -> dict[str, Any]:
         label="Pictures before and after", elem_id="trust_pictures",
     )  # fmt: skip
     made["passes"] = gr.Slider(
-        32, 4096, value=d["passes"], step=32, label="UNet passes for recording",
+        64, 4096, value=d["passes"], step=32, label="UNet passes for recording",
         elem_id="trust_passes", info="Fewer: faster, from fewer recorded prompts.",
     )  # fmt: skip
     made["seed"] = gr.Number(value=d["seed"], precision=0, label="Seed")

@@ -9,7 +9,7 @@ import { emptyRun, finishedRun, withProgress } from "./trust/run.js";
 import { text, useTexts } from "./trust/texts.js";
 
 const CHARTED = { TrustUnlearn: 170, TrustFindNeurons: 170 }; // pixels
-const LINE = 34;
+const LINE = 60; // the host keeps a margin of 10 around it
 const BADGES = { good: "#2f8f6b", mixed: "#b7791f", bad: "#c0283c" };
 const runs = new WeakMap(); // node -> what is known of its run
 const elements = new WeakMap(); // node -> where it is shown
@@ -70,8 +70,8 @@ function showLine(node, said, title, colour) {
   line.textContent = said;
   line.title = title;
   line.style.cssText =
-    "padding:4px 8px;border-radius:6px;font:12px sans-serif;overflow:hidden;white-space:nowrap;" +
-    "text-overflow:ellipsis;cursor:help;" +
+    "padding:4px 8px;border-radius:6px;font:11px/14px sans-serif;overflow:hidden;cursor:help;" +
+    "max-height:28px;" +
     (colour
       ? `background:${colour};color:#fff;`
       : "background:var(--comfy-input-bg,#333);color:var(--input-text,#ddd);");
