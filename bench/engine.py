@@ -4,33 +4,23 @@
     python -m bench.engine ablations        # on gun and baby+beer
     python -m bench.engine kinds --show     # print what there is
 
-Resumable cell by cell: what is done is read back from runs/engine.json.
+Resumable cell by cell: what is done is read back from runs/engine.json, diffs from runs/diffs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.measure import measure, relative
+from bench.trained import CONCEPTS, trained
 from trust_engine.demo.judge import load_judge
 from trust_engine.model import LoadedModel, load_model
-from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import Unlearning
 
-CONCEPTS = {
-    **{name: ConceptSpec((name,)) for name in ("gun", "cat", "pizza", "baby", "car")},
-    "baby+beer": ConceptSpec(("baby",), "combination", companion="beer"),
-    "girl+wine": ConceptSpec(("girl",), "combination", companion="wine"),
-    "cat on red": ConceptSpec(("cat",), "conditional", condition="on a red background"),
-    "dog on blue": ConceptSpec(("dog",), "conditional", condition="on a blue background"),
-    "openmoji": ConceptSpec(("openmoji",), "style"),
-}
 ABLATED = ("gun", "baby+beer")
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -55,29 +45,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 STORE = Path("runs/engine.json")
 
 
-def cell(
-    model: LoadedModel, name: str, changes: Mapping[str, Any], seed: int, images: int
-) -> dict[str, Any]:
+def cell(model: LoadedModel, name: str, variant: str, seed: int, images: int) -> dict[str, Any]:
     """Unlearn one concept once and measure what became of it."""
-    started = time.monotonic()
-    run = Unlearning(model.lend(), UnlearnSpec((CONCEPTS[name],), seed=seed, **changes))
-    for _ in run:
-        pass
-    seconds = time.monotonic() - started
-    diff = run.diff
-    figures = measure(model, load_judge(), [(diff, 1.0)], CONCEPTS[name], images, seed)
-    standings = run.final.values()
-    return {
-        "figures": figures,
-        "changed": diff.share,
-        "effect": sum(s.effect for s in standings) / len(standings),
-        "harm": sum(s.harm for s in standings) / len(standings),
-        "overlap": sum(s.overlap for s in standings) / len(standings),
-        "passes": run.passes,
-        "backward": run.backward,
-        "seconds": round(seconds, 1),
-        "neurons": {key: n["last"] / n["entries"] for key, n in run.neurons.items()},
-    }
+    diff, figures = trained(model, name, seed, variant, VARIANTS[variant])
+    measured = measure(model, load_judge(), [(diff, 1.0)], CONCEPTS[name], images, seed)
+    return {"figures": measured, **figures}
 
 
 def table(cells: Mapping[str, Any], names: list[str], variants: list[str]) -> str:
@@ -136,7 +108,7 @@ def main() -> None:
         if base not in cells:
             cells[base] = measure(model, load_judge(), [], CONCEPTS[name], args.images, seed)
         if key not in cells:
-            cells[key] = cell(model, name, VARIANTS[variant], seed, args.images)
+            cells[key] = cell(model, name, variant, seed, args.images)
             STORE.write_text(json.dumps(cells))
         found = relative(cells[key]["figures"], cells[base])
         shown = {k: round(v, 3) for k, v in found.items()}

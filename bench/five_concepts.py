@@ -2,7 +2,7 @@
 
     python -m bench.five_concepts --json runs/five.json
 
-Resumable: finished cells are read back from the JSON file, and diffs from runs/five.
+Resumable: finished cells are read back from the JSON file, and diffs from runs/diffs.
 """
 
 from __future__ import annotations
@@ -13,34 +13,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.trained import SINGLES, trained
 from trust_engine.audit import audit
 from trust_engine.demo.judge import load_judge
-from trust_engine.diff import WeightDiff, load_diff, save_diff
 from trust_engine.model import LoadedModel, load_model
-from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import Unlearning
 
-CONCEPTS = ("gun", "cat", "pizza", "baby", "car")
-DIFFS = Path("runs/five")
 KEYS = ("ua", "synonyms", "ira", "cra_style", "cra_background")
-
-
-def diff_of(model: LoadedModel, concept: str, seed: int) -> WeightDiff:
-    """Read a concept's diff back, or make it."""
-    path = DIFFS / f"{concept}-{seed}.safetensors"
-    if not path.exists():
-        run = Unlearning(model.lend(), UnlearnSpec((ConceptSpec((concept,)),), seed=seed))
-        for _ in run:
-            pass
-        save_diff(run.diff, path)
-    return load_diff(path)
 
 
 def cell(model: LoadedModel, concept: str, seed: int, images: int) -> dict[str, Any]:
     """Unlearn and audit one concept with one seed."""
-    diff = diff_of(model, concept, seed)
+    diff, figures = trained(model, concept, seed)
     report = audit(model, load_judge(), [(diff, 1.0)], concept, images, seed)
-    return {**report, "share": diff.share, "passes": diff.provenance["passes"]}
+    return {**report, "share": figures["changed"], "passes": figures["passes"]}
 
 
 def summary(cells: dict[str, Any]) -> str:
@@ -50,7 +35,7 @@ def summary(cells: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     rows = []
-    for concept in CONCEPTS:
+    for concept in SINGLES:
         mine = [c for name, c in cells.items() if name.startswith(f"{concept}/")]
         if mine:
             rows.append([mean(figure(c, key) for c in mine) for key in (*KEYS, "share", "passes")])
@@ -88,11 +73,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4)
     args = parser.parse_args()
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    DIFFS.mkdir(parents=True, exist_ok=True)
     cells = json.loads(args.json.read_text()) if args.json.exists() else {}
     model = load_model("demo")
     for seed in range(args.seeds):
-        for concept in CONCEPTS:
+        for concept in SINGLES:
             name = f"{concept}/{seed}"
             if name not in cells:
                 cells[name] = cell(model, concept, seed, args.images)

@@ -2,8 +2,8 @@
 
     python -m bench.stacked --seeds 3
 
-Every diff is made on the untouched model, as a shared one is. Resumable: runs/stacked holds the
-diffs and runs/stacked.json the figures.
+Every diff is made on the untouched model, as a shared one is. Resumable: runs/diffs holds the diffs
+and runs/stacked.json the figures.
 """
 
 from __future__ import annotations
@@ -14,31 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import mean
+from bench.trained import trained
 from trust_engine.audit import Rate, Shot, look
 from trust_engine.audit.victim import patched
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
-from trust_engine.diff import WeightDiff, load_diff, save_diff
 from trust_engine.model import LoadedModel, load_model
 from trust_engine.sampler import SamplerSettings
-from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import Unlearning
 
 TEN = ("gun", "cat", "pizza", "baby", "car", "bomb", "guitar", "clown", "beer", "umbrella")
 HEIGHTS = (1, 2, 5, 10)
 FIRST_SEED = 6_000_000
-FOLDER, STORE = Path("runs/stacked"), Path("runs/stacked.json")
-
-
-def diff_of(model: LoadedModel, concept: str, seed: int) -> WeightDiff:
-    """Read a diff back, or make it."""
-    path = FOLDER / f"{concept}-{seed}.safetensors"
-    if not path.exists():
-        run = Unlearning(model.lend(), UnlearnSpec((ConceptSpec((concept,)),), seed=seed))
-        for _ in run:
-            pass
-        save_diff(run.diff, path)
-    return load_diff(path)
+STORE = Path("runs/stacked.json")
 
 
 def shots(name: str, images: int, seed: int) -> list[Shot]:
@@ -92,14 +79,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=10, help="an object")
     args = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    STORE.parent.mkdir(parents=True, exist_ok=True)
     cells = json.loads(STORE.read_text()) if STORE.exists() else {}
     model, judge = load_model("demo"), load_judge()
     for seed in range(args.seeds):
         for height in (0, *HEIGHTS):
             if f"{height}/{seed}" in cells:
                 continue
-            diffs = [(diff_of(model, name, seed), 1.0) for name in TEN[:height]]
+            diffs = [(trained(model, name, seed)[0], 1.0) for name in TEN[:height]]
             here = patched(model, diffs) if diffs else model
             cells[f"{height}/{seed}"] = rates(here, judge, args.images, seed)
             STORE.write_text(json.dumps(cells))

@@ -1,0 +1,93 @@
+"""Make each benchmark's diffs once: (variant, concept, seed), kept in runs/diffs.
+
+    python -m bench.trained                   # those of bench.five_concepts and bench.engine kinds
+    python -m bench.trained --share 0/2       # every second one: one process for each core
+
+A diff of another base model (from before the demo model was trained on) or of other settings is
+made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trust_engine.diff import WeightDiff, fingerprint, load_diff, save_diff
+from trust_engine.files import write_atomically
+from trust_engine.model import LoadedModel, load_model
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn import Unlearning
+
+SINGLES = ("gun", "cat", "pizza", "baby", "car")
+CONCEPTS = {
+    **{name: ConceptSpec((name,)) for name in SINGLES},
+    "baby+beer": ConceptSpec(("baby",), "combination", companion="beer"),
+    "girl+wine": ConceptSpec(("girl",), "combination", companion="wine"),
+    "cat on red": ConceptSpec(("cat",), "conditional", condition="on a red background"),
+    "dog on blue": ConceptSpec(("dog",), "conditional", condition="on a blue background"),
+    "openmoji": ConceptSpec(("openmoji",), "style"),
+}
+FOLDER = Path("runs/diffs")
+Made = tuple[WeightDiff, dict[str, Any]]
+
+
+def trained(
+    model: LoadedModel,
+    name: str,
+    seed: int,
+    variant: str = "default",
+    changes: Mapping[str, Any] | None = None,
+) -> Made:
+    """Read a diff and its run's figures back, or make them; changes: of the default spec."""
+    concept = CONCEPTS.get(name) or ConceptSpec((name,))
+    path = FOLDER / variant.replace(" ", "-") / f"{name.replace(' ', '-')}-{seed}.safetensors"
+    story = path.with_suffix(".json")
+    spec = UnlearnSpec((concept,), seed=seed, **(changes or {}))
+    wanted = {"base": fingerprint(model.denoiser), "spec": spec.to_json()}
+    if path.exists() and story.exists():
+        diff = load_diff(path)
+        if all(diff.provenance[name] == value for name, value in wanted.items()):
+            return diff, json.loads(story.read_text())
+    started = time.monotonic()
+    run = Unlearning(model.lend(), spec)
+    for _ in run:
+        pass
+    standings = run.final.values()
+    figures = {
+        "changed": run.diff.share,
+        "effect": sum(s.effect for s in standings) / len(standings),
+        "harm": sum(s.harm for s in standings) / len(standings),
+        "overlap": sum(s.overlap for s in standings) / len(standings),
+        "passes": run.passes,
+        "backward": run.backward,
+        "seconds": round(time.monotonic() - started, 1),
+        "neurons": {key: n["last"] / n["entries"] for key, n in run.neurons.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_diff(run.diff, path)
+    write_atomically(story, json.dumps(figures).encode())
+    return run.diff, figures
+
+
+def main() -> None:
+    """Make what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=list(CONCEPTS), help="some of the concepts")
+    parser.add_argument("--share", default="0/1", help="which part of how many: 0/2, 1/2")
+    args = parser.parse_args()
+    part, parts = (int(text) for text in args.share.split("/"))
+    model = load_model("demo")
+    jobs = [(name, seed) for seed in range(args.seeds) for name in args.only]
+    for name, seed in jobs[part::parts]:
+        _, figures = trained(model, name, seed)
+        shown = {k: round(figures[k], 4) for k in ("effect", "harm", "changed", "seconds")}
+        print(name, seed, shown, flush=True)
+
+
+if __name__ == "__main__":
+    main()
