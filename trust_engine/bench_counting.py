@@ -77,7 +77,7 @@ def _step_flops(layer: CrossAttention) -> int:
     def situation(prompts: int) -> Situation:
         x = torch.empty(prompts, positions, layer.q.shape[1])
         context = torch.empty(prompts, 77, layer.k.shape[1])
-        return Situation(x, torch.arange(prompts), context, context)
+        return Situation(x, torch.arange(prompts), context)
 
     with torch.device("meta"):
         problem = LayerProblem(layer, situation(ERASED), situation(KEPT), spec.eta, 0)

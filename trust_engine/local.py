@@ -25,13 +25,14 @@ class Situation:
     """States a layer sees, under which contexts, and what it should answer as.
 
     x: (r, n, d); rows: (p,), the row of x that each prompt meets; now, goal: contexts (p, 77, c):
-    `now` is to be answered as theta_0 answers `goal`; push (p,): how far beyond it, added to eta.
+    `now` is to be answered as theta_0 answers `goal`, None: as theta_0 answers it;
+    push (p,): how far beyond it, added to eta.
     """
 
     x: Tensor
     rows: Tensor
     now: Tensor
-    goal: Tensor
+    goal: Tensor | None = None
     push: Tensor | None = None
     answers: Tensor | None = None
 
@@ -49,7 +50,8 @@ class Situation:
         rows = torch.arange(len(some), device=device)
         push = None if self.push is None else self.push[some]
         answers = None if self.answers is None else self.answers[some][:, where]
-        return Situation(x, rows, self.now[some], self.goal[some], push, answers)
+        goal = None if self.goal is None else self.goal[some]
+        return Situation(x, rows, self.now[some], goal, push, answers)
 
     @property
     def states(self) -> Tensor:
@@ -103,6 +105,8 @@ class LayerProblem:
     def _goal(self, seen: Situation) -> Tensor:
         if seen.answers is not None:
             return seen.answers
+        if seen.goal is None:
+            return self.layer(seen.states, seen.now)
         goal = self.layer(seen.states, seen.goal)
         if self.eta == 0 and seen.push is None:
             return goal

@@ -83,7 +83,7 @@ class Ground:
         some = free[:: max(1, len(free) // UNGUIDED)]
         kept = torch.cat([stay, uncond.expand(len(some), -1, -1)])
         rows = torch.cat([self.plan.rows[n:], len(told) + torch.arange(len(some))])
-        keep = Situation(torch.cat([told, some]), rows, kept, kept)
+        keep = Situation(torch.cat([told, some]), rows, kept)
         device = device_of(self.denoiser)
         layer = read_layer(cross_attention_modules(self.denoiser)[name])
         return LayerProblem(layer, erase.to(device), keep.to(device), self.spec.eta, self.spec.seed)
