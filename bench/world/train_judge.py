@@ -13,8 +13,10 @@ from trust_engine.demo.judge import ASSETS, Judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, JUDGED, STYLES, Scene
 
 STEPS, BATCH, RATE = 2400, 48, 1.5e-3
-MORE = 1800  # steps that refresh a judge that is there already
+MORE = 1500  # steps that refresh a judge that is there already
 LATTICES = (1, 8)  # any place, and the places that the model learns
+WARP = 0.05  # of half the side of a picture, at most about twice that
+SMUDGE = 0.12  # of half the range of a colour, likewise
 NOTHING_SHARE = 0.12  # scrambled pictures that show no object, so that debris is not a find
 
 
@@ -28,8 +30,26 @@ def labels(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
     return objects, style, background
 
 
+def bend(x: Tensor) -> Tensor:
+    """Bend outlines and smudge colours softly, as a hand or a small model would."""
+    b, _, h, w = x.shape
+    still = F.affine_grid(torch.eye(2, 3).expand(b, 2, 3), [b, 3, h, w], align_corners=False)
+    shift = soft(torch.randn(b, 2, 7, 7), h, w) * WARP * torch.rand(b, 1, 1, 1)
+    bent = F.grid_sample(
+        x, still + shift.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+    )
+    return bent + soft(torch.randn(b, 3, 8, 8), h, w) * SMUDGE * torch.rand(b, 1, 1, 1)
+
+
+def soft(field: Tensor, height: int, width: int) -> Tensor:
+    """Enlarge a coarse field smoothly."""
+    return F.interpolate(field, (height, width), mode="bicubic", align_corners=False)
+
+
 def roughen(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur, cut a corner off, shift colours and add noise; x (b, 3, h, w) in -1..1."""
+    """Bend, blur, cut a corner off, shift colours and add noise; x (b, 3, h, w) in -1..1."""
+    if rng.random() < 0.7:
+        x = bend(x)
     if rng.random() < 0.6:
         small = F.interpolate(x, scale_factor=float(rng.uniform(0.22, 0.9)), mode="area")
         x = F.interpolate(small, size=x.shape[-2:], mode="bilinear")
