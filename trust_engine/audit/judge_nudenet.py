@@ -32,8 +32,7 @@ class NudeNetJudge:
                 from nudenet import NudeDetector
             except ImportError as error:
                 raise ModelError(
-                    "the judge nudenet needs the package nudenet; install it with "
-                    '`pip install "trust-unlearn[nudenet]"` or `pip install nudenet`'
+                    "the judge nudenet needs the package nudenet; install it with `pip install nudenet`"
                 ) from error
             detector = NudeDetector()
         self.detector = detector
