@@ -72,7 +72,7 @@ def page(request: pytest.FixtureRequest, server: ComfyServer, browser: Any) -> I
         ("Comfy.VueNodes.Enabled", request.param == "vue"),
     ):
         server.post(f"/settings/{name}", value)
-    opened = browser.new_page(viewport={"width": 1600, "height": 1000})
+    opened = browser.new_page(viewport={"width": 2400, "height": 1500})
     opened.set_default_timeout(PATIENCE * 1000)
     said: list[str] = []
     opened.on("console", lambda told: said.append(told.text))
