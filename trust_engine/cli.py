@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
-from .cli_audit import add_audit
+from .cli_audit import add_audit, run_audit
 from .cli_bench import add_bench
 from .cli_diff import add_diff
-from .cli_inputs import add_memory, check_all_fit, check_out, read_diffs, read_spec
+from .cli_inputs import add_memory, add_settings, check_all_fit, check_out, read_diffs, read_spec
 from .errors import DivergenceError, SpecError, TrustError
 from .files import write_atomically
-from .spec import CHOICES, KINDS, UnlearnSpec, in_range
+from .spec import KINDS, in_range
+from .team import joined
 
 if TYPE_CHECKING:
     from .unlearn import Unlearning
-
-DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
 
 EPILOG = """examples:
   python -m trust_engine demo
@@ -49,15 +48,23 @@ def one_line(message: object) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 2 for what the user can mend, 130 when interrupted."""
-    args = build_parser().parse_args(arguments)
-    try:
-        args.run(args)
-    except TrustError as error:
-        print(f"trust_engine: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ntrust_engine: stopped; no half-written file is left", file=sys.stderr)
-        return 130
+    with joined() as team:
+        args = build_parser().parse_args(arguments)
+        args.team = team
+        try:
+            if team.first or args.run in (_unlearn, run_audit):
+                args.run(args)
+            team.gather(None)  # what the others still do may fail
+            team.part()
+        except TrustError as error:
+            team.tell(error)
+            print(f"trust_engine: {one_line(error)}", file=sys.stderr)
+            with contextlib.suppress(Exception):  # another may have gone without a word
+                team.part()
+            return 2
+        except KeyboardInterrupt:
+            print("\ntrust_engine: stopped; no half-written file is left", file=sys.stderr)
+            return 130
     return 0
 
 
@@ -162,7 +169,7 @@ def _add_unlearn(commands: Any) -> None:
         metavar="TEXT",
         help='sentences of your own with {} where the concept goes, e.g. "a photo of {}"',
     )
-    _add_settings(parser)
+    add_settings(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
         "--state",
@@ -173,23 +180,6 @@ def _add_unlearn(commands: Any) -> None:
     add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_unlearn)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("settings", "how to unlearn; the defaults suit most uses")
-    for name in ("objective", "engine"):
-        options, usual = CHOICES[name], DEFAULTS[name]
-        group.add_argument(f"--{name}", choices=options, help=f"default: {usual}")
-    numbers = {
-        "steps": (int, "N", "updates a layer; more: less is left of the concept, slower"),
-        "budget": (float, "X", "largest share of q/k/v entries that may change, 0..1"),
-        "xi": (float, "X", "z-score above which an entry is a concept neuron"),
-        "eta": (float, "X", "push beyond the anchor, away from the concept"),
-        "seed": (int, "N", "of trajectories and samples"),
-    }
-    for name, (kind, unit, text) in numbers.items():
-        text = f"{text} (default: {DEFAULTS[name]})"
-        group.add_argument(f"--{name}", type=kind, metavar=unit, help=text)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -245,19 +235,24 @@ def _unlearn(args: argparse.Namespace) -> None:
     from .resume import keeping, wanted
     from .unlearn import Unlearning
 
-    spec = read_spec(args)
-    check_out(args.out, args.model)
-    if args.state:
-        check_out(args.state, args.model)
+    spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
+    if team.first:
+        check_out(args.out, args.model)
+    if state:
+        check_out(state, args.model)
     model = load_model(args.model, args.device)
     model.check_room(spec.engine, args.memory)
-    run = Unlearning(model.lend(args.memory), spec, wanted(args.state))
+    run = Unlearning(model.lend(args.memory), spec, team.of_first(wanted(state)), team)
     print(f"preserving: {'; '.join(run.prompts.preserve)}", file=sys.stderr)
     try:
-        with exhaustion_told(), keeping(run, args.state):
+        with exhaustion_told(), keeping(run, state):
             run_with_bar(run)
     except DivergenceError as error:
+        if not team.first:
+            raise
         raise _saved_what_there_is(run, args.out, error) from error
+    if not team.first:
+        return
     diff = run.diff
     save_diff(diff, args.out)
     effect = sum(step.effect for step in run.final.values()) / len(run.final)

@@ -65,7 +65,7 @@ def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None
     parser.add_argument(
         "--state", type=Path, metavar="DIR", help="keep finished cells, and go on from them"
     )
-    parser.set_defaults(run=_audit)
+    parser.set_defaults(run=run_audit)
 
 
 def _add_words(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +104,8 @@ def read_topic(args: argparse.Namespace) -> Any:
     return topic
 
 
-def _audit(args: argparse.Namespace) -> None:
+def run_audit(args: argparse.Namespace) -> None:
+    """Audit, print the figures and write what was asked for."""
     from .audit import Audit, pick_level, render_page, summary
     from .audit.eyes import check_eye, load_eye
     from .audit.judges import check_judge, load_aligner, load_judge
@@ -121,7 +122,7 @@ def _audit(args: argparse.Namespace) -> None:
     images = level.images if args.images is None else args.images
     core_shots(topic, images, args.seed)  # refuse bad input before loading anything
     for path in (args.json, args.html):
-        if path:
+        if path and args.team.first:
             check_out(path, args.model)
     if args.state and args.state.exists() and not args.state.is_dir():
         raise OutputError(f"{args.state}: is a file; name a folder for finished cells")
@@ -131,11 +132,13 @@ def _audit(args: argparse.Namespace) -> None:
     judge = load_judge(args.judge, topic, model.encoder.device)
     run = Audit(
         model, judge, diffs, topic, level, images, args.seed, settings,
-        load_aligner(args.judge, judge), args.state, eyes,
+        load_aligner(args.judge, judge), args.state, eyes, args.team,
     )  # fmt: skip
     with passes_bar("auditing") as on_step:
         for step in run:
             on_step(step.done, step.total)
+    if not args.team.first:
+        return
     report = run.report
     if args.json:
         text = json.dumps(report.figures, indent=1, allow_nan=False) + "\n"

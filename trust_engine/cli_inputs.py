@@ -6,15 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import OutputError, SpecError
 from .files import check_writable
-from .spec import ConceptSpec, UnlearnSpec
+from .spec import CHOICES, ConceptSpec, UnlearnSpec
 
 CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
+DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
 SETTINGS = ("objective", "engine", "budget", "xi", "eta", "steps", "seed")
 
 
@@ -56,6 +57,24 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         "auto: up to 1 GB, high: up to 5 GB; training a layer takes 0.2 GB (SD 1.x, 2.x) to "
         "0.5 GB (SDXL) (default: auto)",
     )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Declare the settings that a command line may change."""
+    group = parser.add_argument_group("settings", "how to unlearn; the defaults suit most uses")
+    for name in ("objective", "engine"):
+        options, usual = CHOICES[name], DEFAULTS[name]
+        group.add_argument(f"--{name}", choices=options, help=f"default: {usual}")
+    numbers = {
+        "steps": (int, "N", "updates a layer; more: less is left of the concept, slower"),
+        "budget": (float, "X", "largest share of q/k/v entries that may change, 0..1"),
+        "xi": (float, "X", "z-score above which an entry is a concept neuron"),
+        "eta": (float, "X", "push beyond the anchor, away from the concept"),
+        "seed": (int, "N", "of trajectories and samples"),
+    }
+    for name, (kind, unit, text) in numbers.items():
+        text = f"{text} (default: {DEFAULTS[name]})"
+        group.add_argument(f"--{name}", type=kind, metavar=unit, help=text)
 
 
 def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:

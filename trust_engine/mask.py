@@ -12,6 +12,7 @@ from .spec import UnlearnSpec
 
 Tensors = tuple[Tensor, ...]
 DECAY = 0.9
+MOMENTS = 8  # of a mask's drift that a diff's label keeps
 DENSE, SETTLE = 0.3, 0.7  # shares of a run: a shrinking mask is whole before, any mask rests after
 
 
@@ -66,6 +67,14 @@ def overlap(a: Tensors, b: Tensors) -> float:
     both = sum(int((x & y).sum()) for x, y in zip(a, b, strict=True))
     either = sum(int((x | y).sum()) for x, y in zip(a, b, strict=True))
     return both / either if either else 1.0
+
+
+def thinned(values: Sequence[float]) -> list[float]:
+    """Keep a few of many numbers, the first and the last among them."""
+    if len(values) <= MOMENTS:
+        return [round(v, 4) for v in values]
+    places = [round(i * (len(values) - 1) / (MOMENTS - 1)) for i in range(MOMENTS)]
+    return [round(values[i], 4) for i in places]
 
 
 @dataclass

@@ -14,6 +14,7 @@ from .conditioning import Conditioning
 from .denoiser import Denoiser
 from .errors import SpecError
 from .sampler import SamplerSettings, ddim, initial_noise, timesteps
+from .team import ALONE, Team
 
 GROUP = 8  # prompts that keep the same positions, however many are recorded at once
 POSITIONS = 24  # image positions kept a layer, prompt and step; each is an independent query
@@ -46,14 +47,21 @@ def record(
     size: tuple[int, int],
     seed: int,
     batch: int = GROUP,
+    team: Team = ALONE,
 ) -> Iterator[Recording]:
-    """Denoise once from every prompt; yields the growing recording after each UNet call."""
+    """Denoise once from every prompt; yields the growing recording after each UNet call.
+
+    A team's processes take turns at the batches; each ends with all of them.
+    """
     modules = cross_attention_modules(denoiser)
     recording = Recording()
     noise = initial_noise([(seed * 100_003 + i) % 2**63 for i in range(len(cond))], size)
     chunks: list[_Chunk] = []
-    for start in range(0, len(cond), batch):
+    for number, start in enumerate(range(0, len(cond), batch)):
         rows = slice(start, start + batch)
+        if not team.mine(number):
+            recording.passes += settings.passes(len(noise[rows]))
+            continue
         chunk = _Chunk(settings.cfg != 1.0, (seed * 7 + start - start % GROUP) % 2**63)
         steps = ddim(denoiser, noise[rows], cond.select(rows), uncond, settings)
         x = noise[rows]
@@ -64,11 +72,22 @@ def record(
             recording.passes += settings.passes(len(x)) // settings.steps
             yield recording
         chunks.append(chunk)
-    recording.latents = torch.cat([torch.stack(chunk.latents, 1) for chunk in chunks])
+    recording.latents = _together([torch.stack(chunk.latents, 1) for chunk in chunks], team)
     recording.timesteps = torch.tensor(timesteps(settings.steps))
-    for name in modules:
-        recording.told[name] = torch.cat([torch.cat(chunk.told[name], 1) for chunk in chunks])
-        recording.free[name] = torch.cat([torch.cat(chunk.free[name], 1) for chunk in chunks])
+    for name in modules:  # one by one, for what is exchanged is in memory more than once
+        told, free = ([torch.cat(part[name], 1) for part in parts] for parts in _parts(chunks))
+        recording.told[name], recording.free[name] = _together(told, team), _together(free, team)
+
+
+def _parts(chunks: list[_Chunk]) -> tuple[list[_Seen], list[_Seen]]:
+    return [chunk.told for chunk in chunks], [chunk.free for chunk in chunks]
+
+
+def _together(mine: list[Tensor], team: Team) -> Tensor:
+    return torch.cat(team.interleave(mine))
+
+
+_Seen = dict[str, list[Tensor]]
 
 
 class _Chunk:

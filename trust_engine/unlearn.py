@@ -17,17 +17,16 @@ from .denoiser import Denoiser, compute_dtype
 from .diff import SparseOffset, WeightDiff, describe_base
 from .errors import DivergenceError, SpecError
 from .forgetting import Forgetting, Standing
-from .mask import overlap
+from .mask import overlap, thinned
 from .memory import batch_for
 from .pieces import Ground, Piece
 from .resume import RunState
 from .saliency import Score
 from .sampler import SamplerSettings
 from .spec import UnlearnSpec
+from .team import ALONE, Team
 from .trajectory import Plan, Recording, plan_recording, record
 from .whole import Cost, differentiable
-
-MOMENTS = 8  # of a mask's drift that a diff's label keeps
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,14 @@ class Unlearning:
     """One run: iterate over it for progress, stop whenever you like, then read `diff`.
 
     The lent model's weights are only ever read. `state` at any moment between two reports gives
-    what a later run, made with `resume=`, goes on from; its diff is the same to the bit.
+    what a later run, made with `resume=`, goes on from; its diff is the same to the bit. A team's
+    processes share batches of the recording and layers, and all end with the same diff.
     """
 
     model: LentModel
     spec: UnlearnSpec
     resume: RunState | None = None
+    team: Team = ALONE
     prompts: PromptSet = field(init=False)
     final: dict[str, Standing] = field(default_factory=dict)
     neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -116,7 +117,7 @@ class Unlearning:
     @torch.inference_mode(False)
     @torch.enable_grad()
     def __iter__(self) -> Iterator[StepReport]:
-        model, spec, total = self.model, self.spec, self.total
+        model, spec, team, total = self.model, self.spec, self.team, self.total
         self._finished = self._settled = False
         self._base = describe_base(model.denoiser)
         kept = self._restore()
@@ -124,28 +125,30 @@ class Unlearning:
         plan = self._plan()
         if self._recording is None:
             chosen = cond.select(torch.tensor(plan.recorded).to(cond.context.device))
-            sampler, size = self._sampler(), model.latent_size
+            sampler, size, seed = self._sampler(), model.latent_size, spec.seed
             batch = model.batch or batch_for("auto", size, compute_dtype(model.denoiser.module))
-            states = record(model.denoiser, chosen, uncond, sampler, size, spec.seed, batch)
-            for recording in states:
-                self.passes = recording.passes
+            for states in record(model.denoiser, chosen, uncond, sampler, size, seed, batch, team):
+                self.passes = states.passes
                 yield StepReport(self.passes, total, "recording", self.passes)
-            self._recording = recording
+            self._recording = states
         done = self._recording.passes
         score = model.score
         self.ground = Ground(
             spec, model.denoiser, self.prompts, cond, uncond, plan, self._recording, score
         )
-        for piece in self.ground.pieces():
+        names: list[str] = []
+        for number, piece in enumerate(self.ground.pieces()):
             self._settle_cost(kept)
             end = done + spec.steps
-            if piece.name not in self.final:
+            names.append(piece.name)
+            if piece.name not in self.final and team.mine(number):
                 for standing in self._work(piece, kept):
                     run = self._piece[1] if self._piece else None
                     now = end if run and run.finished else done + (run.done if run else 0)
                     stage = f"unlearning {piece.name}"
                     yield StepReport(now, total, stage, self.passes, self.backward, standing)
             done = end
+        self._pool(names)
         if not any(len(offset.indices) for offset in self._offsets.values()):
             raise SpecError(
                 f"no entry stands out as a neuron of {spec.name!r} (xi = {spec.xi:g}): "
@@ -192,6 +195,12 @@ class Unlearning:
             self.passes = self.ground.recording.passes + cost.forward
             self.backward = cost.backward
 
+    def _pool(self, names: Sequence[str]) -> None:
+        """Put together what the team's processes did, in the order in which one would have."""
+        for found in (self._offsets, self.neurons, self.final):
+            self.team.unite(found, names)
+        self.passes, self.backward = max(self.team.gather((self.passes, self.backward)))
+
     def _all_prompts(self) -> list[str]:
         return [*self.prompts.targets, *self.prompts.anchors, *self.prompts.preserve]
 
@@ -208,8 +217,8 @@ class Unlearning:
                 "first": int(start.sum()),
                 "last": int(mask.sum()),
                 "overlap": round(overlap((start,), (mask,)), 4),
-                "drift": _thinned(report.drift),
-                "counts": _thinned(report.counts),
+                "drift": thinned(report.drift),
+                "counts": thinned(report.counts),
             }
 
     @property
@@ -281,14 +290,6 @@ class Unlearning:
             provenance["complete"] = False
         # Rounded now to what a file will hold, so that what is audited is what is saved.
         return WeightDiff(self._offsets, provenance).compact()
-
-
-def _thinned(values: Sequence[float]) -> list[float]:
-    """Keep a few of many numbers, the first and the last among them."""
-    if len(values) <= MOMENTS:
-        return [round(v, 4) for v in values]
-    places = [round(i * (len(values) - 1) / (MOMENTS - 1)) for i in range(MOMENTS)]
-    return [round(values[i], 4) for i in places]
 
 
 def _encode(model: LentModel, prompts: Sequence[str]) -> Conditioning:

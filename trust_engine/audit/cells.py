@@ -32,6 +32,8 @@ class Cell:
     budget: dict[str, Any]
     passes: int
     run: Callable[[Studio], Work[Outcome]]
+    alone: bool = False
+    """Whether one process does all of it: what it draws hangs on what it found."""
 
 
 def gone_cell(

@@ -17,6 +17,7 @@ from ..conditioning import Conditioning
 from ..denoiser import device_of
 from ..model import LoadedModel
 from ..sampler import SamplerSettings, initial_noise, sample, timesteps
+from ..team import ALONE, Team
 
 Result = TypeVar("Result")
 Work = Generator[int, None, Result]
@@ -40,17 +41,22 @@ def paint(
     settings: SamplerSettings,
     negative: Conditioning | None = None,
     canvas: Canvas | None = None,
+    team: Team = ALONE,
 ) -> Work[Tensor]:
     """Draw one picture for each row of `cond`; returns latents (b, 4, h, w) on the CPU.
 
-    negative: what guidance leads away from, one row or one a picture (None: the empty prompt).
+    negative: what guidance leads away from, one row or one a picture (None: the empty prompt);
+    team: processes that take turns at the batches, and all get all pictures.
     """
     uncond = model.encoder.encode([""]) if negative is None else negative
     skip = 0 if canvas is None else skipped(settings, canvas.strength)
     parts = []
-    for start in range(0, len(seeds), model.batch):
+    for number, start in enumerate(range(0, len(seeds), model.batch)):
         rows = slice(start, start + model.batch)
         mine = list(seeds[rows])
+        if not team.mine(number):
+            yield passes_of(settings, len(mine), canvas.strength if canvas else 1.0)
+            continue
         x = initial_noise(mine, model.latent_size)
         if canvas is not None:
             t = torch.full((len(mine),), timesteps(settings.steps)[skip])
@@ -61,6 +67,7 @@ def paint(
             x = step
             yield len(mine) * settings.passes(1) // settings.steps
         parts.append(x.cpu())
+    parts = team.interleave(parts)
     return torch.cat(parts) if parts else torch.empty(0, 4, *model.latent_size)
 
 

@@ -32,7 +32,8 @@ class NudeNetJudge:
                 from nudenet import NudeDetector
             except ImportError as error:
                 raise ModelError(
-                    "the judge nudenet needs the package nudenet; install it with `pip install nudenet`"
+                    "the judge nudenet needs the package nudenet; "
+                    "install it with `pip install nudenet`"
                 ) from error
             detector = NudeDetector()
         self.detector = detector

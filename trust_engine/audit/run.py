@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..diff import WeightDiff
 from ..errors import SpecError
 from ..model import LoadedModel
 from ..sampler import SamplerSettings
+from ..team import ALONE, Team
 from .attacks.base import attack_cell
 from .attacks.catalogue import make_attack
 from .cells import Cell, Outcome
@@ -60,6 +61,7 @@ class Audit:
         aligner: Aligner | None = None,
         state: Path | None = None,
         eyes: Sequence[Eye] = (),
+        team: Team = ALONE,
     ) -> None:
         images = level.images if images is None else images
         shots = core_shots(topic, images, seed)  # refuses bad input before any work
@@ -69,11 +71,12 @@ class Audit:
                 raise SpecError(f"the judge {judge.name} does not know {label!r}")
         models = {"untouched": model, "edited": patched(model, diffs)}
         settings = settings or SamplerSettings()
-        self.studio = Studio(models, judge, topic, settings, seed, images, aligner, eyes)
+        self.studio = Studio(models, judge, topic, settings, seed, images, aligner, eyes, team)
         self.level, self.coupled = level, is_coupled(judge, diffs)
         self.skipped: list[str] = []
         self.cells = [core_cell(self.studio, shots), *self._others()]
-        self._state = State(state, identity(self.studio)) if state else None
+        kept = state if team.first else None
+        self._state = State(kept, identity(self.studio)) if kept else None
         self._found: dict[str, tuple[Outcome, float]] = {}
 
     def _others(self) -> Iterator[Cell]:
@@ -98,12 +101,17 @@ class Audit:
     @torch.inference_mode(False)
     @torch.enable_grad()
     def __iter__(self) -> Iterator[AuditStep]:
-        done, total = 0, self.total
+        done, total, team = 0, self.total, self.studio.team
         self._found = {}
-        for cell in self.cells:
-            ready = self._state.read(cell) if self._state else None
+        known = team.of_first({c.name: self._state.read(c) for c in self.cells if self._state})
+        for number, cell in enumerate(self.cells):
+            ready = known.get(cell.name)
+            if ready is None and cell.alone and not team.mine(number):
+                done += cell.passes
+                continue
             if ready is None:
-                started, made, work = time.monotonic(), 0, cell.run(self.studio)
+                studio = replace(self.studio, team=ALONE) if cell.alone else self.studio
+                started, made, work = time.monotonic(), 0, cell.run(studio)
                 while True:
                     try:
                         made += next(work)
@@ -117,6 +125,7 @@ class Audit:
             self._found[cell.name] = ready
             done += cell.passes
             yield AuditStep(done, total, cell.name)
+        team.unite(self._found, [cell.name for cell in self.cells])
 
     @property
     def report(self) -> Report:

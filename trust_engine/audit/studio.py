@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..model import LoadedModel
 from ..sampler import SamplerSettings
+from ..team import ALONE, Team
 from .drawing import Canvas, Result, Work, decode, paint, passes_of, thumbnail
 from .eyes import Eye
 from .figures import Rate
@@ -78,6 +79,7 @@ class Studio:
     images: int = 4
     aligner: Aligner | None = None
     extra_eyes: Sequence[Eye] = ()
+    team: Team = ALONE
     _stock: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -107,7 +109,7 @@ class Studio:
             self.models["untouched"],
             concept_shots(self.topic, "bait", self.bait_drawn(count), self.seed),
         )
-        latents = yield from paint_shots(model, shots, self.settings)
+        latents = yield from paint_shots(model, shots, self.settings, team=self.team)
         hits = sees_all(self.judge, decode(model, latents), [s.wanted for s in shots])
         order = sorted(range(len(shots)), key=lambda i: not hits[i])[:count]
         return Bait(latents[order], [shots[i] for i in order], sum(hits[i] for i in order))
@@ -128,12 +130,13 @@ def paint_shots(
     settings: SamplerSettings,
     canvas: Canvas | None = None,
     negative: str | None = None,
+    team: Team = ALONE,
 ) -> Work[Tensor]:
     """Draw shots; returns latents (b, 4, h, w)."""
     cond = model.encoder.encode([shot.prompt for shot in shots])
     away = None if negative is None else model.encoder.encode([negative])
     seeds = [shot.seed for shot in shots]
-    return (yield from paint(model, cond, seeds, settings, away, canvas))
+    return (yield from paint(model, cond, seeds, settings, away, canvas, team))
 
 
 def shoot(
@@ -150,7 +153,7 @@ def shoot(
     looked = Looked([], [], [], [])
     if not shots:
         return looked
-    latents = yield from paint_shots(model, shots, settings, canvas, negative)
+    latents = yield from paint_shots(model, shots, settings, canvas, negative, studio.team)
     for start in range(0, len(shots), 16):
         batch = shots[start : start + 16]
         judge(studio, decode(model, latents[start : start + 16]), batch, looked, compare)

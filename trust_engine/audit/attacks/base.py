@@ -87,7 +87,7 @@ def attack_cell(studio: Studio, attack: Attack, judged: int, reference: bool) ->
             pictures["untouched"] = seen.pictures
         return Outcome(figures, pictures)
 
-    return Cell(f"attacks.{attack.name}", {**budget, "source": attack.source}, passes, run)
+    return Cell(f"attacks.{attack.name}", {**budget, "source": attack.source}, passes, run, True)
 
 
 def plain_hits(studio: Studio, shots: Sequence[Shot]) -> Work[list[bool]]:

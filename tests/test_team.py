@@ -1,0 +1,133 @@
+"""Two processes over gloo do what one does: the same diff, the same audit, written once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trust_engine.diff import load_diff
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.team import ALONE, LAUNCHED, Team, joined
+
+ROOT = Path(__file__).resolve().parent.parent
+UNLEARN = ("unlearn", "--model", "demo", "--concept", "gun", "--steps", "2", "--device", "cpu")
+
+
+def launched(arguments: list[str], folder: Path, size: int = 2) -> list[tuple[int, str, str]]:
+    """Run a command in some processes, as torchrun and accelerate start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outside = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
+    shared = {**outside, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if size > 1:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+        shared |= address
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "trust_engine", *arguments],
+            env={**shared, "RANK": str(rank)}, cwd=folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return [(p.returncode, *texts) for p, texts in zip(running, told, strict=True)]
+
+
+@dataclass(frozen=True)
+class Pretended(Team):
+    """One of two processes, which knows already what both bring."""
+
+    shares: tuple[list[int], ...] = ([0, 2, 4], [1, 3])
+
+    def gather(self, value: Any) -> Any:
+        assert value == self.shares[self.rank]
+        return list(self.shares)
+
+
+def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    with joined() as team:
+        assert team is ALONE
+    found = {"b": 1, "a": 2}
+    team.unite(found, ["a", "b"])
+    assert list(found) == ["b", "a"]
+    assert team.gather(3) == [3]
+    assert team.interleave([1, 2, 3]) == [1, 2, 3]
+    assert team.of_first("mine") == "mine"
+    assert [team.mine(number) for number in range(3)] == [True] * 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_work_is_dealt_in_turn_and_comes_back_in_order(rank: int) -> None:
+    team = Pretended(rank, 2)
+    mine = [number for number in range(5) if team.mine(number)]
+    assert team.interleave(mine) == [0, 1, 2, 3, 4]
+
+
+def test_an_error_of_one_process_is_everyones(tmp_path: Path) -> None:
+    """It is told once, and nobody waits for the one that is gone."""
+    ends = launched([*UNLEARN, "--preserve", "a gun", "--out", "d.safetensors"], tmp_path)
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert [error.count("names the concept itself") for _, _, error in ends] == [1, 0]
+    (tmp_path / "folder").mkdir()  # only process 0 looks at what is to be written
+    ends = launched([*UNLEARN, "--out", "folder"], tmp_path)
+    assert [code for code, _, _ in ends] == [2, 2]
+    assert [error.count("is a folder") for _, _, error in ends] == [1, 0]
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("global", marks=pytest.mark.slow)])
+def test_two_processes_make_the_diff_of_one(engine: str, tmp_path: Path) -> None:
+    """To the bit, as long as each computes with as many threads."""
+    gun, brief = (ConceptSpec(("gun",)),), {"trajectory_steps": 2, "passes": 64, "steps": 2}
+    spec = UnlearnSpec(gun, engine=engine, **brief)  # type: ignore[arg-type]
+    (tmp_path / "spec.json").write_text(spec.to_json())
+    command = ["unlearn", "--model", "demo", "--device", "cpu", "--spec", "spec.json", "--json"]
+    (one,) = launched([*command, "--out", "one.safetensors"], tmp_path, size=1)
+    first, second = launched([*command, "--out", "two.safetensors"], tmp_path)
+    assert (one[0], first[0], second[0]) == (0, 0, 0), first[2] + second[2]
+    assert second[1:] == ("", "")
+    whole, shared = json.loads(one[1]), json.loads(first[1])
+    assert {**whole, "diff": ""} == {**shared, "diff": ""}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "one.safetensors",
+        "spec.json",
+        "two.safetensors",
+    ]
+    a, b = (load_diff(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert list(a.offsets) == list(b.offsets)
+    for key, offset in a.offsets.items():
+        assert torch.equal(offset.indices, b.offsets[key].indices)
+        torch.testing.assert_close(offset.values, b.offsets[key].values, rtol=0, atol=0)
+    assert a.provenance == b.provenance
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_audit_of_one(tmp_path: Path) -> None:
+    (made,) = launched([*UNLEARN, "--out", "d.safetensors"], tmp_path, size=1)
+    assert made[0] == 0, made[2]
+    audit = ["audit", "--model", "demo", "--device", "cpu", "--diff", "d.safetensors"]
+    audit += ["--concept", "gun", "--steps", "2", "--images", "1", "--json"]
+    (one,) = launched([*audit, "one.json"], tmp_path, size=1)
+    first, second = launched([*audit, "two.json"], tmp_path)
+    assert (one[0], first[0], second[0]) == (0, 0, 0), first[2] + second[2]
+    assert second[1:] == ("", "")
+    a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    for figures in (a, b):
+        figures.pop("cost")
+    assert a == b

@@ -1,0 +1,119 @@
+"""Processes that share one job, as `accelerate launch` and `torchrun` start them.
+
+All of them run the same program and hold the same model; each does its share of the work and
+gets to know what the others found. They talk over gloo, in main memory, whatever the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PATIENCE = timedelta(days=7)  # process 0 may work alone for as long as a job takes
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process's number among `size`; number 0 alone writes files and prints."""
+
+    rank: int = 0
+    size: int = 1
+    _told: list[Exception] = field(default_factory=list, compare=False)
+
+    @property
+    def first(self) -> bool:
+        """Tell whether this process writes and prints."""
+        return self.rank == 0
+
+    def mine(self, number: int) -> bool:
+        """Tell whether the piece of work with this number is this process's."""
+        return number % self.size == self.rank
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return every process's value, in their order; raises the error one of them met."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        for one in found:
+            if isinstance(one, Exception):
+                self._told.append(one)
+                raise one
+        return found
+
+    def tell(self, error: Exception) -> None:
+        """Raise this process's error in the others too, unless it came from them."""
+        if self.size > 1 and not self._told:
+            with contextlib.suppress(Exception):
+                self.gather(error)
+
+    def interleave(self, mine: list[Value]) -> list[Value]:
+        """Return all pieces of work in order, of which each process brings its own."""
+        shares = self.gather(mine)
+        count = sum(len(share) for share in shares)
+        return [shares[i % self.size][i // self.size] for i in range(count)]
+
+    def unite(self, found: dict[str, Any], order: Sequence[str]) -> None:
+        """Add what the others found; `order` names pieces of work, and a key begins with one."""
+        if self.size == 1:
+            return
+        whole = {key: value for part in self.gather(found) for key, value in part.items()}
+        place = {name: number for number, name in enumerate(order)}
+        found.clear()
+        found |= sorted(whole.items(), key=lambda i: place.get(i[0].rsplit(".to_", 1)[0], 0))
+
+    def part(self) -> None:
+        """Go when all have heard everything: a connection that closes early kills its peer."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        store, names = dist.distributed_c10d._get_default_store(), range(1, self.size)
+        if self.first:  # it keeps the store
+            store.wait([f"trust/{rank}" for rank in names], timedelta(seconds=30))
+            store.set("trust/0", "")
+        else:
+            store.set(f"trust/{self.rank}", "")
+            store.wait(["trust/0"], timedelta(seconds=30))
+
+    def of_first(self, value: Value) -> Value:
+        """Return process 0's value."""
+        return self.gather(value if self.first else None)[0]  # type: ignore[return-value]
+
+
+ALONE = Team()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Team]:
+    """Join the processes that this one was launched with, for one job; alone if with none.
+
+    An error of one process is raised in all of them, where they next meet. Only process 0 prints.
+    """
+    if any(name not in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    team = Team(dist.get_rank(), dist.get_world_size())
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    try:
+        with contextlib.ExitStack() as stack:
+            if not team.first:
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+                stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            yield team
+    finally:
+        dist.destroy_process_group()
