@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN = $(PYTHON) tools/env.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format world sprites quality bench bench-quick
+.PHONY: help env demo test test-slow lint format world sprites quality bench bench-engine bench-quick
 
 help: ## list the targets
 	@grep -E '^[a-z-]+: ## ' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 12
@@ -39,8 +39,11 @@ sprites: ## render the art of Emoji World anew (needs npm)
 quality: ## measure the demo model
 	$(RUN) -m bench.world.quality $(ARGS)
 
-bench: ## measure unlearning on five concepts
-	$(RUN) -m bench.five_concepts $(ARGS)
+bench: ## measure TRUST beside other methods: four concepts, three seeds (many hours)
+	$(RUN) -m bench.rivals $(ARGS)
+
+bench-engine: ## measure every kind of concept with the default settings, three seeds
+	$(RUN) -m bench.engine kinds $(ARGS)
 
 bench-quick: ## measure TRUST beside other methods: one concept, one seed
 	$(RUN) -m bench.rivals --quick $(ARGS)

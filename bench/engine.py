@@ -4,22 +4,27 @@
     python -m bench.engine ablations        # on gun and baby+beer
     python -m bench.engine kinds --show     # print what there is
 
-Resumable cell by cell: what is done is read back from runs/engine.json, diffs from runs/diffs.
+Resumable cell by cell: figures are kept in bench/figures/engine.json, diffs in runs/diffs. A cell
+of another model, judge, spec or number of pictures is made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.measure import measure, relative
+from bench.measure import Known, measure, relative
 from bench.trained import CONCEPTS, trained
-from trust_engine.demo.judge import load_judge
+from trust_engine.demo.judge import ASSETS, load_judge
+from trust_engine.diff import fingerprint
+from trust_engine.files import write_atomically
 from trust_engine.model import LoadedModel, load_model
+from trust_engine.spec import UnlearnSpec
 
 ABLATED = ("gun", "baby+beer")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -42,14 +47,39 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"budget {share:g}": {"budget": share} for share in (0.003, 0.01, 0.1)},
     **{f"lambda {lam:g}": {"lam": lam} for lam in (0.01, 1.0)},
 }
-STORE = Path("runs/engine.json")
+STORE = Path("bench/figures/engine.json")
 
 
 def cell(model: LoadedModel, name: str, variant: str, seed: int, images: int) -> dict[str, Any]:
     """Unlearn one concept once and measure what became of it."""
     diff, figures = trained(model, name, seed, variant, VARIANTS[variant])
     measured = measure(model, load_judge(), [(diff, 1.0)], CONCEPTS[name], images, seed)
+    figures.pop("neurons")
     return {"figures": measured, **figures}
+
+
+def stamp(model: LoadedModel, name: str, seed: int, images: int, variant: str | None) -> str:
+    """Hash what a cell's figures hang on; variant None: the untouched model."""
+    parts = [
+        fingerprint(model.denoiser),
+        str(images),
+        hashlib.sha256((ASSETS / "judge.safetensors").read_bytes()).hexdigest(),
+    ]
+    if variant is not None:
+        parts.append(UnlearnSpec((CONCEPTS[name],), seed=seed, **VARIANTS[variant]).to_json())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def valid(cells: Mapping[str, Any], model: LoadedModel, images: int) -> dict[str, Any]:
+    """Leave out what was measured on something else than today's."""
+    kept = {}
+    for key, found in cells.items():
+        variant, name, seed = key.rsplit("/", 2)
+        which = None if variant == "untouched" else variant
+        known = variant in ("untouched", *VARIANTS) and name in CONCEPTS
+        if known and found["stamp"] == stamp(model, name, int(seed), images, which):
+            kept[key] = found
+    return kept
 
 
 def table(cells: Mapping[str, Any], names: list[str], variants: list[str]) -> str:
@@ -61,7 +91,7 @@ def table(cells: Mapping[str, Any], names: list[str], variants: list[str]) -> st
             if not rows:
                 continue
             figures = [
-                relative(cells[key]["figures"], cells[f"untouched/{name}/{key[-1]}"])
+                relative(cells[key]["figures"], cells[f"untouched/{name}/{key[-1]}"]["figures"])
                 for key in rows
             ]
             columns = tuple(figures[0])
@@ -89,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("kinds", "ablations"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--only", nargs="+", help="some of the concepts or variants")
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
@@ -99,18 +129,22 @@ def main() -> None:
         names = [n for n in names if n in args.only] or names
         variants = [v for v in variants if v in args.only] or variants
     STORE.parent.mkdir(parents=True, exist_ok=True)
+    model, judge = load_model("demo"), load_judge()
     cells = json.loads(STORE.read_text()) if STORE.exists() else {}
+    cells = valid(cells, model, args.images)
     wanted = [(s, n, v) for s in range(args.seeds) for n in names for v in variants]
-    model = None if args.show else load_model("demo")
-    for seed, name, variant in wanted if model else []:
-        assert model is not None
+    known: Known = {}
+    for seed, name, variant in [] if args.show else wanted:
         base, key = f"untouched/{name}/{seed}", f"{variant}/{name}/{seed}"
         if base not in cells:
-            cells[base] = measure(model, load_judge(), [], CONCEPTS[name], args.images, seed)
+            rates = measure(model, judge, [], CONCEPTS[name], args.images, seed, known)
+            mark = stamp(model, name, seed, args.images, None)
+            cells[base] = {"figures": rates, "stamp": mark}
         if key not in cells:
-            cells[key] = cell(model, name, variant, seed, args.images)
-            STORE.write_text(json.dumps(cells))
-        found = relative(cells[key]["figures"], cells[base])
+            mark = stamp(model, name, seed, args.images, variant)
+            cells[key] = {**cell(model, name, variant, seed, args.images), "stamp": mark}
+            write_atomically(STORE, (json.dumps(cells, indent=0) + "\n").encode())
+        found = relative(cells[key]["figures"], cells[base]["figures"])
         shown = {k: round(v, 3) for k, v in found.items()}
         print(key, shown, cells[key]["seconds"], "s", flush=True)
     print(table(cells, names, variants))

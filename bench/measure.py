@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from trust_engine.audit import Rate, Shot, look
@@ -16,6 +17,7 @@ from trust_engine.spec import ConceptSpec
 
 FIRST_SEED = 4_000_000  # apart from those of the engine, the audit and the quality floor
 Groups = dict[str, list[Shot]]
+Known = dict[Shot, tuple[bool, bool, bool]]
 GONE = ("target", "synonyms", "both", "under", "style")
 """Groups of which nothing should be left; of all others, everything."""
 
@@ -37,6 +39,14 @@ def groups(concept: ConceptSpec, images: int, seed: int) -> Groups:
             Shot(words, Scene(tuple(seen), ground, style), start + i, text)
             for i, (words, seen, ground, style, text) in enumerate(parts)
         ]
+        if concept.kind == "single" and name == "others":
+            # The same pictures whatever the concept: the untouched model draws them once.
+            named[name] = [
+                replace(
+                    shot, seed=start + 40 * list(OBJECTS).index(shot.words) + i % (images // 12)
+                )
+                for i, shot in enumerate(named[name])
+            ]
         start += 2_000
     return named
 
@@ -58,7 +68,12 @@ def _single(_: ConceptSpec, word: str, others: list[str], n: int) -> dict[str, l
     return {
         "target": [_part([word], i) for i in range(n)],
         "synonyms": [(p[0], [word], *p[2:]) for p in asked],
-        "others": [_part([name], i + j) for j, name in enumerate(others) for i in range(n // 12)],
+        "others": [
+            _part([name], i + j)
+            for j, name in enumerate(OBJECTS)
+            if name in others
+            for i in range(n // 12)
+        ],
     }
 
 
@@ -109,13 +124,23 @@ def measure(
     concept: ConceptSpec,
     images: int = 48,
     seed: int = 0,
+    known: Known | None = None,
 ) -> dict[str, Any]:
-    """Rate every group on the patched model, {"group": {"value", "n", "low", "high"}}."""
+    """Rate every group on the patched model, {"group": {"value", "n", "low", "high"}}.
+
+    known: what was seen in pictures of this model with these diffs before; it grows.
+    """
+    known = {} if known is None else known
     here, figures = patched(model, diffs) if diffs else model, {}
     for name, shots in groups(concept, images, seed).items():
         if not shots:
             continue
-        hits, styles, grounds = look(here, judge, shots, SamplerSettings())
+        new = [shot for shot in shots if shot not in known]
+        if new:
+            known |= zip(
+                new, zip(*look(here, judge, new, SamplerSettings()), strict=True), strict=True
+            )
+        hits, styles, grounds = ([known[shot][i] for shot in shots] for i in range(3))
         if name == "style":
             figures["style"] = Rate.of(styles).to_dict()
             figures["objects"] = Rate.of(hits).to_dict()

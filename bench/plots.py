@@ -36,7 +36,9 @@ def series(cells: Mapping[str, Any], concept: str, variants: Sequence[str]) -> d
     for i, variant in enumerate(variants):
         keys = [key for key in cells if key.startswith(f"{variant}/{concept}/")]
         rows = [
-            relative(cells[k]["figures"], cells[f"untouched/{concept}/{k.rsplit('/', 1)[1]}"])
+            relative(
+                cells[k]["figures"], cells[f"untouched/{concept}/{k.rsplit('/', 1)[1]}"]["figures"]
+            )
             for k in keys
         ]
         for name in rows[0] if rows else ():

@@ -1,6 +1,6 @@
 """Make each benchmark's diffs once: (variant, concept, seed), kept in runs/diffs.
 
-    python -m bench.trained                   # those of bench.five_concepts and bench.engine kinds
+    python -m bench.trained                   # those of bench.engine kinds
     python -m bench.trained --share 0/2       # every second one: one process for each core
 
 A diff of another base model (from before the demo model was trained on) or of other settings is

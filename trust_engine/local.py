@@ -16,8 +16,9 @@ from .attention import CrossAttention
 from .mask import Tensors
 from .objective import distance
 
-PROMPTS_A_STEP = 40  # drawn anew for each step when there are more
-POSITIONS_A_STEP = 48  # likewise, for each prompt
+PROMPTS_A_STEP = 12  # drawn anew for each step when there are more
+POSITIONS_A_STEP = 24  # likewise, for each prompt
+ANSWERS_KEPT = 1 << 23  # numbers: goals that take more room are worked out at each step
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,8 @@ class LayerProblem:
         return distance(self.layer.with_weights(*theta)(seen.states, seen.now), goal, self.scale)
 
     def _answered(self, situation: Situation) -> Situation:
-        """Work the goals out once for all steps, unless a step sees but few of them."""
-        if len(situation.rows) > 2 * PROMPTS_A_STEP:
+        """Work the goals out once for all steps, unless they take much room."""
+        if len(situation.rows) * situation.x[0].numel() > ANSWERS_KEPT:
             return situation
         return replace(situation, answers=self._goal(situation))
 

@@ -20,7 +20,7 @@ from ..unlearn import Unlearning
 from .judge import load_judge
 from .vocabulary import OBJECTS, caption
 
-IMAGES = 2  # pictures an object in the demo's own audit, which says so
+IMAGES = 1  # pictures an object in the demo's own audit, which says so
 ROWS = {
     "ua": "concept gone (UA)",
     "synonyms": "synonyms gone, never named",
@@ -96,5 +96,5 @@ def table(report: Mapping[str, Any]) -> str:
     worst = sorted(report["per_object"].items(), key=lambda item: item[1]["value"])[:3]
     lines.append("weakest others: " + ", ".join(f"{n} {r['value']:.2f}" for n, r in worst))
     few = report["images_per_object"]
-    lines.append(f"({few} pictures an object, judged by the demo's CNN; attacks are not covered)")
+    lines.append(f"({few} picture{'s'[: few > 1]} an object, judged by the demo's CNN; attacks are not covered)")
     return "\n".join(lines)
