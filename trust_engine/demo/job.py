@@ -96,5 +96,6 @@ def table(report: Mapping[str, Any]) -> str:
     worst = sorted(report["per_object"].items(), key=lambda item: item[1]["value"])[:3]
     lines.append("weakest others: " + ", ".join(f"{n} {r['value']:.2f}" for n, r in worst))
     few = report["images_per_object"]
-    lines.append(f"({few} picture{'s'[: few > 1]} an object, judged by the demo's CNN; attacks are not covered)")
+    drawn = f"{few} picture{'s'[: few > 1]} an object"
+    lines.append(f"({drawn}, judged by the demo's CNN; attacks are not covered)")
     return "\n".join(lines)
