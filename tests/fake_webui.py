@@ -182,6 +182,9 @@ def installed(folder: Path, extra: Callable[[Any], dict[str, ModuleType]]) -> It
         ),
         "modules.call_queue": module("modules.call_queue", queue_lock=threading.Lock()),
         "modules.prompt_parser": module("modules.prompt_parser", SdConditioning=_conditioning),
+        "modules.sd_samplers_common": module(
+            "modules.sd_samplers_common", decode_first_stage=lambda m, x: m.decode_first_stage(x)
+        ),
         "modules.scripts": module("modules.scripts", Script=Script, AlwaysVisible=object()),
         "modules.script_callbacks": Callbacks(),
         "modules.ui_common": module("modules.ui_common", create_refresh_button=lambda *_: None),

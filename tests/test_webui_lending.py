@@ -276,3 +276,21 @@ def test_order_out_of_range(tmp_path: Path) -> None:
             Order(spec(), resolution=10_000)
         with pytest.raises(SpecError, match="pictures"):
             Order(spec(), pictures=17)
+
+
+def test_prompts_are_encoded_one_by_one(every: Any) -> None:
+    """The hosts' emphasis levels a batch by one mean: together, prompts would touch each other."""
+    from trust_webui.text import HostEncoder
+
+    asked: list[list[str]] = []
+
+    def learned(prompts: Any, size: tuple[int, int]) -> torch.Tensor:
+        asked.append(list(prompts))
+        return torch.full((1, 77, 4), float("nan") if prompts == ["broken"] else 1.0)
+
+    encoder = HostEncoder(learned, len, (64, 64))
+    encoder.encode(["a cat", "a dog"])
+    encoder.encode(["a dog", "a cat", ""])
+    assert asked == [["a cat"], ["a dog"], [""]]
+    with pytest.raises(ModelError, match="broken"):
+        encoder.encode(["broken"])

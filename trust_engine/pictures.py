@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ INK, FAINT, PAPER = (32, 33, 36), (118, 122, 128), (255, 255, 255)
 LOW, HIGH = np.array([236, 240, 247]), np.array([192, 40, 60])
 MARGIN, GAP, LABEL = 24, 6, 22
 CELL = 118
+OLD_FONTS = ["DejaVuSans.ttf", "arial.ttf", "Arial.ttf"]
+"""Font files for an old Pillow; a host's door may put its own first."""
 NEURON_NOTES = (
     "share of entries that are concept neurons at the end of training",
     "in brackets: how many of the first ones are still among them",
@@ -20,10 +23,13 @@ NEURON_NOTES = (
 
 
 def font(size: int) -> Any:
-    """Return Pillow's own font; old releases have one size only."""
+    """Return Pillow's own font; before 10.1 it has one size, too small, and others go first."""
     try:
         return ImageFont.load_default(size)
     except TypeError:
+        for file in OLD_FONTS:
+            with contextlib.suppress(OSError):
+                return ImageFont.truetype(file, size)
         return ImageFont.load_default()
 
 

@@ -9,7 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from modules import devices, prompt_parser, sd_hijack, sd_models, sd_unet, shared
+from modules import (
+    devices,
+    prompt_parser,
+    sd_hijack,
+    sd_models,
+    sd_samplers_common,
+    sd_unet,
+    shared,
+)
 from torch import Tensor, nn
 
 from trust_engine.conditioning import Conditioning
@@ -95,12 +103,11 @@ class A1111(Host):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode with the VAE in use, picture by picture."""
-        model, made = self.model, []
+        """Decode by the VAE and the method that Settings choose, picture by picture."""
+        made = []
         for row in latents:
-            with devices.without_autocast():
-                z = row[None].to(devices.device, devices.dtype_vae)
-                made.append(model.decode_first_stage(z).float().cpu())
+            z = row[None].to(devices.device)
+            made.append(sd_samplers_common.decode_first_stage(self.model, z).float().cpu())
         return torch.cat(made).clamp(-1, 1)
 
     @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from modules import script_callbacks
+from modules import paths_internal, script_callbacks
+
+from trust_engine import pictures
 
 from . import api, host, settings, tab
 from .jobs import JOBS
@@ -15,6 +17,7 @@ def open_door() -> None:
         from . import forge
 
         forge.register()
+    _lend_font()
     script_callbacks.on_ui_settings(settings.add)
     script_callbacks.on_ui_tabs(tab.build)
     script_callbacks.on_app_started(api.add)
@@ -30,3 +33,10 @@ def close_door() -> None:
         from . import forge
 
         forge.unregister()
+
+
+def _lend_font() -> None:
+    """Let charts be written in the font that both hosts bring, for both have an old Pillow."""
+    file = getattr(paths_internal, "roboto_ttf_file", None)
+    if file and file not in pictures.OLD_FONTS:
+        pictures.OLD_FONTS.insert(0, file)

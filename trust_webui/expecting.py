@@ -21,7 +21,7 @@ from trust_engine.unlearn import LentModel, Unlearning
 
 from .host import current
 from .jobs import Job
-from .work import Order, drawing_passes, through_unet
+from .work import Order, drawing_passes, some, through_unet
 
 ROWS = 2  # of the UNet pass that is timed
 MB, GB = 2**20, 2**30
@@ -50,7 +50,7 @@ class Expected:
         size = f"{self.memory / GB:.1f} GB" if self.memory > GB else f"{self.memory / MB:.0f} MB"
         return (
             f"Expected: {spelled(self.seconds)} ({told}) and {size} of memory beside the model. "
-            f"{self.prompts} prompts. Preserved: {', '.join(self.preserve)[:400]}"
+            f"{self.prompts} prompts. Preserved: {some(self.preserve)}."
         )
 
     def to_dict(self) -> dict[str, Any]:

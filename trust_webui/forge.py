@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from backend import memory_management
 from backend.patcher import lora as patcher_lora
-from modules import prompt_parser, sd_models, shared
+from modules import prompt_parser, sd_models, sd_samplers_common, shared
 from torch import Tensor, nn
 
 from trust_engine.conditioning import Conditioning
@@ -111,9 +111,9 @@ class Forge(Host):
         return int(self.model.get_prompt_lengths_on_ui(prompt)[0])
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode with the VAE in use."""
+        """Decode by the VAE and the method that Settings choose."""
         with torch.inference_mode():
-            made = self.model.decode_first_stage(latents.float())
+            made = sd_samplers_common.decode_first_stage(self.model, latents.float())
         return made.detach().float().cpu().clone().clamp(-1, 1)
 
     @contextlib.contextmanager

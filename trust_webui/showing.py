@@ -17,6 +17,7 @@ from .work import Unlearned
 
 EVERY = 0.5  # seconds between two looks at a job
 REDRAW = 2.0  # seconds between two charts
+KINDS = {"unlearn": "Unlearning", "expect": "Estimate for", "audit": "Audit of"}
 COLOURS = {"failed": "#b91c1c", "stopped": "#b45309", "done": "#15803d"}
 
 
@@ -26,7 +27,9 @@ def status(job: Job | None) -> str:
         return "<p>Nothing has been started yet.</p>"
     share = 100 if job.state == "done" else round(100 * job.done / max(1, job.total))
     left = "" if job.left is None else f", about {spelled(job.left)} left"
-    head = f"{escape(job.kind)} <b>{escape(job.title)}</b>: {escape(job.state)}"
+    head = (
+        f"{KINDS.get(job.kind, escape(job.kind))} <b>{escape(job.title)}</b>: {escape(job.state)}"
+    )
     if job.state == "running":
         head += f", {escape(job.stage)} ({job.done} of {job.total}{left})"
     elif job.started:

@@ -32,8 +32,9 @@ def build(words: Any) -> Any:
     """Build it; returns the list of diffs, which a finished run sets."""
     gr.Markdown("### Diffs")
     with gr.Row():
-        chosen = gr.Dropdown(folders.listed(), label="Diff", elem_id="trust_diff")
-        refresh = gr.Button("Refresh the list", elem_id="trust_refresh")
+        with gr.Column():
+            chosen = gr.Dropdown(folders.listed(), label="Diff", elem_id="trust_diff")
+            refresh = gr.Button("Refresh the list", elem_id="trust_refresh")
         added = gr.File(label="Add a diff that someone gave you", elem_id="trust_add")
     shown = gr.Textbox(label="Its label", lines=9, interactive=False, elem_id="trust_label")
     told = gr.HTML(elem_id="trust_told")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trust_engine.conditioning import Conditioning, stack
+from trust_engine.errors import ModelError
 
-ROWS = 16  # prompts that the host gets at once
 Learned = Callable[[Sequence[str], tuple[int, int]], Any]
 """Prompts and the picture's size (h, w) -> what the host's get_learned_conditioning returns."""
 
@@ -30,9 +30,10 @@ class HostEncoder:
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts, one row each; shorter rows are repeated to the longest so far."""
-        new = [p for p in dict.fromkeys(prompts) if p not in self._rows]
-        for start in range(0, len(new), ROWS):
-            self._remember(new[start : start + ROWS])
+        # One by one, as in a generation: the host's emphasis levels a whole batch by one mean.
+        for prompt in dict.fromkeys(prompts):
+            if prompt not in self._rows:
+                self._rows[prompt] = self._encoded(prompt)
         longest = max(row.context.shape[1] for row in self._rows.values())
         rows = [self._rows[prompt] for prompt in prompts]
         return stack([Conditioning(_stretched(r.context, longest), r.vector) for r in rows])
@@ -44,16 +45,19 @@ class HostEncoder:
     def token_space(self) -> None:
         """Hide the host's towers from attacks on the prompt, which know transformers' only."""
 
-    def _remember(self, prompts: Sequence[str]) -> None:
+    def _encoded(self, prompt: str) -> Conditioning:
         with torch.no_grad():
-            made = self._learned(prompts, self.size)
+            made = self._learned([prompt], self.size)
         told = made if isinstance(made, dict) else {"crossattn": made}
         with torch.inference_mode(False):  # a clone made here can be trained on
             context = _plain(told["crossattn"])
             vector = _plain(told["vector"]) if "vector" in told else None
-        for i, prompt in enumerate(prompts):
-            row = slice(i, i + 1)
-            self._rows[prompt] = Conditioning(context[row], None if vector is None else vector[row])
+        if not context.isfinite().all():
+            raise ModelError(
+                f"the host's text encoder answers {prompt!r} with numbers that are not finite; "
+                "take embeddings and prompt weights out, or choose another precision for it"
+            )
+        return Conditioning(context, vector)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from .jobs import Job
 
 log = logging.getLogger(__name__)
 SEED = 500_000  # pictures shown start apart from the engine's seeds, which are near zero
+FEW = 6  # prompts that are spelled out
 SIDE = 384  # pixels of a picture in the gallery
 
 
@@ -221,14 +222,21 @@ def _report(job: Job, run: Unlearning, diff: WeightDiff, path: Path) -> str:
     final = run.final.values()
     effect = sum(here.effect for here in final) / max(1, len(final))
     harm = sum(here.harm for here in final) / max(1, len(final))
-    kept = ", ".join(dict.fromkeys(run.prompts.preserve))
+    kept = some(list(dict.fromkeys(run.prompts.preserve)))
     rows = [
         f"Forgot: {run.spec.name}. Saved as {path.name}.",
         f"Effect left: {effect:.1%} of the start. Change of what must stay: {harm:.1%} of the "
         "concept's effect. These are the run's own figures; the audit looks at pictures.",
         f"Changed {diff.changed:,} entries, {diff.share:.2%} of the weights that it touches, in "
         f"{job.seconds:.0f} s and {run.passes} UNet passes.",
-        f"Preserved: {kept[:400]}",
+        f"Preserved: {kept}.",
         *job.said,
     ]
     return "\n".join(rows)
+
+
+def some(prompts: Sequence[str]) -> str:
+    """Spell out a few of many prompts."""
+    few = prompts if len(prompts) <= FEW + 1 else prompts[:: len(prompts) // FEW][:FEW]
+    more = f" and {len(prompts) - len(few)} more" if len(few) < len(prompts) else ""
+    return ", ".join(few) + more
