@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(variable: str, data: Path) -> Iterator[Server]:
-    """Start the host that a variable names; its own files are not written to."""
+def running(
+    variable: str, data: Path, lay_out: Callable[[Path], Any] | None = None
+) -> Iterator[Server]:
+    """Start the host that a variable names; its own files are not written to.
+
+    lay_out: puts a checkpoint into the data folder, instead of the one of WEBUI_CHECKPOINT.
+    """
     host = Path(os.environ[variable])
     python = os.environ.get(variable.replace("PATH", "PYTHON"), sys.executable)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    _furnish(data)
+    _furnish(data, lay_out or _checkpoint)
     command = [python, "launch.py", *FLAGS[variable], *COMMON, "--port", str(port),
                "--data-dir", str(data)]  # fmt: skip
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "0",
@@ -82,10 +87,15 @@ def running(variable: str, data: Path) -> Iterator[Server]:
                 process.wait()
 
 
-def _furnish(data: Path) -> None:
-    """Lay out a data folder: our extension, and the checkpoint that WEBUI_CHECKPOINT names."""
+def _furnish(data: Path, lay_out: Callable[[Path], Any]) -> None:
+    """Lay out a data folder: our extension and a checkpoint."""
     (data / "extensions").mkdir(parents=True)
     (data / "extensions" / "trust-unlearn").symlink_to(ROOT)
+    lay_out(data)
+
+
+def _checkpoint(data: Path) -> None:
+    """Put in the checkpoint that WEBUI_CHECKPOINT names."""
     models = data / "models" / "Stable-diffusion"
     models.mkdir(parents=True)
     source = Path(os.environ["WEBUI_CHECKPOINT"])
@@ -96,9 +106,11 @@ def _await(server: Server, process: subprocess.Popen[bytes]) -> None:
     for _ in range(PATIENCE):
         if process.poll() is not None:
             break
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            server.ask("/trust/v1/concepts")
-            return
         time.sleep(1)
+        # Asked before it has added its API, AUTOMATIC1111 fails for good.
+        if b"Startup time" in (server.data / "log.txt").read_bytes():
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                server.ask("/trust/v1/concepts")
+                return
     text = (server.data / "log.txt").read_text("utf-8", "replace")
     raise AssertionError(f"{server.variable}: the server does not start:\n{text[-3000:]}")

@@ -67,6 +67,13 @@ class Job:
             return None
         return self.seconds / self.done * max(0, self.total - self.done)
 
+    @property
+    def progress(self) -> float:
+        """Tell how far it has come, 0 to 1."""
+        if self.state == "done":
+            return 1.0
+        return round(self.done / self.total, 4) if self.total else 0.0
+
     def stop(self) -> None:
         """Ask it to stop: it does within one step, or is never begun."""
         self._stop.set()
@@ -93,7 +100,7 @@ class Job:
             "title": self.title,
             "state": self.state,
             "stage": self.stage,
-            "progress": round(self.done / self.total, 4) if self.total else 0.0,
+            "progress": self.progress,
             "seconds": round(self.seconds, 1),
             "seconds_left": None if self.left is None else round(self.left),
             "message": self.message,

@@ -8,8 +8,10 @@ from html import escape
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
-from trust_engine.charts import chart
+from trust_engine.charts import chart, stacked
+from trust_engine.pictures import PAPER
 
 from .expecting import Expected, spelled
 from .jobs import JOBS, Job
@@ -25,7 +27,6 @@ def status(job: Job | None) -> str:
     """Lay out a job's status: what it is, how far, what it says."""
     if job is None:
         return "<p>Nothing has been started yet.</p>"
-    share = 100 if job.state == "done" else round(100 * job.done / max(1, job.total))
     left = "" if job.left is None else f", about {spelled(job.left)} left"
     head = (
         f"{KINDS.get(job.kind, escape(job.kind))} <b>{escape(job.title)}</b>: {escape(job.state)}"
@@ -35,8 +36,9 @@ def status(job: Job | None) -> str:
     elif job.started:
         head += f" after {spelled(job.seconds)}"
     colour = COLOURS.get(job.state, "#4f46e5")
+    share = f"{100 * job.progress:.0f}%"
     bar = (f'<div style="background:#8884;border-radius:4px;height:8px">'
-           f'<div style="background:{colour};border-radius:4px;height:8px;width:{share}%"></div>'
+           f'<div style="background:{colour};border-radius:4px;height:8px;width:{share}"></div>'
            "</div>")  # fmt: skip
     said = [job.message] if job.message else []
     if isinstance(job.result, Expected):
@@ -60,7 +62,7 @@ def followed(job: Job | None) -> Iterator[tuple[Any, ...]]:
         if count != points and time.monotonic() - drawn > REDRAW:
             drawn, points = time.monotonic(), count
             longest = max(map(len, job.curves.values()))
-            picture = chart(f"{job.title}: {job.stage}", dict(job.curves), longest)
+            picture = _clear(chart(f"{job.title}: {job.stage}", dict(job.curves), longest))
         yield (status(job), gr.update(), picture, gr.update(), gr.update(), None)
         time.sleep(EVERY)
     yield finished(job)
@@ -72,7 +74,13 @@ def finished(job: Job | None) -> tuple[Any, ...]:
     if not isinstance(result, Unlearned):
         return (status(job), *(gr.update() for _ in range(4)), None)
     name = result.to_dict()["diff"]
-    return (status(job), result.gallery, result.chart, result.neurons, result.report, name)
+    pictures = (result.gallery, _clear(result.chart), _clear(result.neurons))
+    return (status(job), *pictures, result.report, name)
+
+
+def _clear(image: Image.Image) -> Image.Image:
+    """Leave room above for the label that gradio lays over a picture's corner."""
+    return stacked([Image.new("RGB", (image.width, image.width // 12), PAPER), image])
 
 
 def stop_all() -> str:

@@ -40,7 +40,7 @@ def build() -> list[tuple[Any, str, str]]:
                     again = gr.Button("Show the latest job", elem_id="trust_again")
             with gr.Column(scale=3):
                 state = gr.HTML(showing.status(None), elem_id="trust_status")
-                gallery = gr.Gallery(label="Before and after", elem_id="trust_gallery", columns=2)
+                gallery = gr.Gallery(label="Before and after", elem_id="trust_gallery", columns=4)
                 report = gr.Textbox(label="Report", lines=5, interactive=False,
                                     elem_id="trust_report")  # fmt: skip
                 with gr.Row():
@@ -62,7 +62,7 @@ def _fields() -> dict[str, Any]:
     """Lay out the form; every default is the engine's or the settings'."""
     d, made = DEFAULTS, dict[str, Any]()
     made["words"] = gr.Textbox(
-        label="Forget", placeholder="gun   (several words that mean it: separate them by commas)",
+        label="Forget", placeholder="gun   (more words for it: with commas)",
         elem_id="trust_words",
     )  # fmt: skip
     made["kind"] = gr.Radio(
@@ -74,8 +74,8 @@ def _fields() -> dict[str, Any]:
         placeholder="combination: beer    conditional: on a red background",
     )  # fmt: skip
     made["preserve"] = gr.Textbox(
-        label="Preserve", elem_id="trust_preserve",
-        placeholder="what must keep its look; empty: words near the concept are proposed",
+        label="Preserve: what must keep its look", elem_id="trust_preserve",
+        placeholder="empty: words near the concept are proposed",
     )  # fmt: skip
     made["anchor"] = gr.Textbox(
         label="Draw instead", elem_id="trust_anchor",
