@@ -102,7 +102,9 @@ def draw(page: Any, server: Server) -> Image.Image:
     page.locator("#txt2img_generate").click()
     for _ in range(PATIENCE):
         page.wait_for_timeout(1000)
-        if len(saved(server)) > before and not page.locator("#txt2img_interrupt:visible").count():
+        busy = server.ask("/sdapi/v1/progress?skip_current_image=true")["state"]["job"]
+        if len(saved(server)) > before and not busy:
+            page.wait_for_timeout(1000)  # for the page to take note
             return Image.open(saved(server)[-1])
     raise AssertionError("no picture comes")
 
@@ -173,3 +175,21 @@ def test_on_off_pasted_and_refused(page: Any, server: Server, tmp_path: Path) ->
     finally:
         file.with_suffix(".away").rename(file)
     assert len(saved(server)) == count
+
+
+def test_reload_ui(page: Any, server: Server) -> None:
+    """Everything is undone and done again, once: the tab, the accordion, the routes."""
+    page.evaluate("() => { window.old = true }")
+    page.get_by_text("Reload UI").last.click()
+    page.wait_for_function("() => !window.old && document.querySelector('#trust_words textarea')")
+    page.wait_for_timeout(3000)
+    go(page, "TRUST")
+    page.wait_for_selector("#trust_words textarea:visible")
+    assert page.locator("#trust_words textarea").count() == 1
+    assert page.locator(f"{OURS} .label-wrap").count() == 1
+    assert server.ask("/trust/v1/concepts")["kinds"]
+    go(page, "txt2img")
+    fill(page, "#txt2img_prompt textarea", "a cat")
+    for name, value in DRAWN.items():
+        fill(page, f"#txt2img_{name} input[type=number]", value)
+    assert draw(page, server).size == (128, 128)

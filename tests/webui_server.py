@@ -68,6 +68,8 @@ def running(
     _furnish(data, lay_out or _checkpoint)
     command = [python, "launch.py", *FLAGS[variable], *COMMON, "--port", str(port),
                "--data-dir", str(data)]  # fmt: skip
+    if variable == "FORGE_PATH":  # else it denies its page its own scripts and styles
+        command += ["--gradio-allowed-path", str(host)]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "0",
                "no_proxy": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1"}  # fmt: skip
     with (data / "log.txt").open("wb") as log:
