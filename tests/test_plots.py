@@ -13,8 +13,8 @@ def cell(target: float, others: float) -> dict:
 
 
 CELLS = {
-    "untouched/gun/0": cell(0.9, 0.8)["figures"],
-    "untouched/gun/1": cell(1.0, 1.0)["figures"],
+    "untouched/gun/0": cell(0.9, 0.8),
+    "untouched/gun/1": cell(1.0, 1.0),
     "default/gun/0": cell(0.1, 0.8),
     "default/gun/1": cell(0.3, 0.5),
     "budget 0.1/gun/0": cell(0.0, 0.4),

@@ -108,7 +108,7 @@ class Forgetting:
                 f"the loss is not finite at step {step + 1} of {spec.steps}; "
                 f"lower the rate (now {spec.rate:g}) or lambda"
             )
-        self.optimiser.step(joint, mask, cosine(step / spec.steps))
+        self.optimiser.step(joint, mask, decay(step / spec.steps))
         return self._stand(float(effect), float(harm), mask)
 
     def _update_mask(self, theta: Tensors, gradient: Tensors, step: int) -> Tensors:
@@ -218,6 +218,6 @@ def _below(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
 
 
-def cosine(progress: float) -> float:
-    """Fall from 1 to 0.02 along a cosine; progress is a fraction 0..1."""
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+def decay(progress: float) -> float:
+    """Fall from 1 to 0.02, late: most of it after the mask has settled; progress is 0..1."""
+    return 0.02 + 0.98 * math.cos(math.pi / 2 * progress)

@@ -13,7 +13,7 @@ from .spec import UnlearnSpec
 Tensors = tuple[Tensor, ...]
 DECAY = 0.9
 MOMENTS = 8  # of a mask's drift that a diff's label keeps
-DENSE, SETTLE = 0.3, 0.7  # shares of a run: a shrinking mask is whole before, any mask rests after
+DENSE, SETTLE = 0.2, 0.5  # shares of a run: a shrinking mask is whole before, any mask rests after
 
 
 def z_scores(saliency: Tensors, pooled: bool = False) -> Tensors:

@@ -67,7 +67,7 @@ def before_after(
     model: LoadedModel, diff: WeightDiff, concept: str, seed: int, preserve: tuple[str, ...]
 ) -> Any:
     """Draw target, neighbours and retained objects without and with the diff, same seeds."""
-    near = [name for p in preserve for name in OBJECTS if name in p.split()][:3]
+    near = list(dict.fromkeys(n for p in preserve for n in OBJECTS if n in p.split()))[:3]
     far = [name for name in OBJECTS if name != concept and name not in near][:3]
     shown = [concept, concept, concept, *near, *far]
     grounds = ("red", "white", "blue", "green", "pink", "yellow", "white", "purple", "blue")
