@@ -17,6 +17,7 @@ from ..trust_engine.errors import ModelError
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 EVERY = 0.25  # seconds between two messages to the browser
+SETTLED = 2.0  # seconds after which the pace tells how long it will take
 PREVIEW = 512  # pixels
 
 
@@ -29,6 +30,7 @@ class Bar:
     def __init__(self, node: str | None, total: int) -> None:
         self.node, self.bar = node, comfy.utils.ProgressBar(max(1, total))
         self.started, self._told = time.monotonic(), 0.0
+        self._first: tuple[float, int] | None = None  # when the first report came, and of what
 
     def update(self, done: int, total: int, preview: Any = None) -> None:
         """Show `done` of `total`, and a PIL image."""
@@ -46,10 +48,18 @@ class Bar:
         self._told = time.monotonic()
         tell(self.node, **data)
 
-    def remaining(self, done: int, total: int) -> float:
-        """Estimate the seconds that are left."""
-        spent = time.monotonic() - self.started
-        return spent / max(1, done) * max(0, total - done)
+    def remaining(self, done: int, total: int) -> float | None:
+        """Estimate the seconds that are left; None while the pace is not known.
+
+        Before the first report the host loads the model, which says nothing of the pace.
+        """
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        began, before = self._first
+        if now - began < SETTLED or done <= before:
+            return None
+        return (now - began) / (done - before) * max(0, total - done)
 
 
 def tell(node: str | None, **data: Any) -> None:

@@ -59,12 +59,12 @@ def run_engine(lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons |
         picture = None
         if bar.due:
             left = bar.remaining(report.done, report.total)
-            if not ran.said:
+            if left is not None and not ran.said:
                 ran.said.append(f"expected to take about {_minutes(left)}")
                 log.info("unlearning %r is %s", spec.name, ran.said[0])
             picture = _picture(lent, spec, report, curves)
             bar.tell(kind="run", stage=report.stage, done=report.done, total=report.total,
-                     left=round(left), steps=spec.steps, points=fresh,
+                     left=None if left is None else round(left), steps=spec.steps, points=fresh,
                      neurons=shares(run.neurons))  # fmt: skip
             fresh = []
         bar.update(report.done, report.total, picture)

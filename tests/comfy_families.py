@@ -98,6 +98,29 @@ class Clip:
         return (rows + rows.mean(0))[None], rows.mean().expand(1, 1280)
 
 
+class Lowvram:
+    """Load as the host does when memory is short: each weight is patched anew where it is used."""
+
+    def __init__(self) -> None:
+        self.loaded: Any = None
+        self.patches = 0
+
+    def load(self, models: Any, **_more: Any) -> None:
+        """Be the host's load_models_gpu."""
+        (model,) = models
+        if self.loaded is not model:
+            self.unload()
+            self.loaded = model
+            model.patch_model(torch.device("cpu"), lowvram_model_memory=1)
+            self.patches = max(self.patches, model.model.lowvram_patch_counter)
+
+    def unload(self) -> None:
+        """Take everything off again."""
+        if self.loaded is not None:
+            self.loaded.detach()
+        self.loaded = None
+
+
 def digest(model: Any) -> str:
     """Hash the shared module's weights."""
     total = hashlib.sha256()
@@ -133,7 +156,9 @@ def main() -> None:
         with torch.inference_mode():
             model = model.clone()
             assert model.add_patches({key: ("diff", (torch.ones(128, WIDTH) / 8,))})
-    before = digest(model)
+    before, fully, short = digest(model), mm.load_models_gpu, Lowvram()
+    if told.get("lowvram"):
+        mm.load_models_gpu = short.load
     lent = part("nodes.lending").lend(model, Clip(), 64)
     found = {"prediction": lent.host.schedule.prediction, "parity": parity(model, lent)}
     concept = part("nodes.concept").TrustConcept().describe("gun", "single", preserve="cat, dog")
@@ -150,13 +175,17 @@ def main() -> None:
         )
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
         drawn = []
-        for one in (model, after, model):
+        for one in (model, after, model, after):
+            if len(drawn) == 3:
+                short.unload()
+                mm.load_models_gpu = fully
             cond = lent.encoder.encode(["a gun"])
             mine = part("nodes.lending").lend(one, Clip(), 64)
             drawn.append(mine.host(x, torch.tensor([700]), cond))
         mm.unload_all_models()
     found["changed"] = diff.changed
     found["moved"] = float((drawn[0] - drawn[1]).abs().max())
+    found["apart"], found["patches"] = float((drawn[1] - drawn[3]).abs().max()), short.patches
     found["restored"] = torch.equal(drawn[0], drawn[2]) and digest(model) == before
     found["base"] = diff.provenance["base"] == lent.host.weights.fingerprint()
     found["report"] = report

@@ -48,10 +48,11 @@ def hurry(**changes: Any) -> dict[str, Any]:
 
 def unlearned(word: str = "gun", seed: int = 0, settings: Any = None, **more: Any) -> Prompt:
     """Unlearn a word: node 11 is Unlearn, 10 its Concept, 12 its Settings, 13 shows the chart."""
-    told = {"objective": "csr", "engine": "local", "effort": "quick", "budget": 0.03, **more}
+    told = {"model": DIRECT, "objective": "csr", "engine": "local", "effort": "quick",
+            "budget": 0.03, **more}  # fmt: skip
     return {
         "10": node("TrustConcept", words=word, kind="single"),
-        "11": node("TrustUnlearn", model=DIRECT, clip=["1", 1], concept=["10", 0], seed=seed,
+        "11": node("TrustUnlearn", clip=["1", 1], concept=["10", 0], seed=seed,
                    settings=["12", 0], **told),
         "12": settings or hurry(),
         "13": node("PreviewImage", images=["11", 2]),

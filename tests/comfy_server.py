@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = "trust-unlearn.v1"  # dashes and dots, which the host puts into our module's name
+# Dashes and dots, which the host puts into our module's name; before 0.3.28 it cannot do with dots.
+FOLDER = os.environ.get("COMFYUI_PACK", "trust-unlearn.v1")
 PATIENCE = 900  # seconds for one prompt; a laptop needs a twentieth
 
 
@@ -53,6 +54,7 @@ class ComfyServer:
         packs = self.base / "custom_nodes"
         packs.mkdir(parents=True)
         (packs / FOLDER).symlink_to(ROOT, target_is_directory=True)
+        (packs / "memory.py").symlink_to(ROOT / "tests" / "comfy_memory.py")
         command = [
             os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu",
             "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base),

@@ -116,9 +116,14 @@ def hurried(name: str) -> dict[str, Any]:
 
 
 def run(page: Any, graph: dict[str, Any], name: str) -> None:
-    """Load a graph, queue it, wait for its end."""
+    """Load a graph and queue it."""
     assert page.evaluate(LOAD, [graph, name]) == []
     page.evaluate(FIT)
+    queue(page)
+
+
+def queue(page: Any) -> None:
+    """Queue the graph that is shown."""
     page.evaluate("""() => {
         window.ended = null;
         for (const kind of ["execution_success", "execution_error", "execution_interrupted"])

@@ -30,6 +30,7 @@ def told(folder: Path, **spec: Any) -> dict[str, Any]:
     ("family", "prediction", "more"),
     [
         ("sd1", "eps", {"lora": True}),
+        ("sd1", "eps", {"lora": True, "lowvram": True}),
         ("sd1", "eps", {"dtype": "float16"}),
         ("sd1", "eps", {"dtype": "float8_e4m3fn"}),
         ("sd2-v", "v", {"dtype": "bfloat16"}),
@@ -44,4 +45,6 @@ def test_family(tmp_path: Path, family: str, prediction: str, more: dict) -> Non
     assert found["prediction"] == prediction
     assert found["parity"] < 2e-3, "the host's x0 turned back into what its UNet says"
     assert found["changed"] > 0 and found["moved"] > 0
+    assert found["apart"] <= found["moved"] * 1e-3, "lowvram or not, the diff is the same"
+    assert (found["patches"] > 0) == more.get("lowvram", False)
     assert found["restored"] and found["base"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from comfy_prompts import DIRECT, PATCHED, drawn, hurried, hurry, node, unlearned
-from comfy_server import FOLDER, ROOT, ComfyServer, as_prompt
+from comfy_server import FOLDER, ROOT, ComfyServer, Ended, as_prompt
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -110,6 +110,25 @@ def test_mistakes_are_explained(
     ended = server.run({**drawn(PATCHED), **unlearned(**changes)})
     assert ended.status == "error" and text in ended.error
     assert drawn_anew(server) == baseline
+
+
+def test_out_of_memory(server: ComfyServer, baseline: list[str]) -> None:
+    """It tries once more with fewer rows and says so; if that fails too, it says what to lower."""
+
+    def scarce(rows: int) -> Ended:
+        prompt = unlearned(model=["40", 0], vae=["1", 2])
+        limit = node("TestScarceMemory", model=DIRECT, rows=rows)
+        return server.run({"1": node("TrustDemoModel"), "40": limit, **prompt})
+
+    ended = scarce(2)
+    assert ended.status == "success", ended.error
+    assert "out of memory" in ended.text("11") and "2 rows at a time" in ended.text("11")
+    assert drawn_anew(server) == baseline
+    ended = scarce(1)
+    assert ended.status == "error" and "lower `resolution`" in ended.error, ended.error
+    assert drawn_anew(server) == baseline
+    ended = server.run({**drawn(PATCHED), **unlearned()})
+    assert ended.status == "success", "the queue stays usable"
 
 
 def test_global_engine_leaves_the_model(server: ComfyServer, baseline: list[str]) -> None:

@@ -52,6 +52,9 @@ test("a run is drawn: two bold lines, one faint line a piece, a cell a weight", 
   assert.equal(svg.match(/<polyline/g).length, 3);
   assert.equal(svg.match(/<rect/g).length, 2);
   assert.match(svg, /3 s left/);
+  const run = withProgress(emptyRun(), message(4, [["a", 0, 1, 0]]));
+  assert.match(runPicture({ ...run, left: 600 }), /10 min left/);
+  assert.doesNotMatch(runPicture({ ...run, left: null }), / left</);
   assert.match(svg, /0\.attn2|middle_block/);
 });
 

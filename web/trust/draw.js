@@ -53,12 +53,17 @@ function chart(run) {
   );
   const harm = line(mean.map(([step, , value]) => [x(step), y(value)]), HARM, 2);
   const effect = line(mean.map(([step, value]) => [x(step), y(value)]), EFFECT, 2.5);
-  const left = run.left === null ? "" : text("left", { seconds: run.left });
   const key =
     label(LEFT, CHART - 8, `● ${text("effect")}`, "start", 10, EFFECT) +
     label(LEFT + 165, CHART - 8, `● ${text("harm")}`, "start", 10, HARM) +
-    label(WIDTH - 8, CHART - 8, left, "end");
+    label(WIDTH - 8, CHART - 8, timeLeft(run.left), "end");
   return [...grid, ...faint, harm, effect, key].join("");
+}
+
+function timeLeft(seconds) {
+  if (!Number.isFinite(seconds)) return ""; // at first nobody knows
+  if (seconds < 100) return text("left", { seconds });
+  return text("leftMinutes", { minutes: Math.round(seconds / 60) });
 }
 
 function neuronMap(neurons) {

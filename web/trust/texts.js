@@ -6,6 +6,7 @@ export const ENGLISH = {
   harm: "change of what must stay",
   neurons: "concept neurons",
   left: "{seconds} s left",
+  leftMinutes: "{minutes} min left",
   finished: "{concept}: done in {seconds} s",
   audited: "{concept}: the audit is done",
   unaudited: "not audited",
