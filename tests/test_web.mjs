@@ -6,7 +6,7 @@ import { pathToFileURL } from "node:url";
 
 const load = (name) => import(pathToFileURL(`${process.env.WEB}/trust/${name}.js`));
 const { escape, runPicture } = await load("draw");
-const { badge, diffLine } = await load("labels");
+const { auditLine, badge, diffLine } = await load("labels");
 const { emptyRun, finishedRun, meanCurve, neuronGrid, withProgress } = await load("run");
 const { percent, text, useTexts } = await load("texts");
 
@@ -70,6 +70,10 @@ test("text from files cannot become markup", () => {
   assert.equal(escape(`<img src="x" onerror='y'>&`), "&lt;img src=&quot;x&quot; onerror=&#39;y&#39;&gt;&amp;");
   const evil = runPicture(finishedRun({ curves: {}, steps: 1, neurons: { [`<script>.attn2.to_q`]: 1 } }));
   assert.doesNotMatch(evil, /<script>/);
+});
+
+test("an audit says how far it is", () => {
+  assert.equal(auditLine({ stage: "drawing", done: 1, total: 4 }), "drawing 25 %");
 });
 
 test("badge says what is gone, kept and brought back", () => {

@@ -4,7 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { runPicture } from "./trust/draw.js";
-import { badge, diffLine } from "./trust/labels.js";
+import { auditLine, badge, diffLine } from "./trust/labels.js";
 import { emptyRun, finishedRun, withProgress } from "./trust/run.js";
 import { text, useTexts } from "./trust/texts.js";
 
@@ -122,6 +122,8 @@ function onProgress({ detail }) {
     toast(text(key, detail));
   } else if (detail.kind === "run" && node && runs.has(node)) {
     showRun(node, withProgress(runs.get(node), detail));
+  } else if (detail.kind === "audit" && node && elements.has(node)) {
+    showLine(node, auditLine(detail), "");
   }
 }
 

@@ -2,6 +2,11 @@
 
 import { percent, text } from "./texts.js";
 
+/** Say how far an audit is. */
+export function auditLine(told) {
+  return `${told.stage} ${percent(told.done / Math.max(1, told.total))}`;
+}
+
 /** Say an audit in one line: {text, kind} with kind "good", "bad" or "mixed". */
 export function badge(audit) {
   const gone = audit.ua?.value;
