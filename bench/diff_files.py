@@ -3,8 +3,9 @@
 python -m bench.diff_files --family sd1
 python -m bench.diff_files --family sdxl --formats trust dense lora
 
-Saving and loading are timed once, files in the page cache; applying (a TRUST diff: and taking
-back) and reading the touched weights are the best of seven. Memory is what a step adds at its peak.
+Saving and loading are timed once, files in the page cache; applying, taking back and reading the
+touched weights are the best of 21 turns, in the processor's time of one thread. Memory is what a
+step adds at its peak.
 """
 
 from __future__ import annotations
@@ -70,11 +71,12 @@ def run(family: Family, formats: list[str], share: float, rank: int, folder: Pat
     )
     with open_base(folder / "base.safetensors") as base:
         lent = lend(base, list(touched))
-        reading = best(lambda: read_once(lent))
+        torch.set_num_threads(1)  # reading and applying alike, whatever else the machine does
+        reading = best(lambda: (read_once(lent),))[0]
         print(f"reading the touched weights once: {1000 * reading:,.1f} ms\n")
         print(
             f"{'format':12s} {'MB':>9s} {'save s':>8s} {'load s':>8s} {'apply ms':>9s} "
-            f"{'x read':>7s} {'peak MB: save':>14s} {'load':>7s} {'apply':>7s}"
+            f"{'x read':>7s} {'back ms':>8s} {'peak MB: save':>14s} {'load':>7s} {'apply':>7s}"
         )
         for name in formats:
             measure(name, diff, base, lent, rank, folder / f"out-{name}", reading)
@@ -106,11 +108,12 @@ def measure(
         content, loading, load_peak = timed(lambda: load_diff(out) if name == "trust" else raw(out))
         apply = (lambda: enter(lent, content)) if name == "trust" else (lambda: add(lent, content))
         _, _, apply_peak = timed(apply)
-        applying = best(apply)
+        applying, *back = best(apply)
         row.append(f"{loading:8.2f} {1000 * applying:9,.1f} {applying / reading:7.1f}")
+        row.append(f"{1000 * back[0]:8,.1f}" if back else f"{'-':>8s}")
         peaks += [f"{load_peak / 1e6:7,.1f}", f"{apply_peak / 1e6:7,.1f}"]
     else:
-        row.append(f"{'-':>8s} {'-':>9s} {'-':>7s}")
+        row.append(f"{'-':>8s} {'-':>9s} {'-':>7s} {'-':>8s}")
     print(" ".join([*row, *peaks]) + (f"   {report}" if report else ""), flush=True)
     shutil.rmtree(out) if out.is_dir() else out.unlink()
 
@@ -170,20 +173,25 @@ def lend(base: BaseModel, keys: list[str]) -> ModuleDenoiser:
     return ldm_denoiser(root, scaled_linear())
 
 
-def read_once(lent: ModuleDenoiser) -> None:
-    """Read every byte of the touched weights."""
+def read_once(lent: ModuleDenoiser) -> float:
+    """Read every byte of the touched weights; returns seconds."""
+    start = time.thread_time()
     for weight in lent.module.parameters():
         weight.detach().view(-1).view(torch.int64).sum()
+    return time.thread_time() - start
 
 
-def enter(lent: ModuleDenoiser, diff: WeightDiff) -> None:
-    """Apply a diff and take it back."""
+def enter(lent: ModuleDenoiser, diff: WeightDiff) -> tuple[float, float]:
+    """Apply a diff and take it back; returns the seconds of each."""
+    start = time.thread_time()
     with applied(lent, [(diff, 1.0)]):
-        pass
+        there = time.thread_time()
+    return there - start, time.thread_time() - there
 
 
-def add(lent: ModuleDenoiser, tensors: dict[str, Tensor]) -> None:
-    """Add a stock file's offsets, as hosts do."""
+def add(lent: ModuleDenoiser, tensors: dict[str, Tensor]) -> tuple[float]:
+    """Add a stock file's offsets, as hosts do; returns seconds."""
+    start = time.thread_time()
     for key, weight in projections(lent).items():
         name = "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
         if f"{name}.diff" in tensors:
@@ -191,6 +199,7 @@ def add(lent: ModuleDenoiser, tensors: dict[str, Tensor]) -> None:
         elif f"{name}.lora_up.weight" in tensors:
             up, down = (tensors[f"{name}.lora_{part}.weight"].float() for part in ("up", "down"))
             weight += (up @ down).half()
+    return (time.thread_time() - start,)
 
 
 def raw(path: Path) -> dict[str, Tensor]:
@@ -208,9 +217,9 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float, int]:
     return result, time.perf_counter() - start, max(0, status("VmHWM") - before)
 
 
-def best(work: Callable[[], Any]) -> float:
-    """Return the least seconds of seven runs."""
-    return min(timed(work)[1] for _ in range(7))
+def best(work: Callable[[], tuple[float, ...]]) -> tuple[float, ...]:
+    """Return the least seconds of 21 turns, of each part of the work on its own."""
+    return tuple(map(min, zip(*(work() for _ in range(21)), strict=True)))
 
 
 def reset_peak() -> int:

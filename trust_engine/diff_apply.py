@@ -19,7 +19,8 @@ from .errors import DiffError
 from .spec import in_range
 
 STRONGEST = 2.0
-BLOCK = 1 << 20
+HASHED = 1 << 20  # entries of a weight that are hashed at once
+ADDED = 1 << 16  # entries that are added at once: few enough for a processor's cache
 
 
 @dataclass
@@ -55,7 +56,7 @@ def fingerprint_of(keys: Iterable[str], read: Callable[[str], Tensor]) -> str:
     for key in sorted(keys):
         weight = read(key)
         digest.update(f"{key}{tuple(weight.shape)}".encode())
-        for block in weight.flatten().split(BLOCK):
+        for block in weight.flatten().split(HASHED):
             digest.update(block.to("cpu", torch.float16).numpy())
     return digest.hexdigest()[:32]
 
@@ -154,9 +155,9 @@ def add(
         raise DiffError(f"{key}: the diff has {offset.shape}, the model {tuple(weight.shape)}")
     if not strength:
         return
-    for start in range(0, len(offset.indices), BLOCK):
-        indices = offset.indices[start : start + BLOCK].to(weight.device).long()
-        change = offset.values[start : start + BLOCK].to(weight.device)
+    for start in range(0, len(offset.indices), ADDED):
+        indices = offset.indices[start : start + ADDED].to(weight.device).long()
+        change = offset.values[start : start + ADDED].to(weight.device)
         change = change if strength == 1 else strength * change
         old = _take(weight, indices)
         before = old.float()
