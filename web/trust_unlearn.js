@@ -1,5 +1,6 @@
 // TRUST Unlearn in the browser: a chart in Unlearn and Find Neurons, a badge in Audit, a label in
-// Load Diff, a toast at the end. Where the front end lacks what a part needs, the part is left out.
+// Load Diff, what the other nodes say, a toast at the end. Where the front end lacks what a part
+// needs, the part is left out.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -10,6 +11,7 @@ import { text, useTexts } from "./trust/texts.js";
 
 const CHARTED = { TrustUnlearn: 170, TrustFindNeurons: 170 }; // pixels
 const LINE = 60; // the host keeps a margin of 10 around it
+const SAYING = ["TrustApplyDiff", "TrustMergeDiffs", "TrustSaveDiff", "TrustExportLora"];
 const BADGES = { good: "#2f8f6b", mixed: "#b7791f", bad: "#c0283c" };
 const runs = new WeakMap(); // node -> what is known of its run
 const elements = new WeakMap(); // node -> where it is shown
@@ -89,6 +91,16 @@ function setUpBadge(node) {
   });
 }
 
+/** Show what a node says when it has run; the whole of it on hover. */
+function setUpText(node) {
+  if (!addView(node, LINE)) return;
+  chain(node, "onExecuted", (message) => {
+    const said = message?.text?.[0];
+    if (said) showLine(node, said, said);
+    else elements.get(node).replaceChildren();
+  });
+}
+
 function setUpLabel(node) {
   const widget = node.widgets?.find(({ name }) => name === "diff_name");
   if (!widget || !addView(node, LINE)) return;
@@ -157,6 +169,7 @@ app.registerExtension({
       if (kind in CHARTED) setUpChart(node, CHARTED[kind]);
       if (kind === "TrustAudit") setUpBadge(node);
       if (kind === "TrustLoadDiff") setUpLabel(node);
+      if (SAYING.includes(kind)) setUpText(node);
     });
   },
 });
