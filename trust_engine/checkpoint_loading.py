@@ -194,9 +194,14 @@ def fill(
     widen(module.eval(), compute_type(stored_as, device))
 
 
+CHECKED = 1 << 16  # entries of a weight that are checked at once
+
+
 def _check_finite(weight: Tensor, what: str, name: str) -> None:
-    checked = weight.float() if weight.element_size() == 1 else weight
-    if not bool(checked.isfinite().all()):
+    # In blocks: what is freed of a check of the whole would stay with the process.
+    blocks = weight.detach().flatten().split(CHECKED)
+    narrow = weight.element_size() == 1
+    if not all(bool((b.float() if narrow else b).isfinite().all()) for b in blocks):
         raise ModelError(
             f"the checkpoint's {what} holds NaN or infinite values ({name}): the file is damaged, "
             "or was merged or converted badly; get it anew"
