@@ -39,7 +39,7 @@ sprites: ## render the art of Emoji World anew (needs npm)
 quality: ## measure the demo model
 	$(RUN) -m bench.world.quality $(ARGS)
 
-bench: ## measure TRUST beside other methods: four concepts, three seeds (many hours)
+bench: ## measure TRUST beside other methods: four concepts, three seeds
 	$(RUN) -m bench.rivals $(ARGS)
 
 bench-engine: ## measure every kind of concept with the default settings, three seeds

@@ -5,7 +5,7 @@
     python -m bench.engine kinds --show     # print what there is
 
 Resumable cell by cell: figures are kept in bench/figures/engine.json, diffs in runs/diffs. A cell
-of another model, judge, spec or number of pictures is made again.
+of another model, judge, engine, spec or number of pictures is made again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import Known, measure, relative
-from bench.trained import CONCEPTS, trained
+from bench.trained import CONCEPTS, engine_mark, trained
 from trust_engine.demo.judge import ASSETS, load_judge
 from trust_engine.diff import fingerprint
 from trust_engine.files import write_atomically
@@ -66,6 +66,7 @@ def stamp(model: LoadedModel, name: str, seed: int, images: int, variant: str | 
         hashlib.sha256((ASSETS / "judge.safetensors").read_bytes()).hexdigest(),
     ]
     if variant is not None:
+        parts.append(engine_mark())
         parts.append(UnlearnSpec((CONCEPTS[name],), seed=seed, **VARIANTS[variant]).to_json())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from trust_engine.audit import Rate, Shot, look
@@ -39,15 +38,10 @@ def groups(concept: ConceptSpec, images: int, seed: int) -> Groups:
             Shot(words, Scene(tuple(seen), ground, style), start + i, text)
             for i, (words, seen, ground, style, text) in enumerate(parts)
         ]
-        if concept.kind == "single" and name == "others":
-            # The same pictures whatever the concept: the untouched model draws them once.
-            named[name] = [
-                replace(
-                    shot, seed=start + 40 * list(OBJECTS).index(shot.words) + i % (images // 12)
-                )
-                for i, shot in enumerate(named[name])
-            ]
         start += 2_000
+    # Written for every object, so that they have one seed whatever the concept, and the untouched
+    # model draws them once.
+    named["others"] = [s for s in named.get("others", []) if word not in s.scene.objects]
     return named
 
 
@@ -62,18 +56,13 @@ def _part(
     return names[0], names, ground, style, caption(names, ground, style)
 
 
-def _single(_: ConceptSpec, word: str, others: list[str], n: int) -> dict[str, list[Part]]:
+def _single(_: ConceptSpec, word: str, _others: list[str], n: int) -> dict[str, list[Part]]:
     synonyms = OBJECTS.get(word, ())
     asked = [_part([synonyms[i % len(synonyms)]], i) for i in range(n)] if synonyms else []
     return {
         "target": [_part([word], i) for i in range(n)],
         "synonyms": [(p[0], [word], *p[2:]) for p in asked],
-        "others": [
-            _part([name], i + j)
-            for j, name in enumerate(OBJECTS)
-            if name in others
-            for i in range(n // 12)
-        ],
+        "others": [_part([name], i + j) for j, name in enumerate(OBJECTS) for i in range(n // 12)],
     }
 
 

@@ -3,19 +3,21 @@
     python -m bench.trained                   # those of bench.engine kinds
     python -m bench.trained --share 0/2       # every second one: one process for each core
 
-A diff of another base model (from before the demo model was trained on) or of other settings is
-made again.
+A diff of another base model (from before the demo model was trained on), of other settings or of
+another engine is made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import trust_engine
 from trust_engine.diff import WeightDiff, fingerprint, load_diff, save_diff
 from trust_engine.files import write_atomically
 from trust_engine.model import LoadedModel, load_model
@@ -32,7 +34,19 @@ CONCEPTS = {
     "openmoji": ConceptSpec(("openmoji",), "style"),
 }
 FOLDER = Path("runs/diffs")
+MAKERS = (
+    "attention", "concept", "forgetting", "local", "mask", "objective", "optimiser", "pieces",
+    "saliency", "sampler", "spec", "trajectory", "unlearn", "whole",
+)  # fmt: skip
+"""Modules of the engine that decide what a diff is."""
 Made = tuple[WeightDiff, dict[str, Any]]
+
+
+def engine_mark() -> str:
+    """Hash the engine's code, as far as it decides what a diff is."""
+    folder = Path(trust_engine.__file__).parent
+    code = b"".join((folder / f"{name}.py").read_bytes() for name in MAKERS)
+    return hashlib.sha256(code).hexdigest()[:16]
 
 
 def trained(
@@ -49,15 +63,17 @@ def trained(
     spec = UnlearnSpec((concept,), seed=seed, **(changes or {}))
     wanted = {"base": fingerprint(model.denoiser), "spec": spec.to_json()}
     if path.exists() and story.exists():
-        diff = load_diff(path)
-        if all(diff.provenance[name] == value for name, value in wanted.items()):
-            return diff, json.loads(story.read_text())
+        diff, figures = load_diff(path), json.loads(story.read_text())
+        same = all(diff.provenance[name] == value for name, value in wanted.items())
+        if same and figures.get("engine") == engine_mark():
+            return diff, figures
     started = time.monotonic()
     run = Unlearning(model.lend(), spec)
     for _ in run:
         pass
     standings = run.final.values()
     figures = {
+        "engine": engine_mark(),
         "changed": run.diff.share,
         "effect": sum(s.effect for s in standings) / len(standings),
         "harm": sum(s.harm for s in standings) / len(standings),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from comfy_server import PATIENCE, ROOT, ComfyServer
 from PIL import Image
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 RENDERERS = ("litegraph", "vue")
 FIRST_VUE = (1, 28)  # 1.27 draws neither texts nor DOM widgets in it
 LOAD = """async ([graph, name]) => {
@@ -49,18 +47,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
             ended = started.run({**drawn(PATCHED), **unlearned(word), **save})
             assert ended.status == "success", ended.error
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Start Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(params=RENDERERS)

@@ -3,8 +3,6 @@
 TRUST_PICTURES names a folder that gets a picture of each, as the template browser shows it.
 """
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import dataclasses
@@ -19,7 +17,7 @@ import pytest
 from comfy_prompts import PATCHED, drawn, hurry, node, unlearned
 from comfy_server import PATIENCE, ROOT, ComfyServer
 from PIL import Image
-from test_comfy_browser import LOAD, browser, queue, wait  # noqa: F401
+from test_comfy_browser import LOAD, queue, wait
 
 from trust_engine.spec import UnlearnSpec
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from webui_server import PATIENCE, Server, running
 from trust_engine.diff import load_diff
 
 HOSTS = [pytest.param(v, marks=pytest.mark.host(v)) for v in ("A1111_PATH", "FORGE_PATH")]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OURS = "#script_txt2img_trust_trust"
 DRAWN = {"steps": 20, "width": 128, "height": 128, "cfg_scale": 4}
 
@@ -32,18 +30,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Se
         # Forge loads its model with the first picture.
         started.ask("/sdapi/v1/txt2img", {"steps": 1, "width": 128, "height": 128})
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Start Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from .keys import LDM_PREFIX
 from .precision import compute_type, widen
 
 LONGEST_HEADER = 64 << 20
+CHECKED = 1 << 16  # entries of a weight that are checked at once
 VAE_PREFIX = "first_stage_model."
 _NAMES = ("model", "diffusion_pytorch_model")
 
@@ -192,9 +193,6 @@ def fill(
                 owner._buffers[name] = _positions(name, buffer, device)
     stored_as = next((p.dtype for p in module.parameters() if p.dim() > 1), torch.float32)
     widen(module.eval(), compute_type(stored_as, device))
-
-
-CHECKED = 1 << 16  # entries of a weight that are checked at once
 
 
 def _check_finite(weight: Tensor, what: str, name: str) -> None:

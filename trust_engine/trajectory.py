@@ -75,19 +75,12 @@ def record(
     recording.latents = _together([torch.stack(chunk.latents, 1) for chunk in chunks], team)
     recording.timesteps = torch.tensor(timesteps(settings.steps))
     for name in modules:  # one by one, for what is exchanged is in memory more than once
-        told, free = ([torch.cat(part[name], 1) for part in parts] for parts in _parts(chunks))
-        recording.told[name], recording.free[name] = _together(told, team), _together(free, team)
-
-
-def _parts(chunks: list[_Chunk]) -> tuple[list[_Seen], list[_Seen]]:
-    return [chunk.told for chunk in chunks], [chunk.free for chunk in chunks]
+        recording.told[name] = _together([torch.cat(c.told[name], 1) for c in chunks], team)
+        recording.free[name] = _together([torch.cat(c.free[name], 1) for c in chunks], team)
 
 
 def _together(mine: list[Tensor], team: Team) -> Tensor:
     return torch.cat(team.interleave(mine))
-
-
-_Seen = dict[str, list[Tensor]]
 
 
 class _Chunk:

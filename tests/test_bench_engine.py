@@ -1,0 +1,40 @@
+"""The engine's bench: the same pictures for every concept, and no figure of another engine."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench import engine
+from bench.measure import groups
+from bench.trained import CONCEPTS
+
+
+def test_other_objects_are_drawn_alike_whatever_the_concept() -> None:
+    gun, cat = (set(groups(CONCEPTS[name], 24, 0)["others"]) for name in ("gun", "cat"))
+    assert len(gun) == len(cat) == 2 * 27
+    assert {s.words for s in gun - cat} == {"cat"}
+    assert {s.words for s in cat - gun} == {"gun"}
+
+
+@pytest.mark.parametrize("name", CONCEPTS)
+def test_no_picture_is_drawn_twice_and_none_of_the_others_shows_the_concept(name: str) -> None:
+    found = groups(CONCEPTS[name], 24, 1)
+    seeds = [shot.seed for shots in found.values() for shot in shots]
+    assert len(set(seeds)) == len(seeds)
+    assert not any(CONCEPTS[name].words[0] in shot.scene.objects for shot in found["others"])
+
+
+def test_a_cell_of_another_engine_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "fingerprint", lambda _: "base")
+    model: Any = SimpleNamespace(denoiser=None)
+    cells = {
+        "untouched/gun/0": {"stamp": engine.stamp(model, "gun", 0, 12, None)},
+        "default/gun/0": {"stamp": engine.stamp(model, "gun", 0, 12, "default")},
+    }
+    assert engine.valid(cells, model, 12) == cells
+    assert engine.valid(cells, model, 24) == {}
+    monkeypatch.setattr(engine, "engine_mark", lambda: "another")
+    assert list(engine.valid(cells, model, 12)) == ["untouched/gun/0"]
