@@ -20,7 +20,8 @@ from .progress import Bar, tell
 
 log = logging.getLogger(__name__)
 SHOWN = 60  # points of a finished curve in the browser
-RECORDED = ("concepts", "trajectory_steps", "cfg", "passes", "seed")  # decide what is recorded
+# What decides what is recorded.
+RECORDED = ("concepts", "trajectory_steps", "cfg", "passes", "robust", "seed")
 
 
 @dataclass
@@ -48,7 +49,7 @@ def run_engine(lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons |
     run = Unlearning(lent.model, spec, resume)
     ran, curves, fresh = Ran(run), defaultdict(list), []
     bar, whole = Bar(node, run.total), lent.model.denoiser is not lent.host
-    kept = len(run._plan().recorded)
+    kept = run.recorded
     log.info("unlearning %r: %s", spec.name, needs(lent, kept, run.total, whole))
     for report in run:
         if report.standing is not None:

@@ -12,7 +12,7 @@ from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
 from .charts import side_by_side, stacked, summary_picture, to_image
 from .drawing import decoded, draw
 from .host import family_named
-from .inputs import choice, number, seed, socket
+from .inputs import choice, number, seed, socket, switch
 from .kinds import CATEGORY, CONCEPT, DIFF, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .patching import patched
@@ -63,6 +63,10 @@ class TrustUnlearn:
                 "budget": number(DEFAULTS["budget"], 0.0001, 1.0, 0.001,
                                  "The largest share of q, k and v entries that may change. More: "
                                  "forgets harder, a larger diff."),
+                "robust": switch(DEFAULTS["robust"],
+                                 "Stand up to attackers who ask in other words, or by a learned "
+                                 "token: all weights learn not to draw it. Needs a private copy "
+                                 "of the UNet, several times the time, and a larger diff."),
                 "seed": seed("Another seed gives another run; the same one the same diff."),
             },
             "optional": {
@@ -83,6 +87,7 @@ class TrustUnlearn:
         engine: str,
         effort: str,
         budget: float,
+        robust: bool,
         seed: int,
         vae: Any = None,
         neurons: Neurons | None = None,
@@ -91,7 +96,7 @@ class TrustUnlearn:
     ) -> dict[str, Any]:
         """Run the engine; out of memory, once more with less of it."""
         spec = compose(concept, settings, effort, objective=objective, engine=engine,
-                       budget=budget, seed=seed)  # fmt: skip
+                       budget=budget, robust=robust, seed=seed)  # fmt: skip
         resolution = settings.resolution if settings else 0
         said: list[str] = []
 
@@ -123,14 +128,16 @@ def labelled(diff: WeightDiff, lent: Lent) -> WeightDiff:
 
 
 def _whole(spec: UnlearnSpec) -> bool:
-    return spec.engine == "global" or spec.saliency != "attention"
+    return spec.together or spec.saliency != "attention"
 
 
 def _checkpoints(spec: UnlearnSpec) -> bool:
-    return spec.engine == "global" and not spec.exact_hessian
+    return spec.together and not spec.exact_hessian
 
 
 def _advice(spec: UnlearnSpec) -> str:
+    if spec.robust:
+        return "switch `robust` off, or lower `resolution` in Unlearn Settings"
     if _whole(spec):
         return "set `engine` to local and `saliency` to attention, or lower `resolution`"
     return "lower `resolution` in Unlearn Settings, or close other programs that use the GPU"

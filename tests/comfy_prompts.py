@@ -49,7 +49,7 @@ def hurry(**changes: Any) -> dict[str, Any]:
 def unlearned(word: str = "gun", seed: int = 0, settings: Any = None, **more: Any) -> Prompt:
     """Unlearn a word: node 11 is Unlearn, 10 its Concept, 12 its Settings, 13 shows the chart."""
     told = {"model": DIRECT, "objective": "csr", "engine": "local", "effort": "quick",
-            "budget": 0.03, **more}  # fmt: skip
+            "budget": 0.03, "robust": False, **more}  # fmt: skip
     return {
         "10": node("TrustConcept", words=word, kind="single"),
         "11": node("TrustUnlearn", clip=["1", 1], concept=["10", 0], seed=seed,

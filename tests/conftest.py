@@ -16,6 +16,11 @@ import torch
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+if WORKERS > 1:  # torch's threads, several a worker, would stand in each other's way
+    torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare --run-slow."""
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")

@@ -85,7 +85,7 @@ def unlearn(part: Part, model: Patcher, **changes: Any) -> Any:
     """Run the Unlearn node as the host does: in inference mode."""
     told = {
         "model": model, "clip": Clip(), "concept": concept(part), "objective": "csr",
-        "engine": "local", "effort": "tiny", "budget": 0.05, "seed": 0,
+        "engine": "local", "effort": "tiny", "budget": 0.05, "robust": False, "seed": 0,
         "settings": quick(part), "unique_id": "7", **changes,
     }  # fmt: skip
     part("nodes.settings").EFFORTS["tiny"] = STEPS / part("nodes.settings").DEFAULTS["steps"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,10 +30,12 @@ from trust_engine.memory import (
 )
 from trust_engine.model import load_model
 from trust_engine.sampler import SamplerSettings
+from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.trajectory import Recording, record
 from trust_engine.unlearn import Unlearning
 
 CPU = torch.device("cpu")
+GUN = ConceptSpec(("gun",))
 SIZES = {"sd15": (64, 64), "sd2": (96, 96), "sdxl": (128, 128)}
 
 
@@ -85,20 +88,20 @@ def test_the_estimate_of_training_holds(engine: str) -> None:
 
 def test_too_little_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda _: int(1e9))
-    check_unlearning(int(0.8e9), int(0.1e9), CPU, together=False)
+    check_unlearning(int(0.8e9), int(0.1e9), CPU)
     with pytest.raises(ModelError, match=r"about 2\.2 GB .* 1\.0 GB are free; close other") as low:
-        check_unlearning(int(2e9), int(0.5e9), CPU, together=True)
+        check_unlearning(int(2e9), int(0.5e9), CPU, "take --engine local")
     assert "--memory low (0.6 GB)" in str(low.value)
     assert "--engine local" in str(low.value)
     with pytest.raises(ModelError) as other:
-        check_unlearning(int(2e9), int(2e9), CPU, together=False)
+        check_unlearning(int(2e9), int(2e9), CPU)
     assert "--memory" not in str(other.value)
     assert "--engine" not in str(other.value)
 
 
 def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda _: None)
-    check_unlearning(10**18, 0, CPU, together=False)
+    check_unlearning(10**18, 0, CPU)
 
 
 def test_running_out_of_memory_is_told_in_a_line() -> None:
@@ -139,11 +142,16 @@ def test_a_loaded_model_lends_by_the_memory_it_may_take() -> None:
 
 def test_room_is_asked_for_both_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model("demo", "cpu")
-    model.check_room("global", "high")
+    model.check_room(UnlearnSpec((GUN,), engine="global"), "high")
     monkeypatch.setattr(memory, "free_memory", lambda _: 1)
-    for engine, says in (("local", "--memory low"), ("global", "--engine local")):
+    ways: list[tuple[dict[str, Any], str]] = [
+        ({}, "--memory low"),
+        ({"engine": "global"}, "--engine local"),
+        ({"robust": True}, "leave --robust out"),
+    ]
+    for settings, says in ways:
         with pytest.raises(ModelError, match=says):
-            model.check_room(engine, "auto")
+            model.check_room(UnlearnSpec((GUN,), **settings), "auto")
 
 
 def test_goals_worked_out_once_are_those_of_each_step() -> None:

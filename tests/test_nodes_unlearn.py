@@ -95,10 +95,17 @@ def test_out_of_memory_is_retried_once_and_said(part: Part, host: Host, model: P
         unlearn(part, model)
 
 
-@pytest.mark.parametrize("changes", [{"engine": "global"}, {"settings": {"saliency": "noise"}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"engine": "global"},
+        {"settings": {"saliency": "noise"}},
+        {"robust": True, "settings": {"passes": 16}},
+    ],
+)
 def test_private_copy_for_gradients(part: Part, host: Host, model: Patcher, changes: dict) -> None:
     if "settings" in changes:
-        changes = {"settings": quick(part, **changes["settings"])}
+        changes = {**changes, "settings": quick(part, **changes["settings"])}
     before = frozen(model)
     assert unlearn(part, model, **changes)[1].changed
     assert frozen(model) == before

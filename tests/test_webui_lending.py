@@ -154,11 +154,12 @@ def gradients(denoiser: Any, encoder: Any) -> dict[str, torch.Tensor]:
     return {named[n]: gradient for n, gradient in zip(theta, found, strict=True)}
 
 
-def test_the_global_engine_leaves_every_bit(fake: Any) -> None:
+@pytest.mark.parametrize("changes", [{"engine": "global"}, {"robust": True, "passes": 16}])
+def test_gradients_through_the_unet_leave_every_bit(fake: Any, changes: dict[str, Any]) -> None:
     from trust_webui.work import Order
 
     before = fake.bits()
-    job = run_job(Order(spec(engine="global"), pictures=0))
+    job = run_job(Order(spec(**changes), pictures=0))
     assert (job.state, job.message) == ("done", "") and job.result.diff.changed
     assert all(torch.equal(w, before[name]) for name, w in fake.bits().items())
 

@@ -241,7 +241,7 @@ def _unlearn(args: argparse.Namespace) -> None:
     if state:
         check_out(state, args.model)
     model = load_model(args.model, args.device)
-    model.check_room(spec.engine, args.memory)
+    model.check_room(spec, args.memory)
     run = Unlearning(model.lend(args.memory), spec, team.of_first(wanted(state)), team)
     print(f"preserving: {'; '.join(run.prompts.preserve)}", file=sys.stderr)
     try:

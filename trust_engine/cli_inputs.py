@@ -16,7 +16,7 @@ from .spec import CHOICES, ConceptSpec, UnlearnSpec
 
 CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
 DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
-SETTINGS = ("objective", "engine", "budget", "xi", "eta", "steps", "seed")
+SETTINGS = ("objective", "engine", "budget", "xi", "eta", "steps", "robust", "seed")
 
 
 def read_spec(args: argparse.Namespace) -> UnlearnSpec:
@@ -65,6 +65,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     for name in ("objective", "engine"):
         options, usual = CHOICES[name], DEFAULTS[name]
         group.add_argument(f"--{name}", choices=options, help=f"default: {usual}")
+    group.add_argument(
+        "--robust", action="store_true", default=None,
+        help="stand up to attackers, too: all weights learn, several times slower, a larger diff",
+    )  # fmt: skip
     numbers = {
         "steps": (int, "N", "updates a layer; more: less is left of the concept, slower"),
         "budget": (float, "X", "largest share of q/k/v entries that may change, 0..1"),

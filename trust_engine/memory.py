@@ -89,10 +89,10 @@ def training_needs(weights: Mapping[str, Tensor], together: bool) -> int:
     return 4 * TRAINED * max(sizes.values(), default=0)
 
 
-def check_unlearning(needed: int, least: int, device: torch.device, together: bool) -> None:
+def check_unlearning(needed: int, least: int, device: torch.device, instead: str = "") -> None:
     """Raise ModelError when what unlearning needs besides the model is clearly not free.
 
-    least: bytes with memory low; together: the global engine is asked for.
+    least: bytes with memory low; instead: what would need less, if anything would.
     """
     free = free_memory(device)
     if free is None or needed * MARGIN <= free:
@@ -100,8 +100,8 @@ def check_unlearning(needed: int, least: int, device: torch.device, together: bo
     ways = ["close other programs"]
     if least < needed:
         ways.append(f"take --memory low ({least * MARGIN / GB:.1f} GB)")
-    if together:
-        ways.append("take --engine local")
+    if instead:
+        ways.append(instead)
     if device.type != "cpu":
         ways.append("or another --device")
     raise ModelError(

@@ -31,6 +31,7 @@ from .memory import (
 )
 from .prediction import schedule_of
 from .sampler import SamplerSettings, ddim, initial_noise
+from .spec import UnlearnSpec
 from .text_encoders import ClipEncoder, SDXLEncoder, load_encoder, tower_stock
 from .unlearn import LentModel
 
@@ -78,14 +79,15 @@ class LoadedModel:
             batch_for(memory, self.latent_size, compute_dtype(self.denoiser.module)),
         )
 
-    def check_room(self, engine: str, memory: str) -> None:
-        """Raise ModelError when an engine, local or global, would not fit beside the model."""
-        dtype, size = compute_dtype(self.denoiser.module), self.latent_size
-        together = engine == "global"
-        trained = training_needs(projections(self.denoiser), together)
+    def check_room(self, spec: UnlearnSpec, memory: str) -> None:
+        """Raise ModelError when what a spec asks for would not fit beside the model."""
+        dtype, size, together = compute_dtype(self.denoiser.module), self.latent_size, spec.together
+        weights = dict(self.denoiser.module.named_parameters()) if spec.robust else None
+        trained = training_needs(weights or projections(self.denoiser), together)
         batch = batch_for(memory, size, dtype)
         needed, least = (max(trained, recording_needs(n, size, dtype)) for n in (batch, 1))
-        check_unlearning(needed, least, device_of(self.denoiser), together)
+        slim = "leave --robust out" if spec.robust else "take --engine local" if together else ""
+        check_unlearning(needed, least, device_of(self.denoiser), slim)
 
     def generate(
         self,

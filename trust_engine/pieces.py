@@ -15,6 +15,7 @@ from .denoiser import Denoiser, device_of
 from .forgetting import Forgetting
 from .local import LayerProblem, Situation
 from .mask import Tensors
+from .robust import RobustProblem, every_weight, hardened
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
 from .spec import UnlearnSpec
 from .trajectory import Plan, Recording
@@ -48,10 +49,19 @@ class Ground:
     @property
     def needs_whole(self) -> bool:
         """Tell whether gradients will pass through the UNet."""
-        return self.spec.engine == "global" or self.spec.saliency != "attention"
+        return self.spec.together or self.spec.saliency != "attention"
+
+    @property
+    def through(self) -> RobustProblem | WholeProblem:
+        """Return the problem whose gradients pass through the UNet."""
+        return self.robust if self.spec.robust else self.whole
 
     def pieces(self) -> Iterator[Piece]:
         """List what is to be fine-tuned, piece by piece."""
+        if self.spec.robust:
+            start = lambda: Forgetting(self.robust, hardened(self.spec))  # noqa: E731
+            yield Piece("the UNet", self.robust.keys, start)
+            return
         modules = cross_attention_modules(self.denoiser)
         keys = {name: [f"{name}.to_{letter}.weight" for letter in "qkv"] for name in modules}
         if self.spec.engine == "global":
@@ -109,6 +119,20 @@ class Ground:
         here = self.recording
         return WholeProblem(
             self.denoiser, weights, here.latents, here.timesteps, erase, keep, self.spec
+        )
+
+    @cached_property
+    def robust(self) -> RobustProblem:
+        """Set robust mode's problem up, once."""
+        return RobustProblem(
+            self.denoiser,
+            every_weight(self.denoiser),
+            self.recording.latents[:, 0],
+            self.plan.recorded,
+            self.cond,
+            self.uncond,
+            len(self.prompts.targets),
+            self.spec,
         )
 
     def _source(self) -> Source | None:

@@ -118,7 +118,9 @@ class UnlearnSpec:
     trajectory_steps, cfg: DDIM steps and guidance of the recorded trajectories;
     passes: UNet passes that recording may take; prompts beyond it borrow others' states;
     stop_effect, stop_harm: stop early when effect and harm are both below; 0: never;
-    checkpointing: global engine: recompute activations, slower and in less memory.
+    checkpointing: global engine, robust: recompute activations, slower and in less memory;
+    robust: against attackers, too: all of the UNet's weights learn not to draw it (robust.py); the
+    engine, the mask's choice and the penalty are then its own.
     """
 
     concepts: tuple[ConceptSpec, ...]
@@ -146,6 +148,7 @@ class UnlearnSpec:
     stop_effect: float = 0.0
     stop_harm: float = 1.0
     checkpointing: bool = False
+    robust: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -174,8 +177,9 @@ class UnlearnSpec:
         in_range("tau", self.tau, 1e-6, 100.0)
         for name in ("beta", "lam", "stop_effect", "stop_harm"):
             in_range(name, getattr(self, name), 0.0, 1e6)
-        if not isinstance(self.checkpointing, bool):
-            raise SpecError(f"checkpointing must be true or false, not {self.checkpointing!r}")
+        for name in ("checkpointing", "robust"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"{name} must be true or false, not {getattr(self, name)!r}")
         for name, options in CHOICES.items():
             value = getattr(self, name)
             if value not in options:
@@ -200,9 +204,14 @@ class UnlearnSpec:
         return self.schedule == "shrinking" and own and chosen
 
     @property
+    def together(self) -> bool:
+        """Tell whether gradients pass through the whole UNet while it is trained."""
+        return self.robust or self.engine == "global"
+
+    @property
     def exact_hessian(self) -> bool:
         """Tell whether the penalty's gradient takes a double backward; "auto": locally it does."""
-        penalised = self.objective in ("csr", "cip") and self.lam > 0
+        penalised = self.objective in ("csr", "cip") and self.lam > 0 and not self.robust
         exact = self.hessian == "exact" or (self.hessian == "auto" and self.engine == "local")
         return penalised and exact
 

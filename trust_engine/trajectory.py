@@ -104,7 +104,10 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which prompts are recorded (indices), and whose recorded row each prompt meets (p,)."""
+    """Which prompts are recorded (indices), and whose recorded row each prompt meets (p,).
+
+    Robust mode draws prompts, some more than once, and needs no rows.
+    """
 
     recorded: list[int]
     rows: Tensor

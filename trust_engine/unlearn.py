@@ -17,10 +17,13 @@ from .denoiser import Denoiser, compute_dtype
 from .diff import SparseOffset, WeightDiff, describe_base
 from .errors import DivergenceError, SpecError
 from .forgetting import Forgetting, Standing
+from .keys import projection_of
 from .mask import overlap, thinned
 from .memory import batch_for
 from .pieces import Ground, Piece
 from .resume import RunState
+from .robust import draw, pictured
+from .robust import settings as drawing
 from .saliency import Score
 from .sampler import SamplerSettings
 from .spec import UnlearnSpec
@@ -102,13 +105,22 @@ class Unlearning:
     def total(self) -> int:
         """Units of work: UNet passes that record, and updates."""
         layers = len(cross_attention_modules(self.model.denoiser))
-        pieces = layers if self.spec.engine == "local" else 1
-        return self._sampler().passes(len(self._plan().recorded)) + pieces * self.spec.steps
+        pieces = 1 if self.spec.together else layers
+        return self._sampler().passes(self.recorded) + pieces * self.spec.steps
+
+    @property
+    def recorded(self) -> int:
+        """Count the prompts that are recorded, or, in robust mode, drawn."""
+        return len(self._plan().recorded)
 
     def _sampler(self) -> SamplerSettings:
+        if self.spec.robust:
+            return drawing(self.spec)
         return SamplerSettings(self.spec.trajectory_steps, self.spec.cfg)
 
     def _plan(self) -> Plan:
+        if self.spec.robust:
+            return Plan(pictured(self.prompts, self.spec), torch.empty(0, dtype=torch.long))
         room = self.spec.passes // self._sampler().passes(1)
         return plan_recording(len(self.prompts.targets), len(self.prompts.preserve), room)
 
@@ -124,10 +136,7 @@ class Unlearning:
         cond, uncond = _encode(model, self._all_prompts()), _encode(model, [""])
         plan = self._plan()
         if self._recording is None:
-            chosen = cond.select(torch.tensor(plan.recorded).to(cond.context.device))
-            sampler, size, seed = self._sampler(), model.latent_size, spec.seed
-            batch = model.batch or batch_for("auto", size, compute_dtype(model.denoiser.module))
-            for states in record(model.denoiser, chosen, uncond, sampler, size, seed, batch, team):
+            for states in self._record(cond, uncond, plan):
                 self.passes = states.passes
                 yield StepReport(self.passes, total, "recording", self.passes)
             self._recording = states
@@ -156,6 +165,18 @@ class Unlearning:
             )
         self._finished = True
 
+    def _record(self, cond: Conditioning, uncond: Conditioning, plan: Plan) -> Iterator[Recording]:
+        """Record trajectories, or, for robust mode, draw pictures."""
+        model, spec, sampler, size = self.model, self.spec, self._sampler(), self.model.latent_size
+        batch = model.batch or batch_for("auto", size, compute_dtype(model.denoiser.module))
+        if spec.robust:
+            drawn = draw(model.denoiser, cond, uncond, plan.recorded, spec, size, batch, self.team)
+            yield from drawn
+            return
+        chosen = cond.select(torch.tensor(plan.recorded).to(cond.context.device))
+        lent, team = model.denoiser, self.team
+        yield from record(lent, chosen, uncond, sampler, size, spec.seed, batch, team)
+
     def _work(self, piece: Piece, kept: RunState | None) -> Iterator[Standing]:
         """Take a piece's steps and keep its result, or the last good one if it diverges."""
         run = piece.start()
@@ -166,7 +187,7 @@ class Unlearning:
         try:
             while not run.finished:
                 with contextlib.ExitStack() as stack:  # never held while the host has the floor
-                    if spec.engine == "global":
+                    if spec.together:
                         denoiser = self.model.denoiser
                         fit = differentiable(denoiser, spec.exact_hessian, spec.checkpointing)
                         stack.enter_context(fit)
@@ -185,13 +206,13 @@ class Unlearning:
             return
         if kept is not None and not self._settled:
             spent = kept.passes - kept.recording.passes
-            self.ground.whole.cost = Cost(spent, kept.backward)
+            self.ground.through.cost = Cost(spent, kept.backward)
         self._settled = True
         self._count()
 
     def _count(self) -> None:
         if self.ground is not None and self.ground.needs_whole:
-            cost = self.ground.whole.cost
+            cost = self.ground.through.cost
             self.passes = self.ground.recording.passes + cost.forward
             self.backward = cost.backward
 
@@ -212,6 +233,8 @@ class Unlearning:
         parts = zip(piece.keys, run.offset, current, first, run.mask.reports, strict=True)
         for key, offset, mask, start, report in parts:
             self._offsets[key] = SparseOffset.of(offset)
+            if projection_of(key) is None:
+                continue  # where neurons move is a question about q, k and v
             self.neurons[key.removesuffix(".weight")] = {
                 "entries": mask.numel(),
                 "first": int(start.sum()),

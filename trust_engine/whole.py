@@ -43,7 +43,38 @@ class Moments:
     push: Tensor | None = None
 
 
-class WholeProblem:
+class Differentiable:
+    """A UNet as a function of some of its weights."""
+
+    def __init__(self, denoiser: Denoiser, weights: Mapping[str, tuple[Tensor, int]]) -> None:
+        """Take float32 weights by ldm name, each with the number of heads that share its rows."""
+        self.denoiser = denoiser
+        self.keys = list(weights)
+        self.base: Tensors = tuple(weight for weight, _ in weights.values())
+        self.heads: Sequence[int] = [heads for _, heads in weights.values()]
+        self.cost = Cost()
+        # Inference tensors, which hosts hold, cannot be saved for backward; clones can.
+        named = denoiser.module.named_parameters()
+        self._clones = {name: p.detach().clone() for name, p in named if p.is_inference()}
+        self._dtype = compute_dtype(denoiser.module)
+
+    def predict(self, theta: Tensors, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Predict with theta in place of the UNet's own weights, with gradients."""
+        self.cost.forward += len(x)
+        self.cost.backward += len(x) if torch.is_grad_enabled() else 0
+        names = [self.denoiser.parameter_name(key) for key in self.keys]
+        moved = {n: w.to(self._dtype) for n, w in zip(names, theta, strict=True)}
+        with exchanged(self.denoiser.module, {**self._clones, **moved}):
+            return self.denoiser(x, t, cond).float()
+
+    @torch.no_grad()
+    def frozen(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Predict with theta_0."""
+        self.cost.forward += len(x)
+        return self.denoiser(x, t, cond).float()
+
+
+class WholeProblem(Differentiable):
     """What the UNet predicts on recorded latents, as a function of all its q/k/v weights."""
 
     def __init__(
@@ -56,17 +87,9 @@ class WholeProblem:
         keep: Moments,
         spec: UnlearnSpec,
     ) -> None:
-        """Take weights by ldm name, each with the number of heads that share its rows."""
-        self.denoiser, self.spec = denoiser, spec
-        self.keys = list(weights)
-        self.base: Tensors = tuple(weight for weight, _ in weights.values())
-        self.heads: Sequence[int] = [heads for _, heads in weights.values()]
+        super().__init__(denoiser, weights)
+        self.spec = spec
         self.latents, self.timesteps, self.erase, self.keep = latents, timesteps, erase, keep
-        self.cost = Cost()
-        # Inference tensors, which hosts hold, cannot be saved for backward; clones can.
-        named = denoiser.module.named_parameters()
-        self._clones = {name: p.detach().clone() for name, p in named if p.is_inference()}
-        self._dtype = compute_dtype(denoiser.module)
         self.scale = self._scale()
 
     def effect(self, theta: Tensors, step: int) -> Tensor:
@@ -76,15 +99,6 @@ class WholeProblem:
     def harm(self, theta: Tensors, step: int) -> Tensor:
         """Measure the distance to theta_0's own predictions, in the same units."""
         return self._measure(self.keep, theta, 2 * step + 1)
-
-    def predict(self, theta: Tensors, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Predict with theta in place of the UNet's own weights, with gradients."""
-        self.cost.forward += len(x)
-        self.cost.backward += len(x)
-        names = [self.denoiser.parameter_name(key) for key in self.keys]
-        moved = {n: w.to(self._dtype) for n, w in zip(names, theta, strict=True)}
-        with exchanged(self.denoiser.module, {**self._clones, **moved}):
-            return self.denoiser(x, t, cond).float()
 
     def draw(self, moments: Moments, number: int) -> tuple[Tensor, Tensor, Tensor]:
         """Choose prompts (b,), their latents (b, 4, h, w) and timesteps (b,)."""
@@ -105,18 +119,14 @@ class WholeProblem:
     @torch.no_grad()
     def _goal(self, moments: Moments, some: Tensor, x: Tensor, t: Tensor) -> Tensor:
         there = some.to(moments.now.context.device)
-        goal = self._frozen(x, t, moments.goal.select(there))
+        goal = self.frozen(x, t, moments.goal.select(there))
         push = torch.full((len(some),), self.spec.eta)
         if moments.push is not None:
             push = push + moments.push[some]
         if moments is not self.erase or not push.any():
             return goal
         push = push.view(-1, 1, 1, 1).to(goal.device)
-        return goal - push * (self._frozen(x, t, moments.now.select(there)) - goal)
-
-    def _frozen(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        self.cost.forward += len(x)
-        return self.denoiser(x, t, cond).float()
+        return goal - push * (self.frozen(x, t, moments.now.select(there)) - goal)
 
     @torch.no_grad()
     def _scale(self, batches: int = 4) -> Tensor:
@@ -124,7 +134,7 @@ class WholeProblem:
         for number in range(batches):
             some, x, t = self.draw(self.erase, -1 - number)
             now = self.erase.now.select(some.to(self.erase.now.context.device))
-            before = self._frozen(x, t, now)
+            before = self.frozen(x, t, now)
             sizes.append(distance(before, self._goal(self.erase, some, x, t), 1.0))
         return torch.stack(sizes).mean().clamp(min=1e-12)
 

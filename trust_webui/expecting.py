@@ -93,7 +93,7 @@ def expect(order: Order) -> Callable[[Job], Expected]:
 def recording_passes(run: Unlearning) -> int:
     """Count the UNet passes, one sample each, that a run records with."""
     layers = len(_layers(run.model))
-    pieces = layers if run.spec.engine == "local" else 1
+    pieces = 1 if run.spec.together else layers
     return run.total - pieces * run.spec.steps
 
 

@@ -42,6 +42,7 @@ class Form:
     effort: str = "normal"
     budget: float = DEFAULTS["budget"]
     engine: str = DEFAULTS["engine"]
+    robust: bool = DEFAULTS["robust"]
     resolution: int = 0
     pictures: int = 4
     seed: int = DEFAULTS["seed"]
@@ -69,7 +70,7 @@ class Form:
     @property
     def spec(self) -> UnlearnSpec:
         """Return the engine's spec; raises SpecError."""
-        same = ("objective", "budget", "engine", "rate", "beta", "eta", "lam")
+        same = ("objective", "budget", "engine", "robust", "rate", "beta", "eta", "lam")
         settings: dict[str, Any] = {name: getattr(self, name) for name in same}
         whole = {name: int(getattr(self, name)) for name in ("seed", "passes")}
         return UnlearnSpec(self.concepts, steps=steps_of(self.effort), **settings, **whole)
@@ -100,7 +101,7 @@ def filled(values: Mapping[str, Any]) -> Form:
         fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if kind is int and isinstance(value, float) and value.is_integer():
             given[name], fits = int(value), True  # how the page's sliders say it
-        if not fits or isinstance(value, bool):
+        if not fits or (isinstance(value, bool) and kind is not bool):
             raise SpecError(f"{name} must be a {kind.__name__}, not {value!r}")
     return replace(form, **given)
 

@@ -90,6 +90,11 @@ def _fields() -> dict[str, Any]:
             list(EFFORTS), value=option("trust_effort", "normal"), label="Effort",
             info="More steps: less of the concept is left.", elem_id="trust_effort",
         )  # fmt: skip
+    made["robust"] = gr.Checkbox(
+        value=d["robust"], label="Robust", elem_id="trust_robust",
+        info="Stand up to attackers, too: all of the UNet's weights learn not to draw it. Several "
+        "times the time, more memory, a larger diff.",
+    )  # fmt: skip
     made["budget"] = gr.Slider(
         0.001, 0.3, value=d["budget"], step=0.001, label="Budget",
         info="The largest share of cross-attention entries that may change.",

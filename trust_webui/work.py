@@ -117,7 +117,7 @@ def _check_engine(host: Host, spec: UnlearnSpec) -> None:
 
 def through_unet(spec: UnlearnSpec) -> bool:
     """Tell whether gradients will pass through the whole UNet."""
-    return spec.engine == "global" or spec.saliency != "attention"
+    return spec.together or spec.saliency != "attention"
 
 
 def _follow(host: Host, job: Job, run: Unlearning, pictures: int) -> None:

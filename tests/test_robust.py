@@ -1,0 +1,169 @@
+"""Robust mode: pictures of the concept are seen as something else, whatever the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import content, frozen_bits, tiny_model, tiny_spec
+
+import trust_engine.robust as robust
+from trust_engine.denoiser import projections
+from trust_engine.diff import applied
+from trust_engine.pieces import Ground
+from trust_engine.resume import load_state, save_state
+from trust_engine.robust import (
+    BUDGET,
+    PASSES,
+    SEEN,
+    RobustProblem,
+    draw,
+    every_weight,
+    hardened,
+    pictured,
+    told_of,
+)
+from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn import LentModel, Unlearning
+
+BATCH = 4
+
+
+def robust_spec(**changes: object) -> UnlearnSpec:
+    """Ask for a run on a dozen pictures."""
+    return tiny_spec(**{"robust": True, "passes": 32, "rate": 0.5, "beta": 0.5, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robust, "BATCH", BATCH)
+        yield
+
+
+def ran(model: LentModel, **changes: object) -> Unlearning:
+    """Run to the end."""
+    run = Unlearning(model, robust_spec(**changes))
+    for _ in run:
+        pass
+    return run
+
+
+@pytest.fixture(scope="module")
+def long() -> Unlearning:
+    """Run once for all tests that only look."""
+    return ran(tiny_model(), steps=30)
+
+
+@pytest.fixture
+def problem(long: Unlearning) -> RobustProblem:
+    """Return what it trained on."""
+    assert isinstance(long.ground, Ground)
+    return long.ground.robust
+
+
+def test_it_starts_at_1_and_harms_nobody(problem: RobustProblem) -> None:
+    with torch.no_grad():
+        starts = [float(problem.effect(problem.base, step)) for step in range(40)]
+        assert float(problem.harm(problem.base, 0)) == pytest.approx(0, abs=1e-9)
+    assert sum(starts) / len(starts) == pytest.approx(1, abs=0.3)
+
+
+def test_it_forgets_with_all_kinds_of_weights_within_the_budget(long: Unlearning) -> None:
+    run, model = long, tiny_model()
+    (standing,) = run.final.values()
+    assert standing.effect < 0.7
+    assert frozen_bits(run.model.denoiser.module) == frozen_bits(model.denoiser.module)
+    qkv = set(projections(model.denoiser))
+    assert qkv & set(run.diff.offsets) and set(run.diff.offsets) - qkv
+    whole = sum(w.numel() for w, _ in every_weight(model.denoiser).values())
+    assert 0.5 * BUDGET * whole < run.diff.changed <= BUDGET * whole
+    assert set(run.neurons) == {key.removesuffix(".weight") for key in qkv}
+
+
+def test_the_diff_does_what_was_learned(long: Unlearning, problem: RobustProblem) -> None:
+    """Noised pictures of the concept are seen as the anchor's, also under prompts not trained."""
+    run, model = long, tiny_model()
+    stranger = model.encoder.encode(["words nobody trained on"] * len(problem.told.x0))
+    t = torch.full((len(stranger),), 300)
+    noise = torch.randn(problem.told.x0.shape, generator=torch.Generator().manual_seed(0))
+    x = model.denoiser.schedule.noised(problem.told.x0, t, noise)
+
+    def far() -> float:
+        with torch.no_grad():
+            seen, _ = model.denoiser.schedule.split(x, t, model.denoiser(x, t, stranger).float())
+        assert problem.told.goal is not None
+        return float((seen - problem.told.goal).square().mean())
+
+    untouched = far()
+    with applied(model.denoiser, [(run.diff, 1.0)]):
+        assert far() < 0.9 * untouched
+
+
+def test_what_is_recognised_meets_other_prompts_and_noise_only_its_own(
+    problem: RobustProblem,
+) -> None:
+    own = torch.zeros(400, dtype=torch.long)
+    found = {}
+    for name, t in (("seen", SEEN - 1), ("noise", SEEN)):
+        generator = torch.Generator().manual_seed(1)
+        told = problem._under(own, torch.full((400,), t), generator).context
+        mine = problem.conditions.context[0]
+        found[name] = sum(torch.equal(row, mine) for row in told) / 400
+    assert found["noise"] == 1
+    assert found["seen"] == pytest.approx(0.6, abs=0.08)
+
+
+def test_the_pictures_are_pairs_and_others(long: Unlearning) -> None:
+    run, prompts, spec = long, long.prompts, long.spec
+    chosen = pictured(prompts, spec)
+    told = told_of(len(chosen))
+    assert len(chosen) == PASSES * spec.passes // 24
+    assert [i + len(prompts.targets) for i in chosen[:told]] == chosen[told : 2 * told]
+    assert min(chosen[2 * told :]) >= 2 * len(prompts.targets)
+    assert run.recorded == len(chosen)
+
+
+def test_concept_and_anchor_grow_from_the_same_noise() -> None:
+    """Under one and the same prompt for both they are the same picture."""
+    model, spec = tiny_model(), robust_spec(passes=20)
+    cond, uncond = model.encoder.encode(["a gun"]), model.encoder.encode([""])
+    for batch in (1, 8):
+        *_, drawn = draw(model.denoiser, cond, uncond, [0] * 8, spec, (8, 8), batch)
+        told, anchors, others = drawn.latents[:, 0].split([2, 2, 4])
+        torch.testing.assert_close(told, anchors)
+        assert all(not torch.equal(told[0], other) for other in others)
+        assert drawn.passes == 8 * 24
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "ldm"])
+def test_the_same_seed_gives_the_same_diff_and_counts_are_true(kind: str) -> None:
+    one, two, other = ran(tiny_model(kind)), ran(tiny_model(kind)), ran(tiny_model(kind), seed=1)
+    assert content(one.diff) == content(two.diff) != content(other.diff)
+    drawn = 24 * one.recorded
+    # Four batches for the scale; then, a step: told, kept, and kept by theta_0.
+    assert one.passes == drawn + BATCH * 4 + 3 * BATCH * 3
+    assert one.backward == 3 * BATCH * 2
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole = ran(tiny_model(), steps=6)
+    first = Unlearning(tiny_model(), robust_spec(steps=6))
+    for report in first:
+        if report.standing and report.done == report.total - 3:
+            break
+    save_state(first.state, tmp_path / "state")
+    second = Unlearning(tiny_model(), robust_spec(steps=6), load_state(tmp_path / "state"))
+    for _ in second:
+        pass
+    assert content(second.diff) == content(whole.diff)
+    assert (second.passes, second.backward) == (whole.passes, whole.backward)
+
+
+def test_settings_that_do_not_count_are_set_aside() -> None:
+    odd = robust_spec(objective="zero", granularity="head", selection="random", budget=0.5)
+    spec = hardened(odd)
+    assert spec.shrinks and not spec.exact_hessian and not odd.exact_hessian
+    assert spec.objective == "none" and spec.budget == 0.5

@@ -1,0 +1,213 @@
+"""Robust mode: what shows the concept is denoised to something else, whatever the prompt says.
+
+Erasing a prompt leaves the knowledge of how the concept looks, and an attacker finds another way
+to ask for it: a learned token reaches what a word no longer does. Here every weight of the UNet
+takes part. On noised pictures x_t of the concept the UNet learns to see the picture y_0 that the
+same noise gives under the anchor,
+
+    E = mean min(SNR_t, 5) || x0(x_t, t, c; theta) - y_0 ||^2 / E(theta_0),
+
+under the concept's prompts c and, once the noise leaves something to recognise, under others, too:
+the anchor's, random ones and none. Relabelling is SalUn's idea (arXiv 2310.12508), min-SNR
+weighting arXiv 2303.09556; that it does not hang on the prompt is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .concept import PromptSet
+from .conditioning import Conditioning, stack
+from .denoiser import Denoiser, device_of
+from .mask import Tensors
+from .objective import distance
+from .sampler import SamplerSettings, ddim, initial_noise
+from .spec import UnlearnSpec
+from .team import ALONE, Team
+from .trajectory import Recording
+from .whole import Differentiable
+
+PASSES = 10  # times the spec's, to draw with
+STRIDE = 7  # through the prompts to keep, which are sorted by thing
+DRAWING_STEPS = 12
+BATCH = 12  # pictures of either kind a step
+SNR_CAP = 5.0
+SEEN = 750  # timesteps below it show what is drawn, whatever the prompt
+EARLIEST = 20  # below it there is no noise to speak of
+UNTOLD, OTHERS, ANCHORS = 0.15, 0.15, 0.1  # of them meet no, another, the anchor's prompt
+RATE = 0.12  # of the spec's: every weight moves, not one in thirty
+BUDGET = 0.3  # share of all weights that may change, unless the spec asks for more
+
+
+def pictured(prompts: PromptSet, spec: UnlearnSpec) -> list[int]:
+    """Choose the prompts to draw, by their number among targets, anchors, kept, and "" at last.
+
+    A quarter shows the concept, as many its anchor, the rest what must stay; `told_of` knows it.
+    """
+    room = max(4, PASSES * spec.passes // settings(spec).passes(1))
+    n, kept = len(prompts.targets), len(prompts.preserve) or 1
+    told = [i % n for i in range(told_of(room))]
+    stay = (2 * n + (i * STRIDE) % kept for i in range(room - 2 * len(told)))
+    return [*told, *(n + i for i in told), *stay]
+
+
+def told_of(pictures: int) -> int:
+    """Tell how many of the pictures show the concept: the first ones."""
+    return pictures // 4
+
+
+def settings(spec: UnlearnSpec) -> SamplerSettings:
+    """Return how the pictures are drawn."""
+    return SamplerSettings(DRAWING_STEPS, spec.cfg)
+
+
+def draw(
+    denoiser: Denoiser,
+    cond: Conditioning,
+    uncond: Conditioning,
+    chosen: list[int],
+    spec: UnlearnSpec,
+    size: tuple[int, int],
+    batch: int,
+    team: Team = ALONE,
+) -> Iterator[Recording]:
+    """Draw the chosen prompts; yields after each UNet call, in the end with all the latents.
+
+    A concept's picture and its anchor's start from the same noise. The recording's latents are
+    (pictures, 1, 4, h, w). A team's processes take turns at the batches.
+    """
+    recording, how, everything = Recording(), settings(spec), stack([cond, uncond])
+    told = told_of(len(chosen))
+    numbers = [i % told if i < 2 * told else i for i in range(len(chosen))]
+    seeds = [(spec.seed * 100_003 + i) % 2**63 for i in numbers]
+    parts: list[Tensor] = []
+    for number, start in enumerate(range(0, len(chosen), batch)):
+        rows = chosen[start : start + batch]
+        if not team.mine(number):
+            recording.passes += how.passes(len(rows))
+            continue
+        x = initial_noise(seeds[start : start + batch], size)
+        under = everything.select(torch.tensor(rows, device=cond.context.device))
+        for _, step in ddim(denoiser, x, under, uncond, how):
+            x = step
+            recording.passes += how.passes(len(rows)) // how.steps
+            yield recording
+        parts.append(x.cpu())
+    recording.latents = torch.cat(team.interleave(parts)).unsqueeze(1)
+    recording.timesteps = torch.tensor([0])
+    yield recording
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Latents (n, 4, h, w) and the prompt (n,) that each was drawn from; goal: what to see."""
+
+    x0: Tensor
+    prompt: Tensor
+    goal: Tensor | None = None
+
+
+class RobustProblem(Differentiable):
+    """What the UNet makes of noised pictures, as a function of all its weights."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        weights: Mapping[str, tuple[Tensor, int]],
+        pictures: Tensor,
+        chosen: list[int],
+        cond: Conditioning,
+        uncond: Conditioning,
+        targets: int,
+        spec: UnlearnSpec,
+    ) -> None:
+        """Take pictures (n, 4, h, w) of the chosen rows of cond, of which `targets` are erased."""
+        super().__init__(denoiser, weights)
+        self.conditions, self.targets, self.seed = stack([cond, uncond]), targets, spec.seed
+        self.empty = len(cond)
+        rows, told = torch.tensor(chosen), told_of(len(chosen))
+        self.told = Pictures(pictures[:told], rows[:told], pictures[told : 2 * told])
+        self.kept = Pictures(pictures[2 * told :], rows[2 * told :])
+        with torch.no_grad():
+            self.scale = torch.tensor(1.0)
+            found = [self.effect(self.base, -1 - i) for i in range(4)]
+            self.scale = torch.stack(found).mean().clamp(min=1e-12)
+
+    def effect(self, theta: Tensors, step: int) -> Tensor:
+        """E: how far the noised concept is from being seen as its anchor, about 1 at theta_0."""
+        generator = self._generator(2 * step)
+        x, t, some = self._noised(self.told, EARLIEST, generator)
+        cond = self._under(self.told.prompt[some], t.cpu(), generator)
+        assert self.told.goal is not None
+        goal = self.told.goal[some].to(x.device)
+        schedule = self.denoiser.schedule
+        a = schedule.alphas.to(x.device, torch.float32)[t]
+        weight = (a / (1 - a)).clamp(max=SNR_CAP).sqrt().view(-1, 1, 1, 1)
+        seen, _ = schedule.split(x, t, self.predict(theta, x, t, cond))
+        return distance(weight * seen, weight * goal, self.scale)
+
+    def harm(self, theta: Tensors, step: int) -> Tensor:
+        """Measure the distance to theta_0's predictions on what must stay, in the same units."""
+        generator = self._generator(2 * step + 1)
+        x, t, some = self._noised(self.kept, 0, generator)
+        blank = torch.rand(len(some), generator=generator) < UNTOLD
+        cond = self._look_up(self.kept.prompt[some].masked_fill(blank, self.empty))
+        return distance(self.predict(theta, x, t, cond), self.frozen(x, t, cond), self.scale)
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+
+    def _noised(
+        self, pictures: Pictures, earliest: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw pictures and noise them: x (b, 4, h, w), t (b,) and which they are (b,)."""
+        some = torch.randint(len(pictures.x0), (BATCH,), generator=generator)
+        x0 = pictures.x0[some]
+        t = torch.randint(earliest, 1000, (BATCH,), generator=generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        place = device_of(self.denoiser)
+        x = self.denoiser.schedule.noised(x0.to(place), t.to(place), noise.to(place))
+        return x, t.to(place), some
+
+    def _under(self, own: Tensor, t: Tensor, generator: torch.Generator) -> Conditioning:
+        """Choose the prompts that noised pictures of the concept meet."""
+        chance = torch.rand(len(own), generator=generator)
+        other = torch.randint(2 * self.targets, self.empty + 1, (len(own),), generator=generator)
+        limits = torch.tensor([UNTOLD, UNTOLD + OTHERS, UNTOLD + OTHERS + ANCHORS])
+        empty = torch.full_like(own, self.empty)
+        options = torch.stack([empty, other, own + self.targets, own])
+        rows = options.gather(0, torch.bucketize(chance, limits, right=True)[None])[0]
+        return self._look_up(torch.where(t < SEEN, rows, own))
+
+    def _look_up(self, rows: Tensor) -> Conditioning:
+        return self.conditions.select(rows.to(self.conditions.context.device))
+
+
+def every_weight(denoiser: Denoiser) -> dict[str, tuple[Tensor, int]]:
+    """Copy the UNet's matrices and kernels in float32, by ldm name, with one head each."""
+    named = denoiser.module.named_parameters()
+    return {
+        denoiser.checkpoint_key(name): (p.detach().to(torch.float32, copy=True), 1)
+        for name, p in named
+        if p.ndim >= 2
+    }
+
+
+def hardened(spec: UnlearnSpec) -> UnlearnSpec:
+    """Return the spec that the shared step follows: a shrinking mask over all weights."""
+    return replace(
+        spec,
+        engine="global",
+        saliency="noise",
+        objective="none",
+        selection="neurons",
+        granularity="entry",
+        schedule="shrinking",
+        refresh=5,
+        rate=RATE * spec.rate,
+        budget=max(BUDGET, spec.budget),
+    )
