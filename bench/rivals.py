@@ -5,8 +5,8 @@
     python -m bench.rivals --show           # print what there is
     python -m bench.rivals tune uce esd-x   # search a method's grid on a concept no table shows
 
-Resumable: a cell, method x concept x seed, is one JSON file in runs/rivals; what it holds is not
-measured again, attack by attack.
+Resumable: a cell, method x concept x seed, is one JSON file in bench/figures/rivals; what it holds
+is not measured again, attack by attack.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from bench.baselines.catalogue import METHODS
 from bench.baselines.common import Meter, Task, Weights, metered
 from bench.baselines.table import pareto, tables
 from bench.measure import measure, relative
+from bench.trained import engine_mark
 from trust_engine.audit.attacks.base import attack_cell
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.core import follow
@@ -58,7 +59,8 @@ ATTACKS = (
     "relearning", "relearning_lora", "benign_fine_tuning",
 )  # fmt: skip
 UNTOUCHED = "untouched"
-STORE = Path("runs/rivals")
+STORE = Path("bench/figures/rivals")
+WEIGHTS = Path("runs/rivals")  # what methods made, until it is measured
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,13 @@ class Bench:
         self.studio = Studio(models, DemoJudge(self.judge), topic, SamplerSettings(), seed)
         self.base = fingerprint(model.denoiser)
         self.folder = STORE / f"{name}" / str(seed)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.weights = WEIGHTS / f"{name}" / str(seed)
+        for folder in (self.folder, self.weights):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def run(self, method: str) -> None:
         """Measure what a method's cell still lacks."""
-        path, kept = self.folder / f"{method}.json", self.folder / f"{method}.safetensors"
+        path, kept = self.folder / f"{method}.json", self.weights / f"{method}.safetensors"
         cell = self._found(path, method)
         seen = cell.get("images", 0) >= self.size.images
         if seen and set(self.size.attacks) <= set(cell["attacks"]):
@@ -167,13 +171,15 @@ class Bench:
         kept.unlink(missing_ok=True)
 
     def _found(self, path: Path, method: str) -> dict[str, Any]:
-        """Read a cell; an empty one if it is of another model or of other settings."""
+        """Read a cell; an empty one if it is of another model, other settings, another engine."""
         settings = str(METHODS[method].settings) if method in METHODS else ""
         about = {"base": self.base, "settings": settings, "seed": self.seed}
+        if method.startswith("trust"):
+            about["engine"] = engine_mark("robust")
         cell = json.loads(path.read_text()) if path.exists() else {}
         if {key: cell.get(key) for key in about} == about:
             return cell
-        path.with_suffix(".safetensors").unlink(missing_ok=True)
+        (self.weights / f"{method}.safetensors").unlink(missing_ok=True)
         return {**about, "attacks": {}}
 
     def _attack(self, studio: Studio, name: str) -> dict[str, Any]:

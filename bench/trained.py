@@ -42,10 +42,10 @@ MAKERS = (
 Made = tuple[WeightDiff, dict[str, Any]]
 
 
-def engine_mark() -> str:
-    """Hash the engine's code, as far as it decides what a diff is."""
+def engine_mark(*more: str) -> str:
+    """Hash the engine's code, as far as it decides what a diff is, and more modules of it."""
     folder = Path(trust_engine.__file__).parent
-    code = b"".join((folder / f"{name}.py").read_bytes() for name in MAKERS)
+    code = b"".join((folder / f"{name}.py").read_bytes() for name in (*MAKERS, *more))
     return hashlib.sha256(code).hexdigest()[:16]
 
 

@@ -9,6 +9,8 @@ import torch
 
 from ..trust_engine import everyday
 from ..trust_engine.demo.vocabulary import OBJECTS, STYLES
+from ..trust_engine.memory import TRAINED
+from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn import LentModel
 from .host import HostDenoiser, See, family_named, latent_side
 from .text import HostEncoder
@@ -53,8 +55,12 @@ def words_of(weights: Weights) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return everyday.THINGS, everyday.STYLES
 
 
-def needs(lent: Lent, kept: int, total: int, whole: bool) -> str:
+def needs(lent: Lent, spec: UnlearnSpec, kept: int, total: int, whole: bool) -> str:
     """Say what a run will take before it starts; kept: prompts recorded, total: units of work."""
+    if spec.robust:
+        every = sum(torch.Size(shape).numel() for shape in lent.host.weights.shapes.values())
+        room = 4 * TRAINED * every / 2**30
+        return f"{total} units of work, {kept} pictures, {room:.1f} GB for a private UNet"
     shapes = lent.host.weights.shapes
     trained = [torch.Size(shapes[key]).numel() for key in lent.host.weights.projections]
     widths = [shapes[key][1] for key in lent.host.weights.projections if key.endswith("q.weight")]

@@ -52,6 +52,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
     patched = [True]
     log.__dict__["patched"] = patched
     monkeypatch.setattr(rivals, "STORE", tmp_path)
+    monkeypatch.setattr(rivals, "WEIGHTS", tmp_path)
     monkeypatch.setattr(rivals, "edit_apart", edit)
     monkeypatch.setattr(rivals, "measure", measure)
     monkeypatch.setattr(rivals.Bench, "_attack", attack)

@@ -15,6 +15,8 @@ from trust_engine.attention import read_layer
 from trust_engine.denoiser import device_of
 from trust_engine.forgetting import Forgetting
 from trust_engine.local import LayerProblem, Situation
+from trust_engine.memory import TRAINED
+from trust_engine.robust import BATCH
 from trust_engine.spec import UnlearnSpec
 from trust_engine.trajectory import POSITIONS
 from trust_engine.unlearn import LentModel, Unlearning
@@ -78,7 +80,9 @@ def expect(order: Order) -> Callable[[Job], Expected]:
             one = _pass_seconds(lent)
             job.tick(2, 3, "timing a training step")
             passes = recording_passes(run)
-            if through_unet(spec):
+            if spec.robust:
+                training = 7 * BATCH * one * spec.steps  # two batches there and back, one there
+            elif through_unet(spec):
                 training = 3 * 4 * 8 * one * spec.steps  # forward and back, two batches, twice
             else:
                 training = _training_seconds(lent, run, spec)
@@ -146,6 +150,8 @@ def _training_seconds(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> fl
 def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
     """Estimate bytes beside the loaded model: recorded states, and what training holds."""
     layers = _layers(lent)
+    if spec.robust:
+        return 4 * TRAINED * sum(p.numel() for p in lent.denoiser.module.parameters())
     widths = sum(module.to_q.weight.shape[1] for module in layers.values())  # type: ignore[union-attr]
     kept = recording_passes(run) // (spec.trajectory_steps * (2 if spec.cfg != 1 else 1))
     states = 2 * 2 * kept * spec.trajectory_steps * POSITIONS * widths  # told and free, float16

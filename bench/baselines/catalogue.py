@@ -52,6 +52,7 @@ def _grid(**values: tuple[Any, ...]) -> tuple[Mapping[str, Any], ...]:
 RATES = (1e-4, 3e-4, 1e-3)
 METHODS: dict[str, Method] = {
     "trust": Method("TRUST (ours)", "arXiv 2602.07919, reconstructed", trust, {}),
+    "trust-robust": Method("TRUST robust (ours)", "docs/method.md", trust, {"robust": True}),
     "esd-x": Method(
         "ESD-x", "arXiv 2303.07345", lambda t, s: esd.erase(t, "x", s), esd.Settings(),
         _grid(rate=RATES, steps=(60, 120)),
