@@ -36,7 +36,7 @@ CONCEPTS = {
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "attention", "concept", "forgetting", "local", "mask", "objective", "optimiser", "pieces",
-    "saliency", "sampler", "spec", "trajectory", "unlearn", "whole",
+    "recording", "saliency", "sampler", "spec", "trajectory", "unlearn", "whole",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""
 Made = tuple[WeightDiff, dict[str, Any]]

@@ -31,6 +31,7 @@ SHORT: dict[str, Any] = {
     "cogfd": combination.Settings(steps=3, batch=2),
     "leco": leco.Settings(steps=3, batch=2, sampler_steps=3),
     "trust": {"steps": 3, "trajectory_steps": 2},
+    "trust-robust": {"robust": True, "steps": 3, "passes": 10},
 }
 
 

@@ -39,6 +39,7 @@ SNR_CAP = 5.0
 SEEN = 750  # timesteps below it show what is drawn, whatever the prompt
 EARLIEST = 20  # below it there is no noise to speak of
 UNTOLD, OTHERS, ANCHORS = 0.15, 0.15, 0.1  # of them meet no, another, the anchor's prompt
+SCALED = 8  # batches that tell how large E is at the start
 RATE = 0.12  # of the spec's: every weight moves, not one in thirty
 BUDGET = 0.3  # share of all weights that may change, unless the spec asks for more
 
@@ -134,7 +135,7 @@ class RobustProblem(Differentiable):
         self.kept = Pictures(pictures[2 * told :], rows[2 * told :])
         with torch.no_grad():
             self.scale = torch.tensor(1.0)
-            found = [self.effect(self.base, -1 - i) for i in range(4)]
+            found = [self.effect(self.base, -1 - i) for i in range(SCALED)]
             self.scale = torch.stack(found).mean().clamp(min=1e-12)
 
     def effect(self, theta: Tensors, step: int) -> Tensor:

@@ -13,22 +13,19 @@ from . import __version__
 from .attention import cross_attention_modules
 from .concept import PromptSet, build_prompts
 from .conditioning import Conditioning, TextEncoder
-from .denoiser import Denoiser, compute_dtype
+from .denoiser import Denoiser
 from .diff import SparseOffset, WeightDiff, describe_base
 from .errors import DivergenceError, SpecError
 from .forgetting import Forgetting, Standing
 from .keys import projection_of
 from .mask import overlap, thinned
-from .memory import batch_for
 from .pieces import Ground, Piece
+from .recording import plan_of, recorded, sampler_of
 from .resume import RunState
-from .robust import draw, pictured
-from .robust import settings as drawing
 from .saliency import Score
-from .sampler import SamplerSettings
 from .spec import UnlearnSpec
 from .team import ALONE, Team
-from .trajectory import Plan, Recording, plan_recording, record
+from .trajectory import Plan, Recording
 from .whole import Cost, differentiable
 
 
@@ -106,23 +103,15 @@ class Unlearning:
         """Units of work: UNet passes that record, and updates."""
         layers = len(cross_attention_modules(self.model.denoiser))
         pieces = 1 if self.spec.together else layers
-        return self._sampler().passes(self.recorded) + pieces * self.spec.steps
+        return sampler_of(self.spec).passes(self.recorded) + pieces * self.spec.steps
 
     @property
     def recorded(self) -> int:
         """Count the prompts that are recorded, or, in robust mode, drawn."""
         return len(self._plan().recorded)
 
-    def _sampler(self) -> SamplerSettings:
-        if self.spec.robust:
-            return drawing(self.spec)
-        return SamplerSettings(self.spec.trajectory_steps, self.spec.cfg)
-
     def _plan(self) -> Plan:
-        if self.spec.robust:
-            return Plan(pictured(self.prompts, self.spec), torch.empty(0, dtype=torch.long))
-        room = self.spec.passes // self._sampler().passes(1)
-        return plan_recording(len(self.prompts.targets), len(self.prompts.preserve), room)
+        return plan_of(self.spec, self.prompts)
 
     # A host may run us in inference mode, whose tensors cannot be differentiated. Decorators
     # switch it for each resumption alone; a `with` would last into the host's own code.
@@ -136,7 +125,7 @@ class Unlearning:
         cond, uncond = _encode(model, self._all_prompts()), _encode(model, [""])
         plan = self._plan()
         if self._recording is None:
-            for states in self._record(cond, uncond, plan):
+            for states in recorded(model, spec, plan, cond, uncond, team):
                 self.passes = states.passes
                 yield StepReport(self.passes, total, "recording", self.passes)
             self._recording = states
@@ -164,18 +153,6 @@ class Unlearning:
                 "lower xi, raise the budget, or check that the model knows the concept"
             )
         self._finished = True
-
-    def _record(self, cond: Conditioning, uncond: Conditioning, plan: Plan) -> Iterator[Recording]:
-        """Record trajectories, or, for robust mode, draw pictures."""
-        model, spec, sampler, size = self.model, self.spec, self._sampler(), self.model.latent_size
-        batch = model.batch or batch_for("auto", size, compute_dtype(model.denoiser.module))
-        if spec.robust:
-            drawn = draw(model.denoiser, cond, uncond, plan.recorded, spec, size, batch, self.team)
-            yield from drawn
-            return
-        chosen = cond.select(torch.tensor(plan.recorded).to(cond.context.device))
-        lent, team = model.denoiser, self.team
-        yield from record(lent, chosen, uncond, sampler, size, spec.seed, batch, team)
 
     def _work(self, piece: Piece, kept: RunState | None) -> Iterator[Standing]:
         """Take a piece's steps and keep its result, or the last good one if it diverges."""

@@ -1,0 +1,54 @@
+"""What a run looks at before it trains: recorded trajectories, or, for robust mode, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import robust
+from .concept import PromptSet
+from .conditioning import Conditioning
+from .denoiser import compute_dtype
+from .memory import batch_for
+from .sampler import SamplerSettings
+from .spec import UnlearnSpec
+from .team import Team
+from .trajectory import Plan, Recording, plan_recording, record
+
+if TYPE_CHECKING:
+    from .unlearn import LentModel
+
+
+def sampler_of(spec: UnlearnSpec) -> SamplerSettings:
+    """Return how a spec's trajectories are sampled, or its pictures drawn."""
+    if spec.robust:
+        return robust.settings(spec)
+    return SamplerSettings(spec.trajectory_steps, spec.cfg)
+
+
+def plan_of(spec: UnlearnSpec, prompts: PromptSet) -> Plan:
+    """Choose which prompts are recorded; raises SpecError when `passes` leaves no room."""
+    if spec.robust:
+        return Plan(robust.pictured(prompts, spec), torch.empty(0, dtype=torch.long))
+    room = spec.passes // sampler_of(spec).passes(1)
+    return plan_recording(len(prompts.targets), len(prompts.preserve), room)
+
+
+def recorded(
+    model: LentModel,
+    spec: UnlearnSpec,
+    plan: Plan,
+    cond: Conditioning,
+    uncond: Conditioning,
+    team: Team,
+) -> Iterator[Recording]:
+    """Record what the plan says; yields the growing recording after each UNet call."""
+    lent, size = model.denoiser, model.latent_size
+    batch = model.batch or batch_for("auto", size, compute_dtype(lent.module))
+    if spec.robust:
+        yield from robust.draw(lent, cond, uncond, plan.recorded, spec, size, batch, team)
+        return
+    chosen = cond.select(torch.tensor(plan.recorded).to(cond.context.device))
+    yield from record(lent, chosen, uncond, sampler_of(spec), size, spec.seed, batch, team)
