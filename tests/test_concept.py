@@ -105,6 +105,6 @@ def test_only_an_anchor_that_leaves_something_open_is_overshot() -> None:
     """Without a condition or a style, chance may draw the very one that is to go."""
     for kind in ("conditional", "style"):
         prompts = built(KINDS[kind])
-        assert prompts.push == (PUSH,) * len(prompts.targets)
+        assert prompts.push == (PUSH[kind],) * len(prompts.targets)
         assert not any(built(replace(KINDS[kind], anchor="a tree")).push)
     assert not any(built(KINDS["single"], KINDS["combination"]).push)

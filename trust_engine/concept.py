@@ -14,7 +14,8 @@ from .spec import ConceptSpec
 
 MAX_TOKENS = 75
 NEIGHBOURS = 32
-PUSH = 0.5  # beyond an anchor that does not say what to draw instead
+# Beyond an anchor that does not say what to draw instead; a style pushed far takes things along.
+PUSH = {"conditional": 0.5, "style": 0.1}
 NEUTRAL = "something"  # stands in for the concept in a user's template that has no anchor
 
 
@@ -81,8 +82,7 @@ def build_prompts(
     for concept in concepts:
         near = _surroundings(concepts, concept, encoder, vocabulary, styles)
         # "a cat" leaves the background open, and chance may bring back the one that is to go.
-        leaves_open = concept.kind in ("conditional", "style") and concept.anchor is None
-        push = PUSH if leaves_open else 0.0
+        push = PUSH.get(concept.kind, 0.0) if concept.anchor is None else 0.0
         anchored |= {target: (anchor, push) for target, anchor in _erased(concept, near)}
         preserve += _kept(concept, near)
     keep = [
