@@ -10,6 +10,7 @@ import torch
 from tiny import content, frozen_bits, tiny_model, tiny_spec
 
 import trust_engine.robust as robust
+from trust_engine.concept import PromptSet
 from trust_engine.denoiser import projections
 from trust_engine.diff import applied
 from trust_engine.pieces import Ground
@@ -131,6 +132,16 @@ def test_the_pictures_are_pairs_and_others(long: Unlearning) -> None:
     assert [i + len(prompts.targets) for i in chosen[:told]] == chosen[told : 2 * told]
     assert min(chosen[2 * told :]) >= 2 * len(prompts.targets)
     assert run.recorded == len(chosen)
+
+
+@pytest.mark.parametrize("kept", [1, 5, 7, 14, 32])
+def test_what_must_stay_is_drawn_evenly(kept: int) -> None:
+    prompts = PromptSet(
+        ("a gun",), ("a picture",), (0.0,), tuple(f"thing {i}" for i in range(kept))
+    )
+    stay = pictured(prompts, robust_spec())[2 * told_of(11) :]
+    assert stay and all(2 <= i < 2 + kept for i in stay)
+    assert len(set(stay)) == min(kept, len(stay))
 
 
 def test_concept_and_anchor_grow_from_the_same_noise() -> None:

@@ -32,7 +32,6 @@ from .trajectory import Recording
 from .whole import Differentiable
 
 PASSES = 10  # times the spec's, to draw with
-STRIDE = 7  # through the prompts to keep, which are sorted by thing
 DRAWING_STEPS = 12
 BATCH = 12  # pictures of either kind a step
 SNR_CAP = 5.0
@@ -52,7 +51,8 @@ def pictured(prompts: PromptSet, spec: UnlearnSpec) -> list[int]:
     room = max(4, PASSES * spec.passes // settings(spec).passes(1))
     n, kept = len(prompts.targets), len(prompts.preserve) or 1
     told = [i % n for i in range(told_of(room))]
-    stay = (2 * n + (i * STRIDE) % kept for i in range(room - 2 * len(told)))
+    count = room - 2 * len(told)
+    stay = (2 * n + i * kept // count for i in range(count))
     return [*told, *(n + i for i in told), *stay]
 
 
