@@ -102,7 +102,7 @@ class TrustUnlearn:
 
         def work(small: bool) -> tuple[Lent, Ran]:
             mine = replace(spec, checkpointing=True) if small and _checkpoints(spec) else spec
-            lent = lend(model, clip, resolution, _whole(mine))
+            lent = lend(model, clip, resolution, mine.through_unet)
             if small:
                 lent.host.rows = SMALL
             return lent, run_engine(lent, mine, unique_id, neurons if mine is spec else None)
@@ -127,10 +127,6 @@ def labelled(diff: WeightDiff, lent: Lent) -> WeightDiff:
     return WeightDiff(diff.offsets, {**diff.provenance, **about}, diff.notes).compact()
 
 
-def _whole(spec: UnlearnSpec) -> bool:
-    return spec.together or spec.saliency != "attention"
-
-
 def _checkpoints(spec: UnlearnSpec) -> bool:
     return spec.together and not spec.exact_hessian
 
@@ -138,7 +134,7 @@ def _checkpoints(spec: UnlearnSpec) -> bool:
 def _advice(spec: UnlearnSpec) -> str:
     if spec.robust:
         return "switch `robust` off, or lower `resolution` in Unlearn Settings"
-    if _whole(spec):
+    if spec.through_unet:
         return "set `engine` to local and `saliency` to attention, or lower `resolution`"
     return "lower `resolution` in Unlearn Settings, or close other programs that use the GPU"
 

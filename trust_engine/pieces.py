@@ -49,7 +49,7 @@ class Ground:
     @property
     def needs_whole(self) -> bool:
         """Tell whether gradients will pass through the UNet."""
-        return self.spec.together or self.spec.saliency != "attention"
+        return self.spec.through_unet
 
     @property
     def through(self) -> RobustProblem | WholeProblem:

@@ -209,6 +209,11 @@ class UnlearnSpec:
         return self.robust or self.engine == "global"
 
     @property
+    def through_unet(self) -> bool:
+        """Tell whether gradients pass through it at all: to train it, or for saliency."""
+        return self.together or self.saliency != "attention"
+
+    @property
     def exact_hessian(self) -> bool:
         """Tell whether the penalty's gradient takes a double backward; "auto": locally it does."""
         penalised = self.objective in ("csr", "cip") and self.lam > 0 and not self.robust

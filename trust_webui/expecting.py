@@ -23,7 +23,7 @@ from trust_engine.unlearn import LentModel, Unlearning
 
 from .host import current
 from .jobs import Job
-from .work import Order, drawing_passes, some, through_unet
+from .work import Order, drawing_passes, some
 
 ROWS = 2  # of the UNet pass that is timed
 MB, GB = 2**20, 2**30
@@ -82,7 +82,7 @@ def expect(order: Order) -> Callable[[Job], Expected]:
             passes = recording_passes(run)
             if spec.robust:
                 training = 7 * BATCH * one * spec.steps  # two batches there and back, one there
-            elif through_unet(spec):
+            elif spec.through_unet:
                 training = 3 * 4 * 8 * one * spec.steps  # forward and back, two batches, twice
             else:
                 training = _training_seconds(lent, run, spec)
@@ -156,7 +156,7 @@ def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
     kept = recording_passes(run) // (spec.trajectory_steps * (2 if spec.cfg != 1 else 1))
     states = 2 * 2 * kept * spec.trajectory_steps * POSITIONS * widths  # told and free, float16
     sizes = [sum(getattr(m, f"to_{c}").weight.numel() for c in "qkv") for m in layers.values()]
-    if through_unet(spec):
+    if spec.through_unet:
         whole = sum(p.numel() * p.element_size() for p in lent.denoiser.module.parameters())
         return states + whole + 4 * 6 * sum(sizes)
     return states + 4 * 8 * max(sizes)

@@ -108,16 +108,11 @@ def _encode_all(lent: LentModel, run: Unlearning) -> None:
 
 def _check_engine(host: Host, spec: UnlearnSpec) -> None:
     """Refuse what goes wrong without a word where blocks write in place."""
-    if host.in_place and through_unet(spec) and (spec.checkpointing or spec.exact_hessian):
+    if host.in_place and spec.through_unet and (spec.checkpointing or spec.exact_hessian):
         raise SpecError(
             f"{host.name}'s UNet writes in place: through it neither checkpointing nor an exact "
             "Hessian can be had; switch checkpointing off and hessian to finite"
         )
-
-
-def through_unet(spec: UnlearnSpec) -> bool:
-    """Tell whether gradients will pass through the whole UNet."""
-    return spec.together or spec.saliency != "attention"
 
 
 def _follow(host: Host, job: Job, run: Unlearning, pictures: int) -> None:
@@ -126,7 +121,7 @@ def _follow(host: Host, job: Job, run: Unlearning, pictures: int) -> None:
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     reports = iter(run)
     while True:
-        with host.stepping() if through_unet(run.spec) else contextlib.nullcontext():
+        with host.stepping() if run.spec.through_unet else contextlib.nullcontext():
             report = next(reports, None)
         if report is None:
             break
