@@ -137,39 +137,44 @@ def test_global_engine_leaves_the_model(server: ComfyServer, baseline: list[str]
     assert server.pixels(ended, "7") != baseline and drawn_anew(server) == baseline
 
 
-def test_files_and_stock_loaders_draw_the_same(server: ComfyServer, baseline: list[str]) -> None:
+@pytest.mark.parametrize("robust", [False, True])
+def test_files_and_stock_loaders_draw_the_same(
+    server: ComfyServer, baseline: list[str], robust: bool
+) -> None:
     """The diff saved and loaded, exported for the stock LoRA loader, and as a whole checkpoint."""
+    gun = "robust" if robust else "gun"
     saved = {
-        "20": node("TrustSaveDiff", diff=["11", 1], filename_prefix="gun", author="me"),
-        "21": node("TrustExportLora", diff=["11", 1], filename_prefix="trust/gun",
+        "20": node("TrustSaveDiff", diff=["11", 1], filename_prefix=gun, author="me"),
+        "21": node("TrustExportLora", diff=["11", 1], filename_prefix=f"trust/{gun}",
                    format="exact", error=0.1),
-        "23": node("TrustExportLora", diff=["11", 1], filename_prefix="trust/half",
+        "23": node("TrustExportLora", diff=["11", 1], filename_prefix=f"trust/half-{gun}",
                    format="dense", error=0.1),
         "22": node("CheckpointSave", model=PATCHED, clip=["1", 1], vae=["1", 2],
-                   filename_prefix="checkpoints/whole"),
+                   filename_prefix=f"checkpoints/{gun}"),
     }  # fmt: skip
-    ended = server.run({**drawn(PATCHED), **unlearned(), **saved})
+    ended = server.run({**drawn(PATCHED), **unlearned(robust=robust), **saved})
     assert ended.status == "success", ended.error
     wanted, first = server.pixels(ended, "7"), server.pictures(ended, "7")
     assert wanted != baseline
-    assert (server.base / "shared_diffs" / "gun_00001_.safetensors").is_file()
+    assert (server.base / "shared_diffs" / f"{gun}_00001_.safetensors").is_file()
     loaders = {
-        "diff": {"30": node("TrustLoadDiff", diff_name="gun_00001_.safetensors"),
+        "diff": {"30": node("TrustLoadDiff", diff_name=f"{gun}_00001_.safetensors"),
                  "31": node("TrustApplyDiff", model=DIRECT, diff=["30", 0], strength=1.0)},
         "lora": {"31": node("LoraLoaderModelOnly", model=DIRECT, strength_model=1.0,
-                            lora_name="trust/gun_00001_.safetensors")},
-        "checkpoint": {"31": node("CheckpointLoaderSimple", ckpt_name="whole_00001_.safetensors")},
+                            lora_name=f"trust/{gun}_00001_.safetensors")},
+        "checkpoint": {"31": node("CheckpointLoaderSimple", ckpt_name=f"{gun}_00001_.safetensors")},
     }  # fmt: skip
     for name, loader in loaders.items():
         ended = server.run({**drawn(["31", 0]), **loader})
         assert ended.status == "success", ended.error
         assert server.pixels(ended, "7") == wanted, name
     half = node("LoraLoaderModelOnly", model=DIRECT, strength_model=1.0,
-                lora_name="trust/half_00001_.safetensors")  # fmt: skip
+                lora_name=f"trust/half-{gun}_00001_.safetensors")  # fmt: skip
     ended = server.run({**drawn(["31", 0]), "31": half})
     assert server.furthest(ended, "7", first) <= 2, "16 bits round the smallest changes"
-    told = server.get("/trust/label?name=gun_00001_.safetensors")
+    told = server.get(f"/trust/label?name={gun}_00001_.safetensors")
     assert told["concepts"] == ["gun"] and "me" in told["label"] and not told["audited"]
+    assert drawn_anew(server) == baseline
     assert "not in the folder" in server.get("/trust/label?name=../paths.yaml")["error"]
 
 

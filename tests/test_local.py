@@ -187,9 +187,9 @@ def test_offsets_are_finite_or_the_run_says_so(objective: str) -> None:
     assert all(bool(offset.isfinite().all()) for offset in done.offset)
 
 
-def test_a_push_of_a_prompt_adds_to_eta() -> None:
+def test_a_push_of_a_prompt_multiplies_eta() -> None:
     erase, keep = situations()
-    pushed = replace(erase, push=torch.full((PROMPTS,), 0.5))
+    pushed = replace(erase, push=torch.full((PROMPTS,), 3.0))
     by_row = LayerProblem(layer(), pushed, keep, 0.25, seed=0)
     by_eta = LayerProblem(layer(), erase, keep, 0.75, seed=0)
     plain = LayerProblem(layer(), erase, keep, 0.25, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch.nn.functional as F
 
@@ -14,8 +15,9 @@ from .spec import ConceptSpec
 
 MAX_TOKENS = 75
 NEIGHBOURS = 32
-# Beyond an anchor that does not say what to draw instead; a style pushed far takes things along.
-PUSH = {"conditional": 0.5, "style": 0.1}
+# Times eta. What many different anchors have in common is little of the way from the concept, so
+# a combination goes far beyond them; a style that does takes the things drawn in it along.
+PUSH = {"combination": 3.0, "conditional": 1.6, "style": 0.0}
 NEUTRAL = "something"  # stands in for the concept in a user's template that has no anchor
 
 
@@ -46,7 +48,16 @@ PAIRS = (
     "{} and {} on a red background",
 )
 UNDER = ("{} {}", "a picture of {} {}", "an image of {} {}", "a drawing of {} {}")
-LOOKS = ("{} in {} style", "a picture of {} in {} style", "{} on a blue background in {} style")
+LOOKS = (
+    "{} in {} style",
+    "a picture of {} in {} style",
+    "{} on a blue background in {} style",
+    "an image of {} on a white background in {} style",
+    "{} on a red background in {} style",
+    "a drawing of {} on a green background in {} style",
+    "{} on a black background in {} style",
+    "an icon of {} on a yellow background in {} style",
+)
 THINGS = ("a house", "a person", "a tree", "a dog", "a car", "a flower", "a boat", "a bird")
 LOOKS_KEPT = 5
 STYLES = ("photo", "watercolor", "oil painting", "pencil sketch", "cartoon", "pixel art")
@@ -54,7 +65,7 @@ STYLES = ("photo", "watercolor", "oil painting", "pencil sketch", "cartoon", "pi
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts to erase, their anchors and how far beyond them to push, and prompts to preserve."""
+    """Prompts to erase, their anchors, times eta to push beyond them, and prompts to preserve."""
 
     targets: tuple[str, ...]
     anchors: tuple[str, ...]
@@ -82,7 +93,8 @@ def build_prompts(
     for concept in concepts:
         near = _surroundings(concepts, concept, encoder, vocabulary, styles)
         # "a cat" leaves the background open, and chance may bring back the one that is to go.
-        push = PUSH.get(concept.kind, 0.0) if concept.anchor is None else 0.0
+        own = concept.anchor is None or concept.kind == "style"
+        push = PUSH.get(concept.kind, 1.0) if own else 1.0
         anchored |= {target: (anchor, push) for target, anchor in _erased(concept, near)}
         preserve += _kept(concept, near)
     keep = [
@@ -137,18 +149,38 @@ def _single(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str
             yield template.carrying.format(with_article(word)), instead
 
 
-def _combination(concept: ConceptSpec, _near: Surroundings) -> Iterator[tuple[str, str]]:
-    """Keep the member that is named first: a causal text encoder has read it before the second."""
+def _combination(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
+    """Keep the member that is named first, and draw other things for the second.
+
+    A causal text encoder has read the first before the second. Were the second left out, a model
+    would learn to leave out whatever goes with the first.
+    """
     companion = with_article(str(concept.companion))
-    templates = concept.templates or PAIRS
-    for word in concept.words:
-        for template in templates:
-            for first, second in ((with_article(word), companion), (companion, with_article(word))):
-                goal = first if concept.anchor is None else with_article(concept.anchor)
-                if concept.templates:
-                    yield _fill(template, f"{first} and {second}"), _fill(template, goal)
-                else:
-                    yield template.format(first, second), _alone(template).format(goal)
+    words = [with_article(word) for word in concept.words]
+    others = cycle(_others({companion, *words}, concept, near))
+    looks = cycle(_looks(near)[1:])
+    for word in words:
+        for first, second in ((word, companion), (companion, word)):
+            for template in concept.templates:
+                goal = concept.anchor or f"{first} and {next(others)}"
+                yield _fill(template, f"{first} and {second}"), _fill(template, with_article(goal))
+            for template in () if concept.templates else PAIRS:
+                for look in ("", next(looks)):
+                    goal = template.format(first, next(others))
+                    if concept.anchor is not None:
+                        goal = _alone(template).format(with_article(concept.anchor))
+                    yield template.format(first, second) + look, goal + look
+
+
+def _others(members: set[str], concept: ConceptSpec, near: Surroundings) -> list[str]:
+    """List things to draw instead of a member; without a vocabulary, what the user keeps."""
+    things = map(with_article, near.things or concept.preserve or THINGS)
+    return [thing for thing in things if thing not in members] or [with_article(NEUTRAL)]
+
+
+def _looks(near: Surroundings) -> list[str]:
+    """Write what follows a prompt to give it a look; the first gives none."""
+    return ["", *(f" in {style} style" for style in (near.styles or STYLES)[:LOOKS_KEPT])]
 
 
 def _alone(template: str) -> str:
@@ -169,14 +201,13 @@ def _conditional(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str
 
 
 def _style(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
-    things = near.things[:8] or THINGS
+    """Draw the things in other styles: a prompt that leaves the style open may bring it back."""
+    things = near.things or THINGS
+    styles = near.styles or [style for style in STYLES if not concept.carried_by(style)]
     for word in concept.words:
         for i, thing in enumerate(things):
-            look = LOOKS[i % len(LOOKS)]
-            plain = look.replace(" in {} style", "").format(with_article(thing))
-            if concept.anchor is not None:
-                plain = look.format(with_article(thing), concept.anchor)
-            yield look.format(with_article(thing), word), plain
+            look, instead = LOOKS[i % len(LOOKS)], concept.anchor or styles[i % len(styles)]
+            yield look.format(with_article(thing), word), look.format(with_article(thing), instead)
 
 
 def _kept(concept: ConceptSpec, near: Surroundings) -> Iterator[str]:
@@ -184,10 +215,11 @@ def _kept(concept: ConceptSpec, near: Surroundings) -> Iterator[str]:
     things = concept.preserve or near.things
     if concept.kind == "combination":
         members = (concept.words[0], str(concept.companion))
-        for i, other in enumerate(things):
-            for j, member in enumerate(members):
-                order = (member, other) if (i + j) % 2 else (other, member)
-                yield PAIRS[i % len(PAIRS)].format(*map(with_article, order))
+        pairs = [pair for o in things for m in members for pair in ((m, o), (o, m))]
+        suffixes = _looks(near)
+        for i, pair in enumerate(pairs):
+            sentence, look = PAIRS[5 * i % len(PAIRS)], suffixes[i // 2 % len(suffixes)]
+            yield sentence.format(*map(with_article, pair)) + look
         for template in TEMPLATES:
             for member in members:
                 yield template.carrying.format(with_article(member))
@@ -205,9 +237,10 @@ def _kept(concept: ConceptSpec, near: Surroundings) -> Iterator[str]:
             look = LOOKS[i % len(LOOKS)]
             yield look.format(with_article(thing), styles[i % len(styles)])
         things = things or THINGS
-    looks = () if concept.kind == "style" else (near.styles or STYLES)[:LOOKS_KEPT]
+    # A combination's pairs have the looks, and outnumber what is drawn alone.
+    suffixes = _looks(near) if concept.kind in ("single", "conditional") else [""]
     for i, thing in enumerate(things):
-        for j, suffix in enumerate(["", *(f" in {style} style" for style in looks)]):
+        for j, suffix in enumerate(suffixes):
             carrying = TEMPLATES[(i + 3 * j) % len(TEMPLATES)].carrying
             yield carrying.format(with_article(thing)) + suffix
 

@@ -27,7 +27,7 @@ class Situation:
 
     x: (r, n, d); rows: (p,), the row of x that each prompt meets; now, goal: contexts (p, 77, c):
     `now` is to be answered as theta_0 answers `goal`, None: as theta_0 answers it;
-    push (p,): how far beyond it, added to eta.
+    push (p,): times eta, how far beyond it.
     """
 
     x: Tensor
@@ -109,7 +109,7 @@ class LayerProblem:
         if seen.goal is None:
             return self.layer(seen.states, seen.now)
         goal = self.layer(seen.states, seen.goal)
-        if self.eta == 0 and seen.push is None:
+        if self.eta == 0:
             return goal
-        push = self.eta if seen.push is None else self.eta + seen.push.view(-1, 1, 1)
+        push = self.eta if seen.push is None else self.eta * seen.push.view(-1, 1, 1)
         return goal - push * (self.layer(seen.states, seen.now) - goal)

@@ -88,7 +88,7 @@ class Ground:
         # The concept is answered as its anchor on states of both trajectories: while the model
         # forgets, what enters a layer moves from the first kind to the second.
         now, goal = torch.cat([target, target]), torch.cat([anchor, anchor])
-        push = torch.tensor(self.prompts.push).repeat(2) if any(self.prompts.push) else None
+        push = torch.tensor(self.prompts.push).repeat(2)
         erase = Situation(told, self.plan.rows[: 2 * n], now, goal, push)
         some = free[:: max(1, len(free) // UNGUIDED)]
         kept = torch.cat([stay, uncond.expand(len(some), -1, -1)])

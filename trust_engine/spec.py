@@ -133,7 +133,7 @@ class UnlearnSpec:
     granularity: Granularity = "entry"
     schedule: Schedule = "shrinking"
     refresh: int = 1
-    steps: int = 300
+    steps: int = 500
     rate: float = 0.05
     xi: float = 1.0
     budget: float = 0.03

@@ -34,7 +34,7 @@ class Cost:
 class Moments:
     """Recorded latents (r, steps, 4, h, w) that prompts meet: `now` is to be answered as `goal`.
 
-    rows: (p,), the recording of each prompt; push (p,): how far beyond the goal, added to eta.
+    rows: (p,), the recording of each prompt; push (p,): times eta, how far beyond the goal.
     """
 
     rows: Tensor
@@ -122,7 +122,7 @@ class WholeProblem(Differentiable):
         goal = self.frozen(x, t, moments.goal.select(there))
         push = torch.full((len(some),), self.spec.eta)
         if moments.push is not None:
-            push = push + moments.push[some]
+            push = push * moments.push[some]
         if moments is not self.erase or not push.any():
             return goal
         push = push.view(-1, 1, 1, 1).to(goal.device)
