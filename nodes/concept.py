@@ -59,7 +59,9 @@ class TrustConcept:
                     hint="what must stay (optional)",
                 ),
                 "anchor": text(
-                    "", "What to draw instead. Empty: the same picture without the concept."
+                    "",
+                    "What to draw instead. Empty: the same picture without the concept; for a "
+                    "combination or a style, with other things or in other styles.",
                 ),
                 "templates": text(
                     "",

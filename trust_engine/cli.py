@@ -151,7 +151,7 @@ def _add_unlearn(commands: Any) -> None:
         help="what must keep its look (default: the nearest words the model knows)",
     )
     parser.add_argument(
-        "--anchor", metavar="TEXT", help="what to draw instead (default: the prompt without it)"
+        "--anchor", metavar="TEXT", help="what to draw instead (default: the same without it)"
     )
     parser.add_argument(
         "--also",
