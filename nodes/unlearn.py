@@ -42,6 +42,7 @@ class TrustUnlearn:
         "What was done, in words.",
     )
     FUNCTION = "unlearn"
+    HAS_INTERMEDIATE_OUTPUT = True  # recent hosts then show it again when nothing has to be done
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
