@@ -75,8 +75,9 @@ class TrustAudit:
                 "clip": socket("CLIP", "The text encoder of both."),
                 "vae": socket("VAE", "The VAE of both."),
                 "concept": socket(CONCEPT, "What was unlearned; of a chain the last one."),
-                "level": choice(("quick", "full"), "quick", "quick: the main questions and two "
-                                "attacks. full: every attack; takes hours on a full-size model."),
+                "level": choice(("quick", "full"), "quick", "quick: the main questions, and an "
+                                "attacker who learns a token. full: every attack; takes hours "
+                                "on a full-size model."),
                 "judge": text("demo", "Who says what a picture shows. demo: for the demo model. "
                               "nudenet: if it is installed. clip:FOLDER: a CLIP model's folder."),
                 "images": number(4, 1, 140, 1, "Pictures an object."),

@@ -30,6 +30,7 @@ class TrustLoadDiff:
     RETURN_NAMES = ("diff", "label")
     OUTPUT_TOOLTIPS = ("The diff.", "What it says of itself: concept, base, audit, licence.")
     FUNCTION = "load"
+    HAS_INTERMEDIATE_OUTPUT = True  # recent hosts then show it again when nothing has to be done
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -61,6 +62,7 @@ class TrustApplyDiff:
     RETURN_NAMES = ("model", "note")
     OUTPUT_TOOLTIPS = ("The model under the diff.", "Empty, or a warning about another base.")
     FUNCTION = "apply"
+    HAS_INTERMEDIATE_OUTPUT = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -98,6 +100,7 @@ class TrustMergeDiffs:
     RETURN_NAMES = ("diff", "report")
     OUTPUT_TOOLTIPS = ("The merged diff.", "How far the two touch the same neurons.")
     FUNCTION = "merge"
+    HAS_INTERMEDIATE_OUTPUT = True
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class TrustFindNeurons:
         "The concept's attention over a picture, and the map of its neurons.",
     )
     FUNCTION = "find"
+    HAS_INTERMEDIATE_OUTPUT = True  # recent hosts then show it again when nothing has to be done
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..trust_engine.conditioning import Conditioning, stack
 from ..trust_engine.errors import ModelError
+from .tokens import tokens_of
 
 
 class HostEncoder:
@@ -20,6 +21,7 @@ class HostEncoder:
         if clip is None:
             raise ModelError("there is no CLIP: the checkpoint has no text encoder; connect one")
         self.clip, self.model, self.size, self.device = clip, model, size, device
+        self._tokens: Any = None
         self._special = {token for token, _ in _entries(clip.tokenize(""))}
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -39,6 +41,12 @@ class HostEncoder:
     def count_tokens(self, prompt: str) -> int:
         """Count the prompt's tokens, start, end and padding not counted."""
         return sum(token not in self._special for token, _ in _entries(self.clip.tokenize(prompt)))
+
+    def token_space(self) -> Any:
+        """Return what attacks that learn tokens need; None if the CLIP is not one text tower."""
+        if self._tokens is None:
+            self._tokens = tokens_of(self.clip, self.device)
+        return self._tokens
 
     def places_of(self, prompt: str, word: str) -> list[int]:
         """Find the tokens of a word in a prompt: their places in the context."""

@@ -42,6 +42,7 @@ class TrustUnlearn:
         "What was done, in words.",
     )
     FUNCTION = "unlearn"
+    HAS_INTERMEDIATE_OUTPUT = True  # recent hosts then show it again when nothing has to be done
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -165,11 +166,12 @@ def _report(spec: UnlearnSpec, ran: Ran, diff: WeightDiff, said: list[str]) -> s
     effect = sum(here.effect for here in final) / max(1, len(final))
     harm = sum(here.harm for here in final) / max(1, len(final))
     kept = ", ".join(dict.fromkeys(ran.run.prompts.preserve))
+    where = "the UNet's weights" if spec.robust else "q, k and v"
     rows = [
         f"Forgot: {spec.name}",
         f"Effect left: {effect:.1%} of the start. Change of what must stay: {harm:.1%} of the "
         "concept's effect. (The run's own figures; TRUST Audit looks at pictures.)",
-        f"Changed {diff.changed:,} entries, {diff.share:.2%} of q, k and v, in "
+        f"Changed {diff.changed:,} entries, {diff.share:.2%} of {where}, in "
         f"{ran.seconds:.0f} s and {ran.run.passes} UNet passes.",
         f"Preserved: {kept[:400]}",
         *said,

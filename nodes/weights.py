@@ -17,18 +17,18 @@ PREFIX = "diffusion_model."
 
 
 class Weights:
-    """Read effective weights by ldm name; ours=False leaves diffs that our nodes applied out.
+    """Read effective weights by name; ours=False leaves diffs that our nodes applied out.
 
     The state dict of the host's module is no source: it holds whatever is patched in right now.
     """
 
-    def __init__(self, patcher: Any, ours: bool = True) -> None:
-        self.patcher, self.ours = patcher, ours
-        named = patcher.model_state_dict(PREFIX)
+    def __init__(self, patcher: Any, ours: bool = True, prefix: str = PREFIX) -> None:
+        self.patcher, self.ours, self.prefix = patcher, ours, prefix
+        named = patcher.model_state_dict(prefix)
         self.shapes = {
-            name.removeprefix(PREFIX): tuple(weight.shape)
+            name.removeprefix(prefix): tuple(weight.shape)
             for name, weight in named.items()
-            if name.startswith(PREFIX)
+            if name.startswith(prefix)
         }
 
     @property
@@ -38,7 +38,7 @@ class Weights:
 
     def read(self, key: str) -> Tensor:
         """Return one weight, float32 on the CPU, rounded as the host rounds what it patches."""
-        name = PREFIX + key
+        name = self.prefix + key
         found = self.patcher.get_key_patches(name).get(name)
         if found is None:
             raise ModelError(f"the model has no weight {key}; choose an SD 1.x, 2.x or SDXL model")

@@ -165,14 +165,14 @@ def main() -> None:
     fields = {"trajectory_steps": 2, "passes": 32}
     settings = part("nodes.settings").Settings(fields, 64)
     part("nodes.settings").EFFORTS["tiny"] = 6 / part("nodes.settings").DEFAULTS["steps"]
+    asked = {
+        "objective": "csr", "engine": told["engine"], "effort": "tiny", "budget": 0.03,
+        "robust": told.get("robust", False), "seed": 0, "settings": settings,
+    }  # fmt: skip
+    node = part("nodes.unlearn").TrustUnlearn()
     with torch.inference_mode():  # as the host runs nodes
-        after, diff, _, report = (
-            part("nodes.unlearn")
-            .TrustUnlearn()
-            .unlearn(
-                model, Clip(), concept[0], "csr", told["engine"], "tiny", 0.03, 0, settings=settings
-            )["result"]
-        )
+        shown = node.unlearn(model, Clip(), concept[0], **asked)
+        after, diff, _, report = shown["result"]
         x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
         drawn = []
         for one in (model, after, model, after):

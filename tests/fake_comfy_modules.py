@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from fake_comfy import Host
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None) -> Tensor:
+    """Attend as the host's functions do: (b, n, heads * d) in and out."""
+    parts = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
 class WeightAdapterBase:
     """What patches that compute for themselves derive from."""
 
@@ -44,6 +50,7 @@ def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
         "comfy.utils": {"ProgressBar": _progress(host)},
         "comfy.model_management": _management(host),
         "comfy.lora": {"calculate_weight": calculate_weight},
+        "comfy.clip_model": _text(),
         "comfy.ops": {"disable_weight_init": SimpleNamespace(Linear=nn.Linear)},
         "comfy.sample": {"prepare_noise": _noise, "sample": _sample(host)},
         "comfy.samplers": {"SAMPLER_NAMES": ["euler"], "SCHEDULER_NAMES": ["normal"]},
@@ -54,7 +61,7 @@ def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
         "comfy.sd": {},
         "comfy.ldm": {"__path__": []},
         "comfy.ldm.modules": {"__path__": []},
-        "comfy.ldm.modules.attention": {"attention_pytorch": F.scaled_dot_product_attention},
+        "comfy.ldm.modules.attention": {"attention_pytorch": attention},
         "folder_paths": _folders(models),
         "server": {"PromptServer": SimpleNamespace(instance=_Server(host))},
     }
@@ -69,6 +76,13 @@ def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
         if parent:
             setattr(modules[parent], last, module)
     return modules
+
+
+def _text() -> dict[str, Any]:
+    import fake_comfy_clip as clip  # it builds on fake_comfy, which imports this module
+
+    names = ("ACTIVATIONS", "CLIPTextModel", "CLIPTextModel_")
+    return {name: getattr(clip, name) for name in names}
 
 
 class _Server:

@@ -152,7 +152,7 @@ def test_chart_is_live(page: Any, tmp_path: Path) -> None:
 def test_badge_and_label(page: Any, tmp_path: Path) -> None:
     run(page, hurried("4_audit"), "audit")
     wait(page)
-    page.wait_for_selector("text=/gone in \\d+ % of pictures/")
+    page.wait_for_selector("text=/gone in \\d+ % of pictures .* brought back in \\d+ %/")
     shot(page, "audit", tmp_path)
     graph = json.loads((ROOT / "example_workflows/3_chain_two_diffs.json").read_text("utf-8"))
     assert page.evaluate(LOAD, [graph, "chain"]) == []

@@ -36,6 +36,8 @@ def told(folder: Path, **spec: Any) -> dict[str, Any]:
         ("sd2-v", "v", {"dtype": "bfloat16"}),
         ("sdxl", "eps", {}),
         ("sdxl", "eps", {"engine": "global"}),
+        ("sd1", "eps", {"robust": True, "lora": True, "lowvram": True}),
+        ("sdxl", "eps", {"robust": True, "dtype": "bfloat16"}),
         ("sdxl-v", "v", {}),
     ],
     ids=str,

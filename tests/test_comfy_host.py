@@ -15,6 +15,8 @@ import pytest
 from comfy_prompts import DIRECT, PATCHED, drawn, hurried, hurry, node, unlearned
 from comfy_server import FOLDER, ROOT, ComfyServer, Ended, as_prompt
 
+from trust_engine.diff import load_diff
+
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 
@@ -80,19 +82,27 @@ def test_two_in_a_row(server: ComfyServer) -> None:
     assert [server.wait(one).status for one in queued] == ["success", "success"]
 
 
-def test_interrupt(server: ComfyServer, baseline: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "robust"),
+    [
+        ({"passes": 4000, "trajectory_steps": 50, "stop_effect": 0.0}, False),
+        ({"stop_effect": 0.0}, False),
+        ({"stop_effect": 0.0}, True),
+    ],
+    ids=["recording", "training", "robust"],
+)
+def test_interrupt(server: ComfyServer, baseline: list[str], changes: dict, robust: bool) -> None:
     """It stops at once, while it records and while it trains; then the host goes on."""
-    slow = {"passes": 4000, "trajectory_steps": 50, "stop_effect": 0.0}
-    for changes, sign in ((slow, "is expected to take"), ({"stop_effect": 0.0}, "expected to")):
-        before = len(server.log.read_text())
-        started = server.queue(
-            {**drawn(PATCHED), **unlearned(effort="thorough", settings=hurry(**changes))}
-        )
-        server.wait_for_log(sign, before)
-        server.post("/interrupt")
-        asked = time.monotonic()
-        assert server.wait(started).status == "interrupted"
-        assert time.monotonic() - asked < 60
+    before = len(server.log.read_text())
+    settings = hurry(**changes)
+    started = server.queue(
+        {**drawn(PATCHED), **unlearned(effort="thorough", robust=robust, settings=settings)}
+    )
+    server.wait_for_log("is expected to take", before)
+    server.post("/interrupt")
+    asked = time.monotonic()
+    assert server.wait(started).status == "interrupted"
+    assert time.monotonic() - asked < 60
     assert drawn_anew(server) == baseline
 
 
@@ -137,44 +147,54 @@ def test_global_engine_leaves_the_model(server: ComfyServer, baseline: list[str]
     assert server.pixels(ended, "7") != baseline and drawn_anew(server) == baseline
 
 
-@pytest.mark.parametrize("robust", [False, True])
+@pytest.mark.parametrize("robust", [False, True], ids=["local", "robust"])
 def test_files_and_stock_loaders_draw_the_same(
     server: ComfyServer, baseline: list[str], robust: bool
 ) -> None:
-    """The diff saved and loaded, exported for the stock LoRA loader, and as a whole checkpoint."""
-    gun = "robust" if robust else "gun"
+    """The diff saved and loaded, exported for the stock LoRA loader, and as a whole checkpoint.
+
+    A robust one changes convolutions and linear layers all over the UNet.
+    """
+    name = "everywhere" if robust else "gun"
+    export = {"diff": ["11", 1], "error": 0.1}
     saved = {
-        "20": node("TrustSaveDiff", diff=["11", 1], filename_prefix=gun, author="me"),
-        "21": node("TrustExportLora", diff=["11", 1], filename_prefix=f"trust/{gun}",
-                   format="exact", error=0.1),
-        "23": node("TrustExportLora", diff=["11", 1], filename_prefix=f"trust/half-{gun}",
-                   format="dense", error=0.1),
+        "20": node("TrustSaveDiff", diff=["11", 1], filename_prefix=name, author="me"),
+        "21": node("TrustExportLora", filename_prefix=f"trust/{name}", format="exact", **export),
+        "23": node("TrustExportLora", filename_prefix=f"trust/half_{name}", format="dense",
+                   **export),
         "22": node("CheckpointSave", model=PATCHED, clip=["1", 1], vae=["1", 2],
-                   filename_prefix=f"checkpoints/{gun}"),
+                   filename_prefix=f"checkpoints/{name}"),
     }  # fmt: skip
     ended = server.run({**drawn(PATCHED), **unlearned(robust=robust), **saved})
     assert ended.status == "success", ended.error
     wanted, first = server.pixels(ended, "7"), server.pictures(ended, "7")
     assert wanted != baseline
-    assert (server.base / "shared_diffs" / f"{gun}_00001_.safetensors").is_file()
+    told = load_diff(server.base / "shared_diffs" / f"{name}_00001_.safetensors")
+    assert any(len(shape) == 4 for shape in told.shapes.values()) == robust
+    file = f"{name}_00001_.safetensors"
     loaders = {
-        "diff": {"30": node("TrustLoadDiff", diff_name=f"{gun}_00001_.safetensors"),
+        "diff": {"30": node("TrustLoadDiff", diff_name=file),
                  "31": node("TrustApplyDiff", model=DIRECT, diff=["30", 0], strength=1.0)},
         "lora": {"31": node("LoraLoaderModelOnly", model=DIRECT, strength_model=1.0,
-                            lora_name=f"trust/{gun}_00001_.safetensors")},
-        "checkpoint": {"31": node("CheckpointLoaderSimple", ckpt_name=f"{gun}_00001_.safetensors")},
+                            lora_name=f"trust/{file}")},
+        "checkpoint": {"31": node("CheckpointLoaderSimple", ckpt_name=file)},
     }  # fmt: skip
-    for name, loader in loaders.items():
+    for how, loader in loaders.items():
         ended = server.run({**drawn(["31", 0]), **loader})
         assert ended.status == "success", ended.error
-        assert server.pixels(ended, "7") == wanted, name
+        assert server.pixels(ended, "7") == wanted, how
     half = node("LoraLoaderModelOnly", model=DIRECT, strength_model=1.0,
-                lora_name=f"trust/half-{gun}_00001_.safetensors")  # fmt: skip
+                lora_name=f"trust/half_{file}")  # fmt: skip
     ended = server.run({**drawn(["31", 0]), "31": half})
     assert server.furthest(ended, "7", first) <= 2, "16 bits round the smallest changes"
-    told = server.get(f"/trust/label?name={gun}_00001_.safetensors")
-    assert told["concepts"] == ["gun"] and "me" in told["label"] and not told["audited"]
     assert drawn_anew(server) == baseline
+
+
+def test_label_is_told(server: ComfyServer) -> None:
+    save = node("TrustSaveDiff", diff=["11", 1], filename_prefix="told", author="me")
+    assert server.run({**drawn(PATCHED), **unlearned(), "20": save}).status == "success"
+    told = server.get("/trust/label?name=told_00001_.safetensors")
+    assert told["concepts"] == ["gun"] and "me" in told["label"] and not told["audited"]
     assert "not in the folder" in server.get("/trust/label?name=../paths.yaml")["error"]
 
 

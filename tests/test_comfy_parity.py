@@ -38,7 +38,17 @@ x = torch.randn(2, 4, 16, 16, generator=chance)
 said = {t: lent.host(x, torch.full((2,), t), cond) for t in (1, 300, 700, 990)}
 with torch.inference_mode():
     picture = vae.decode(model.model.latent_format.process_out(x)).clone()
-torch.save({"x": x, "context": cond.context, "said": said, "picture": picture,
+tokens = {}
+for skip in (None, -2):
+    clip.layer_idx = skip
+    space = importlib.import_module(name + ".nodes.tokens").tokens_of(clip, torch.device("cpu"))
+    ids = space.frame(space.tokens("a gun on a red background"))
+    rows = space.table[ids][None].requires_grad_()
+    mine = space.encode(rows).context
+    theirs = lent.encoder.encode(["a gun on a red background"]).context
+    slope = torch.autograd.grad(mine.square().sum(), rows)[0]
+    tokens[skip] = mine.detach(), theirs, slope.abs().amax(-1), space.text(ids[1:7].tolist())
+torch.save({"tokens": tokens, "x": x, "context": cond.context, "said": said, "picture": picture,
             "base": lent.host.weights.fingerprint()}, out)
 """
 
@@ -63,3 +73,8 @@ def test_demo_model_is_the_engines(tmp_path: Path) -> None:
         picture = (model.decoder(told["x"]).clamp(-1, 1) + 1) / 2
     # The file's scale of the latents is a 16-bit number.
     torch.testing.assert_close(told["picture"].movedim(-1, 1), picture, rtol=0, atol=0.01)
+    for mine, theirs, slope, text in told["tokens"].values():
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        assert (slope > 0).all(), "attacks can learn every token"
+        assert text == "a gun on a red background"
+    assert not torch.allclose(told["tokens"][None][0], told["tokens"][-2][0]), "clip skip counts"

@@ -107,8 +107,9 @@ def test_private_copy_for_gradients(part: Part, host: Host, model: Patcher, chan
     if "settings" in changes:
         changes = {**changes, "settings": quick(part, **changes["settings"])}
     before = frozen(model)
-    assert unlearn(part, model, **changes)[1].changed
-    assert frozen(model) == before
+    _, diff, _, report = unlearn(part, model, **changes)
+    assert diff.changed and frozen(model) == before
+    assert ("of the UNet's weights" in report) == changes.get("robust", False)
 
 
 def test_vae_adds_before_and_after(part: Part, host: Host, model: Patcher) -> None:

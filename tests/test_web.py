@@ -27,15 +27,21 @@ LINT = {
 
 @pytest.fixture
 def modules(tmp_path: Path) -> Path:
-    """Copy web/ to where node takes .js files for modules, as browsers do."""
-    shutil.copytree(WEB, tmp_path / "web")
+    """Copy web/ to where node takes .js files for modules, beside scripts that the host serves."""
+    folder = tmp_path / "extensions" / "trust"
+    shutil.copytree(WEB, folder)
     (tmp_path / "package.json").write_text('{"type": "module"}')
-    return tmp_path / "web"
+    (tmp_path / "scripts").mkdir()
+    for name in ("api", "app"):
+        script = f"export const {name} = globalThis.frontEnd.{name};"
+        (tmp_path / "scripts" / f"{name}.js").write_text(script)
+    return folder
 
 
 @needs_node
-def test_front_end_in_node(modules: Path) -> None:
-    command = [str(NODE), "--test", "--test-reporter=tap", str(ROOT / "tests" / "test_web.mjs")]
+@pytest.mark.parametrize("tests", ["test_web.mjs", "test_web_host.mjs"])
+def test_front_end_in_node(modules: Path, tests: str) -> None:
+    command = [str(NODE), "--test", "--test-reporter=tap", str(ROOT / "tests" / tests)]
     told = {**os.environ, "WEB": str(modules)}
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=told)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -72,8 +72,8 @@ function showLine(node, said, title, colour) {
   line.textContent = said;
   line.title = title;
   line.style.cssText =
-    "padding:4px 8px;border-radius:6px;font:11px/14px sans-serif;overflow:hidden;cursor:help;" +
-    "max-height:28px;" +
+    "box-sizing:content-box;padding:4px 8px;border-radius:6px;font:11px/14px sans-serif;" +
+    "overflow:hidden;cursor:help;max-height:28px;" + // two whole lines
     (colour
       ? `background:${colour};color:#fff;`
       : "background:var(--comfy-input-bg,#333);color:var(--input-text,#ddd);");

@@ -1,0 +1,52 @@
+"""Attacks that learn tokens, on the host's CLIP: as it encodes, and differentiable."""
+
+# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fake_comfy import Clip
+from fake_comfy_clip import TowerClip
+from fake_comfy_pack import Part, host, model, models, part  # noqa: F401
+
+CPU = torch.device("cpu")
+FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+
+
+@pytest.mark.parametrize("skip", [None, -1, -2, -3])
+def test_encodes_as_the_host_and_differentiably(part: Part, skip: int | None) -> None:
+    clip = TowerClip()
+    clip.layer_idx = skip
+    with torch.inference_mode():  # as the host runs nodes
+        space = part("nodes.tokens").tokens_of(clip, CPU)
+    ids = space.frame(space.tokens("w7 w9"))
+    rows = space.table[ids][None].requires_grad_()
+    mine = space.encode(rows).context
+    torch.testing.assert_close(mine, clip.by_the_tower(ids[None]).clone(), rtol=1e-5, atol=1e-6)
+    assert (torch.autograd.grad(mine.square().sum(), rows)[0].abs().amax(-1) > 0).all()
+
+
+def test_tokens_are_framed_as_the_host_does(part: Part) -> None:
+    space = part("nodes.tokens").tokens_of(TowerClip(), CPU)
+    assert space.tokens("w7 w9") == [7, 9] and space.text([7, 9]) == "w7 w9"
+    assert space.frame([7, 9]).tolist() == [1, 7, 9, 2, 2, 2, 2, 2]
+    assert space.frame(range(3, 30)).tolist() == [1, 3, 4, 5, 6, 7, 8, 2]
+
+
+def test_a_lora_on_the_text_counts_and_nothing_is_written(part: Part) -> None:
+    clip = TowerClip()
+    before = {k: w.clone() for k, w in clip.patcher.model.state_dict().items()}
+    plain = part("nodes.tokens").tokens_of(clip, CPU)
+    with torch.inference_mode():
+        clip.patcher.add_patches({FC1: ("diff", (torch.ones_like(before[FC1]),))})
+    other = part("nodes.tokens").tokens_of(clip, CPU)
+    rows = plain.table[plain.frame([7])][None]
+    assert not torch.allclose(plain.encode(rows).context, other.encode(rows).context)
+    after = clip.patcher.model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_other_text_encoders_have_none(part: Part) -> None:
+    """Two towers, or none of CLIP's kind: the audit says which attacks it left out."""
+    assert part("nodes.tokens").tokens_of(Clip(), CPU) is None

@@ -1,0 +1,111 @@
+// Tests of web/trust_unlearn.js on a pretended front end, run by test_web.py.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { pathToFileURL } from "node:url";
+
+const KINDS = [
+  "TrustUnlearn", "TrustFindNeurons", "TrustAudit", "TrustLoadDiff", "TrustApplyDiff",
+  "TrustMergeDiffs", "TrustSaveDiff", "TrustExportLora", "TrustConcept", "KSampler",
+];
+const RUN = { node: "7", kind: "run", done: 1, total: 9, steps: 3, points: [["a", 0, 1, 0]] };
+const AUDIT = { node: "7", kind: "audit", stage: "drawing", done: 1, total: 4 };
+const FINISHED = { node: "7", kind: "finished", concept: "gun", seconds: 12 };
+
+const warned = [];
+console.warn = (...said) => warned.push(said.map(String).join(" "));
+let say, extension, node;
+const app = {
+  graph: { getNodeById: () => node },
+  registerExtension: (registered) => (extension = registered),
+};
+const api = {
+  addEventListener: (_name, heard) => (say = (detail) => heard({ detail })),
+  fetchApi: async (path) => ({
+    ok: !path.startsWith("/i18n"), // an old server has no texts
+    json: async () => ({ concepts: ["gun"], family: "demo", audited: false, label: "the label" }),
+  }),
+};
+globalThis.frontEnd = { api, app };
+await import(pathToFileURL(`${process.env.WEB}/trust_unlearn.js`));
+await extension.setup();
+
+/** Make a node as a current front end does: it takes DOM widgets. */
+function current(comfyClass) {
+  const shown = [];
+  const addDOMWidget = (_name, _type, element, options) => {
+    shown.push({ element, options });
+    return {};
+  };
+  return { comfyClass, shown, widgets: [{ name: "diff_name", value: "a" }], addDOMWidget };
+}
+
+class Element {
+  style = {};
+  replaceChildren(...children) {
+    this.children = children;
+  }
+}
+globalThis.document = { createElement: () => new Element() };
+
+test("an old front end shows the nodes without our parts, and no mistake", () => {
+  for (const comfyClass of KINDS) {
+    node = { comfyClass, widgets: [{ name: "diff_name", value: "a" }] };
+    extension.nodeCreated(node);
+    for (const told of [RUN, AUDIT, FINISHED]) say(told);
+    assert.equal(node.onExecuted, undefined);
+  }
+  assert.deepEqual(warned, []);
+});
+
+test("the chart follows the messages, and what is finished stays", () => {
+  node = current("TrustUnlearn");
+  extension.nodeCreated(node);
+  const [{ element, options }] = node.shown;
+  assert.equal(options.serialize, false, "a picture is no value of the workflow");
+  assert.match(element.innerHTML, /appears here/);
+  say(RUN);
+  assert.match(element.innerHTML, /polyline/);
+  node.onExecuted({ trust_run: [JSON.stringify({ curves: {}, steps: 3, neurons: {} })] });
+  assert.doesNotMatch(element.innerHTML, /polyline/);
+});
+
+test("an audit says how far it is, then its verdict by colour and on hover", () => {
+  node = current("TrustAudit");
+  extension.nodeCreated(node);
+  say(AUDIT);
+  assert.equal(node.shown[0].element.children[0].textContent, "drawing 25 %");
+  const told = { ua: { value: 1 }, ira: { value: 0.9 }, standing: "good", verdict: "It is gone." };
+  node.onExecuted({ trust_audit: [JSON.stringify(told)] });
+  const [line] = node.shown[0].element.children;
+  assert.match(line.textContent, /gone in 100 %/);
+  assert.equal(line.title, "It is gone.");
+  assert.match(line.style.cssText, /#2f8f6b/);
+});
+
+test("a chosen diff is described, the whole label on hover", async () => {
+  node = current("TrustLoadDiff");
+  extension.nodeCreated(node);
+  await new Promise((done) => setTimeout(done, 10));
+  const [line] = node.shown[0].element.children;
+  assert.equal(line.textContent, "forgets gun · demo · not audited");
+  assert.equal(line.title, "the label");
+});
+
+test("a toast says that a run is over, where there are toasts", () => {
+  const toasts = [];
+  app.extensionManager = { toast: { add: (toast) => toasts.push(toast.detail) } };
+  say(FINISHED);
+  say({ ...FINISHED, seconds: undefined });
+  assert.deepEqual(toasts, ["gun: done in 12 s", "gun: the audit is done"]);
+});
+
+test("a mistake of ours does not stop the host's own work", () => {
+  node = current("TrustUnlearn");
+  let ran = 0;
+  node.onExecuted = () => (ran += 1);
+  extension.nodeCreated(node);
+  node.onExecuted({ trust_run: ["no JSON"] });
+  assert.equal(ran, 1);
+  assert.match(warned.at(-1), /TRUST Unlearn/);
+});
