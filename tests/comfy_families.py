@@ -43,6 +43,22 @@ FAMILIES = {
     "sdxl": (kinds.SDXL, XL),
     "sdxl-v": (kinds.SDXL, XL),
 }  # fmt: skip
+REFUSED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "flux": (kinds.Flux, {
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": WIDTH,
+        "context_in_dim": WIDTH, "hidden_size": WIDTH, "mlp_ratio": 4.0, "num_heads": 2,
+        "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 10_000,
+        "patch_size": 2, "qkv_bias": True, "guidance_embed": False,
+    }),
+    "sd3": (kinds.SD3, {
+        "in_channels": 16, "patch_size": 2, "depth": 1, "input_size": None, "num_patches": 36,
+        "adm_in_channels": WIDTH, "pos_embed_max_size": 6, "pos_embed_scaling_factor": None,
+        "context_embedder_config": {
+            "target": "torch.nn.Linear", "params": {"in_features": WIDTH, "out_features": WIDTH},
+        },
+    }),
+    "inpainting": (kinds.SD15, {**UNET, **FAMILIES["sd1"][1], "in_channels": 9}),
+}  # fmt: skip
 TELLS = {  # what a file of the family says of its prediction
     "sd2-v": {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.arange(64.0)},
     "sdxl-v": {"v_pred": torch.zeros(1)},
@@ -80,6 +96,22 @@ def built(family: str, dtype: torch.dtype) -> Any:
         weight.copy_(new.to(weight.dtype))
     places = mm.get_torch_device(), mm.unet_offload_device()
     return comfy.model_patcher.ModelPatcher(model, *places)
+
+
+def refusal(family: str) -> str:
+    """Return what is said to somebody who connects a model that is not for us."""
+    kind, shape = REFUSED[family]
+    config = kind(shape)
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode():
+        model = config.get_model({}, "", device="cpu")
+        places = mm.get_torch_device(), mm.unet_offload_device()
+        patcher = comfy.model_patcher.ModelPatcher(model, *places)
+        try:
+            part("nodes.lending").lend(patcher, Clip(), 64)
+        except part("trust_engine.errors").ModelError as error:
+            return str(error)
+    return "it was taken"
 
 
 class Clip:
@@ -150,6 +182,10 @@ def main() -> None:
     """Lend and unlearn one model and write down what happened."""
     told = json.loads(TOLD)
     pack()
+    if told["family"] in REFUSED:
+        with open(OUT, "w", encoding="utf-8") as out:
+            json.dump({"refused": refusal(told["family"])}, out)
+        return
     model = built(told["family"], getattr(torch, told["dtype"]))
     if told.get("lora"):
         key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"

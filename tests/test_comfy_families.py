@@ -50,3 +50,15 @@ def test_family(tmp_path: Path, family: str, prediction: str, more: dict) -> Non
     assert found["apart"] <= found["moved"] * 1e-3, "lowvram or not, the diff is the same"
     assert (found["patches"] > 0) == more.get("lowvram", False)
     assert found["restored"] and found["base"]
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("flux", "this model (Flux) has no cross-attention UNet; TRUST Unlearn works with SD 1.x"),
+        ("sd3", "this model (SD3) has no cross-attention UNet; TRUST Unlearn works with SD 1.x"),
+        ("inpainting", "this is an inpainting, edit or unCLIP model (BaseModel, 9 input channels)"),
+    ],
+)
+def test_refused_in_a_sentence(tmp_path: Path, family: str, text: str) -> None:
+    assert told(tmp_path, family=family)["refused"].startswith(text)
