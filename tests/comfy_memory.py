@@ -21,13 +21,13 @@ class TestScarceMemory:
     def limit(self, model: Any, rows: int) -> tuple[Any]:
         """Return a clone with a wrapper that counts the rows."""
 
-        def scarce(apply: Any, told: dict[str, Any]) -> torch.Tensor:
-            if len(told["input"]) > rows:
+        def scarce(n: torch.Tensor, context: Any, value: Any, _options: Any) -> tuple:
+            if len(n) > rows:
                 raise torch.cuda.OutOfMemoryError("Allocation on device 0 would exceed its memory")
-            return apply(told["input"], told["timestep"], **told["c"])
+            return n, context, value
 
         clone = model.clone()
-        clone.set_model_unet_function_wrapper(scarce)
+        clone.set_model_attn2_patch(scarce)  # a private copy of the UNet meets it, too
         return (clone,)
 
 

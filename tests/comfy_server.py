@@ -22,7 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 # Dashes and dots, which the host puts into our module's name; before 0.3.28 it cannot do with dots.
 FOLDER = os.environ.get("COMFYUI_PACK", "trust-unlearn.v1")
-PATIENCE = 900  # seconds for one prompt; a laptop needs a twentieth
+# Seconds for one prompt. A laptop needs a fifth for an audit, a twentieth for all else.
+PATIENCE = int(os.environ.get("TRUST_PATIENCE", "900"))
 
 
 @dataclass

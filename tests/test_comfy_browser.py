@@ -111,7 +111,9 @@ def run(page: Any, graph: dict[str, Any], name: str) -> None:
 def queue(page: Any) -> None:
     """Queue the graph that is shown."""
     page.evaluate("""() => {
-        window.ended = null;
+        [window.ended, window.previews, window.progress] = [null, 0, 0];
+        app.api.addEventListener("b_preview", () => { window.previews += 1; });
+        app.api.addEventListener("progress", () => { window.progress += 1; });
         for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
             app.api.addEventListener(kind, ({detail}) => { window.ended = [kind, detail]; });
     }""")
@@ -142,6 +144,7 @@ def test_chart_is_live(page: Any, tmp_path: Path) -> None:
             one["widgets_values"][-1] = RENDERERS.index(page.renderer)
     run(page, graph, "demo")
     page.wait_for_function("() => document.querySelectorAll('polyline').length > 2")
+    page.wait_for_function("() => window.previews > 0 && window.progress > 0")
     assert page.evaluate("() => window.ended") is None, "it is drawn while the node works"
     page.wait_for_selector("text=/gun: done in/")  # a toast, gone a little later
     wait(page)

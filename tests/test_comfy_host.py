@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from comfy_prompts import DIRECT, PATCHED, drawn, hurried, hurry, node, unlearned
@@ -125,18 +126,23 @@ def test_mistakes_are_explained(
 def test_out_of_memory(server: ComfyServer, baseline: list[str]) -> None:
     """It tries once more with fewer rows and says so; if that fails too, it says what to lower."""
 
-    def scarce(rows: int) -> Ended:
-        prompt = unlearned(model=["40", 0], vae=["1", 2])
+    def scarce(rows: int, **more: Any) -> Ended:
+        prompt = unlearned(model=["40", 0], **more)
         limit = node("TestScarceMemory", model=DIRECT, rows=rows)
         return server.run({"1": node("TrustDemoModel"), "40": limit, **prompt})
 
-    ended = scarce(2)
+    ended = scarce(2, vae=["1", 2])
     assert ended.status == "success", ended.error
     assert "out of memory" in ended.text("11") and "2 rows at a time" in ended.text("11")
     assert drawn_anew(server) == baseline
-    ended = scarce(1)
-    assert ended.status == "error" and "lower `resolution`" in ended.error, ended.error
-    assert drawn_anew(server) == baseline
+    for rows, more, advice in (
+        (1, {}, "lower `resolution`"),
+        (2, {"engine": "global"}, "set `engine` to local"),
+        (2, {"robust": True}, "switch `robust` off"),
+    ):
+        ended = scarce(rows, **more)
+        assert ended.status == "error" and advice in ended.error, ended.error
+        assert drawn_anew(server) == baseline
     ended = server.run({**drawn(PATCHED), **unlearned()})
     assert ended.status == "success", "the queue stays usable"
 

@@ -15,15 +15,16 @@ pytestmark = pytest.mark.host("COMFYUI_PATH")
 PROMPTS = ["a gun on a red background", ""]
 TIMES = (1, 300, 700, 990)
 
-# Runs in the host's interpreter: our pack under a module name such as the host gives it.
-HOST = """
+# Run in the host's interpreter: our pack under a module name such as the host gives it.
+LENT = """
 import importlib, importlib.util, sys, torch
 host, root, out = sys.argv[1:]
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, host)
 import comfy.options
 comfy.options.enable_args_parsing()
-import comfy.utils
+import comfy.utils, folder_paths
+folder_paths.add_model_folder_path("embeddings", out + ".embeddings")
 name = "/comfy/custom_nodes/trust-unlearn_x_v1"
 spec = importlib.util.spec_from_file_location(name, root + "/__init__.py",
                                               submodule_search_locations=[root])
@@ -32,25 +33,47 @@ spec.loader.exec_module(pack)
 with torch.inference_mode():
     model, clip, vae = pack.NODE_CLASS_MAPPINGS["TrustDemoModel"]().load()
 lent = importlib.import_module(name + ".nodes.lending").lend(model, clip)
+"""
+UNET = """
 cond = lent.encoder.encode(["a gun on a red background", ""])
 chance = torch.Generator().manual_seed(0)
 x = torch.randn(2, 4, 16, 16, generator=chance)
 said = {t: lent.host(x, torch.full((2,), t), cond) for t in (1, 300, 700, 990)}
 with torch.inference_mode():
     picture = vae.decode(model.model.latent_format.process_out(x)).clone()
-tokens = {}
-for skip in (None, -2):
-    clip.layer_idx = skip
-    space = importlib.import_module(name + ".nodes.tokens").tokens_of(clip, torch.device("cpu"))
-    ids = space.frame(space.tokens("a gun on a red background"))
-    rows = space.table[ids][None].requires_grad_()
-    mine = space.encode(rows).context
-    theirs = lent.encoder.encode(["a gun on a red background"]).context
-    slope = torch.autograd.grad(mine.square().sum(), rows)[0]
-    tokens[skip] = mine.detach(), theirs, slope.abs().amax(-1), space.text(ids[1:7].tolist())
-torch.save({"tokens": tokens, "x": x, "context": cond.context, "said": said, "picture": picture,
+torch.save({"x": x, "context": cond.context, "said": said, "picture": picture,
             "base": lent.host.weights.fingerprint()}, out)
 """
+TEXT = """
+import nodes, os
+from safetensors.torch import save_file
+os.mkdir(out + ".embeddings")
+save_file({"emb_params": torch.ones(2, 96) / 50}, out + ".embeddings/mine.safetensors")
+texts = ["a gun on red", "a (gun:1.5) on red", "a embedding:mine on red"]
+tokens_of = importlib.import_module(name + ".nodes.tokens").tokens_of
+told = {}
+for skip in (None, -2):
+    clip.layer_idx = skip
+    mine = [lent.encoder.encode([text]).context for text in texts]
+    with torch.inference_mode():
+        theirs = [nodes.CLIPTextEncode().encode(clip, text)[0][0][0].clone() for text in texts]
+    space = tokens_of(clip, torch.device("cpu"))
+    ids = space.frame(space.tokens(texts[0]))
+    rows = space.table[ids][None].requires_grad_()
+    free = space.encode(rows).context
+    slope = torch.autograd.grad(free.square().sum(), rows)[0].abs().amax(-1)
+    told[skip] = mine, theirs, free.detach(), slope, space.text(ids[1:5].tolist())
+torch.save(told, out)
+"""
+
+
+def run(script: str, out: Path) -> dict:
+    """Run a script on the demo model that the host has lent us."""
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    command = [python, "-c", LENT + script, os.environ["COMFYUI_PATH"], str(ROOT), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return torch.load(out)
 
 
 def test_demo_model_is_the_engines(tmp_path: Path) -> None:
@@ -58,11 +81,7 @@ def test_demo_model_is_the_engines(tmp_path: Path) -> None:
     from trust_engine.diff import fingerprint
     from trust_engine.model import load_model
 
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    command = [python, "-c", HOST, os.environ["COMFYUI_PATH"], str(ROOT), str(tmp_path / "told")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    told, model = torch.load(tmp_path / "told"), load_model("demo", "cpu")
+    told, model = run(UNET, tmp_path / "told"), load_model("demo", "cpu")
     cond = model.encoder.encode(PROMPTS)
     torch.testing.assert_close(told["context"], cond.context, rtol=1e-4, atol=1e-4)
     assert told["base"] == fingerprint(model.denoiser)
@@ -73,8 +92,16 @@ def test_demo_model_is_the_engines(tmp_path: Path) -> None:
         picture = (model.decoder(told["x"]).clamp(-1, 1) + 1) / 2
     # The file's scale of the latents is a 16-bit number.
     torch.testing.assert_close(told["picture"].movedim(-1, 1), picture, rtol=0, atol=0.01)
-    for mine, theirs, slope, text in told["tokens"].values():
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
-        assert (slope > 0).all(), "attacks can learn every token"
-        assert text == "a gun on a red background"
-    assert not torch.allclose(told["tokens"][None][0], told["tokens"][-2][0]), "clip skip counts"
+
+
+def test_text_is_the_hosts_own(tmp_path: Path) -> None:
+    """Weights, embeddings and clip skip count as in CLIPTextEncode; attacks can learn tokens."""
+    told = run(TEXT, tmp_path / "told")
+    for mine, theirs, free, slope, text in told.values():
+        for one, other in zip(mine, theirs, strict=True):
+            assert torch.equal(one, other)
+        assert not torch.equal(mine[0], mine[1]) and mine[0].shape == mine[2].shape
+        assert not torch.equal(mine[0], mine[2])
+        torch.testing.assert_close(free, theirs[0], rtol=1e-4, atol=1e-4)
+        assert (slope > 0).all() and text == "a gun on red"
+    assert not torch.allclose(told[None][0][0], told[-2][0][0])

@@ -72,8 +72,10 @@ function showLine(node, said, title, colour) {
   line.textContent = said;
   line.title = title;
   line.style.cssText =
-    "box-sizing:content-box;padding:4px 8px;border-radius:6px;font:11px/14px sans-serif;" +
-    "overflow:hidden;cursor:help;max-height:28px;" + // two whole lines
+    // A border, not padding: what is cut off must not show in it.
+    "box-sizing:content-box;border:solid transparent;border-width:4px 8px;border-radius:6px;" +
+    "font:11px/14px sans-serif;cursor:help;overflow:hidden;max-height:28px;" +
+    "display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;" +
     (colour
       ? `background:${colour};color:#fff;`
       : "background:var(--comfy-input-bg,#333);color:var(--input-text,#ddd);");
