@@ -52,11 +52,14 @@ class Component:
     def __exit__(self, *_: Any) -> None:
         pass
 
-    def click(self, call: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
+    def click(
+        self, call: Callable[..., Any], inputs: list[Any], outputs: list[Any], **_: Any
+    ) -> Component:
         """Listen."""
         self.listeners.append((call, inputs, outputs))
+        return self
 
-    change = click
+    change = blur = submit = release = then = click
 
     @property
     def value(self) -> Any:

@@ -95,14 +95,26 @@ def draw(page: Any, server: Server) -> Image.Image:
     raise AssertionError("no picture comes")
 
 
+def expected(page: Any) -> str:
+    """Wait for the expected time and memory, and return the line."""
+    line = page.locator("#trust_expected")
+    line.get_by_text(re.compile("Expected: .* of memory beside the model")).wait_for()
+    return str(line.inner_text())
+
+
 def test_one_word_one_button(page: Any, server: Server, tmp_path: Path) -> None:
     go(page, "TRUST")
+    unpressed = expected(page)
     shot(page, server, "tab", tmp_path)
     page.locator("#trust_unlearn").click()
     page.wait_for_selector("#trust_problem >> text=/what to forget/")
     fill(page, "#trust_words textarea", "gun")
-    page.locator("#trust_expect").click()
-    page.wait_for_selector("#trust_status >> text=/Expected: .* of memory beside the model/")
+    page.locator("#trust_effort label", has_text="thorough").click()
+    page.wait_for_function(
+        "before => document.querySelector('#trust_expected').innerText !== before", arg=unpressed
+    )
+    assert expected(page) != unpressed
+    page.locator("#trust_effort label", has_text="quick").click()
     page.locator("#trust_unlearn").click()
     page.wait_for_selector("#trust_status >> text=/unlearning .* left/")
     page.wait_for_selector("#trust_chart img")

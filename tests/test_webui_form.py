@@ -48,7 +48,7 @@ def test_every_field_arrives(form: Any) -> None:
     ("fields", "said"),
     [
         ({}, "what to forget"),
-        ({"words": "gun", "kind": "combination"}, "companion"),
+        ({"words": "gun", "kind": "combination"}, "goes together with"),
         ({"words": "gun", "preserve": "a gun"}, "preserve"),
         ({"words": "gun", "effort": "heroic"}, "heroic"),
         ({"words": "gun", "budget": 2.0}, "budget"),

@@ -78,7 +78,7 @@ def test_one_word_one_button_then_files(page: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(form.DEFAULTS, "steps", 3)  # of the effort "normal"
     monkeypatch.setattr(showing, "EVERY", 0.05)
     asked = {"trust_words": "gun", "trust_passes": 48, "trust_pictures": 2}
-    assert "Expected:" in press("trust_expect", **asked)["trust_status"]
+    assert "Expected:" in press("trust_expect", **asked)["trust_expected"]
     answer = press("trust_unlearn", **asked)
     assert "trust_state_done" in answer["trust_status"], answer["trust_status"]
     assert len(answer["trust_gallery"]) == 4 and answer["trust_chart"].size[0] > 100
@@ -98,6 +98,45 @@ def test_one_word_one_button_then_files(page: Any, monkeypatch: pytest.MonkeyPat
     assert load_diff(page.folder / name).notes == {"author": "Ann", "notes": "handle with care"}
     assert load_diff(page.folder / name).provenance == before.provenance
     assert "no such file" in press("trust_checkpoint", trust_diff=name)["trust_told"]
+
+
+def test_the_expected_line_follows_the_form(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timed once, by a job; from then on each field is answered at once."""
+    from modules import sd_models
+
+    from trust_webui import showing, speed
+    from trust_webui.jobs import ESTIMATE, JOBS
+
+    monkeypatch.setattr(showing, "EVERY", 0.05)
+    monkeypatch.setattr(speed, "_known", {})
+
+    def told(field: str, **values: Any) -> str:
+        line, answers = [by_id("trust_expected")], []
+        for call, inputs, outputs in by_id(field).listeners:
+            if outputs == line:
+                given = (values.get(str(c.settings.get("elem_id")), c.value) for c in inputs)
+                answers += [list(call(*given))]
+        assert answers, field
+        return str(answers[0][-1])
+
+    model = sd_models.model_data.sd_model
+    sd_models.model_data.sd_model = None
+    assert "as soon as a checkpoint is loaded" in told("trust_expect")
+    assert JOBS.latest(ESTIMATE) is None, "nobody asked for a checkpoint to be loaded"
+    sd_models.model_data.sd_model = model
+    first = told("trust_expect")
+    job = JOBS.latest(ESTIMATE)
+    assert "Expected:" in first and job is not None
+    assert JOBS.latest() is None, "an estimate is nothing to come back to"
+    others = {
+        told("trust_effort", trust_effort="thorough"),
+        told("trust_robust", trust_robust=True),
+        told("trust_pictures", trust_pictures=16),
+        told("trust_passes", trust_passes=64),
+    }
+    assert len(others | {first}) == 5 and JOBS.latest(ESTIMATE) is job
+    assert told("trust_words", trust_words="gun") == first
+    assert "goes together with" in told("trust_kind", trust_kind="combination", trust_words="gun")
 
 
 def test_a_stranger_is_checked_before_it_is_let_in(page: Any, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from trust_engine.spec import KINDS, UnlearnSpec
 from . import applying, folders, form
 from .auditing import LEVELS, Question, audit
 from .expecting import expect
-from .jobs import JOBS, Job
+from .jobs import ESTIMATE, JOBS, Job
 from .work import Order, unlearn
 
 ROOT = "/trust/v1"
@@ -97,7 +97,7 @@ def _told(name: str) -> dict[str, Any]:
 def post_expect(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Begin to estimate what a run would take; the body is that of /unlearn."""
     order = _refusing(lambda: read_order(body))
-    return _begun(JOBS.start("expect", order.spec.name, expect(order)))
+    return _begun(JOBS.start(ESTIMATE, order.spec.name, expect(order)))
 
 
 def post_unlearn(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from trust_engine.attention import read_layer
-from trust_engine.denoiser import device_of
-from trust_engine.forgetting import Forgetting
-from trust_engine.local import LayerProblem, Situation
+from trust_engine.conditioning import Conditioning
 from trust_engine.memory import TRAINED
 from trust_engine.robust import BATCH
 from trust_engine.spec import UnlearnSpec
 from trust_engine.trajectory import POSITIONS
 from trust_engine.unlearn import LentModel, Unlearning
 
-from .host import current
+from .host import Host, current
 from .jobs import Job
+from .speed import Speed, known, layers_of, timed
 from .work import Order, drawing_passes, some
 
-ROWS = 2  # of the UNet pass that is timed
 MB, GB = 2**20, 2**30
 
 
@@ -45,15 +39,17 @@ class Expected:
         """Return the whole time."""
         return self.recording + self.training + self.drawing
 
-    def __str__(self) -> str:
+    @property
+    def brief(self) -> str:
+        """Spell out time and memory alone."""
         parts = (("recording", self.recording), ("training", self.training),
                  ("pictures", self.drawing))  # fmt: skip
         told = ", ".join(f"{name} {spelled(spent)}" for name, spent in parts if spent)
         size = f"{self.memory / GB:.1f} GB" if self.memory > GB else f"{self.memory / MB:.0f} MB"
-        return (
-            f"Expected: {spelled(self.seconds)} ({told}) and {size} of memory beside the model. "
-            f"{self.prompts} prompts. Preserved: {some(self.preserve)}."
-        )
+        return f"Expected: {spelled(self.seconds)} ({told}) and {size} of memory beside the model."
+
+    def __str__(self) -> str:
+        return f"{self.brief} {self.prompts} prompts. Preserved: {some(self.preserve)}."
 
     def to_dict(self) -> dict[str, Any]:
         """Spell out what the API tells."""
@@ -68,88 +64,66 @@ def spelled(seconds: float) -> str:
 
 
 def expect(order: Order) -> Callable[[Job], Expected]:
-    """Return the job that times one UNet pass and one training step of each kind of layer."""
+    """Return the job that times the checkpoint, if it is new, and names what will be preserved."""
 
     def work(job: Job) -> Expected:
-        host, spec = current(), order.spec
+        host = current()
         with host.borrowed() as said:
             job.said += said
             lent = host.lend(order.resolution)
-            run = Unlearning(lent, spec)
-            job.tick(1, 3, "timing a UNet pass")
-            one = _pass_seconds(lent)
-            job.tick(2, 3, "timing a training step")
-            passes = recording_passes(run)
-            if spec.robust:
-                training = 7 * BATCH * one * spec.steps  # two batches there and back, one there
-            elif spec.through_unet:
-                training = 3 * 4 * 8 * one * spec.steps  # forward and back, two batches, twice
-            else:
-                training = _training_seconds(lent, run, spec)
-            memory = _memory(lent, run, spec)
-        return Expected(passes * one, training, drawing_passes(order.pictures) * one, memory,
-                        len(run.prompts.targets) * 2 + len(run.prompts.preserve),
-                        tuple(dict.fromkeys(run.prompts.preserve)))  # fmt: skip
+            speed = timed(job, host, lent, order.resolution)
+            return _expected(Unlearning(lent, order.spec), order, speed)
 
     return work
 
 
+def estimate(host: Host, order: Order) -> Expected | None:
+    """Say it at once, without the host's turn; None for a checkpoint that has not been timed.
+
+    Which words will be proposed to preserve is left open: only how many they are counts here.
+    """
+    speed = known(host, order.resolution)
+    if speed is None:
+        return None
+    lent = host.lend(order.resolution)
+    blind = replace(lent, encoder=_Counting(lent.encoder.count_tokens))
+    return _expected(Unlearning(blind, order.spec), order, speed)
+
+
+class _Counting:
+    """An encoder that reads nothing, so that no text encoder has to be at hand."""
+
+    def __init__(self, count: Callable[[str], int]) -> None:
+        self.count_tokens = count
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Take all prompts to be alike."""
+        return Conditioning(torch.zeros(len(prompts), 1, 1))
+
+
+def _expected(run: Unlearning, order: Order, speed: Speed) -> Expected:
+    spec, one = order.spec, speed.one
+    if spec.robust:
+        training = 7 * BATCH * one * spec.steps  # two batches there and back, one there
+    elif spec.through_unet:
+        training = 3 * 4 * 8 * one * spec.steps  # forward and back, two batches, twice
+    else:
+        training = speed.step[spec.objective] * spec.steps
+    recording, drawing = recording_passes(run) * one, drawing_passes(order.pictures) * one
+    return Expected(recording, training, drawing, _memory(run.model, run, spec),
+                    len(run.prompts.targets) * 2 + len(run.prompts.preserve),
+                    tuple(dict.fromkeys(run.prompts.preserve)))  # fmt: skip
+
+
 def recording_passes(run: Unlearning) -> int:
     """Count the UNet passes, one sample each, that a run records with."""
-    layers = len(_layers(run.model))
-    pieces = 1 if run.spec.together else layers
+    pieces = 1 if run.spec.together else len(layers_of(run.model))
     return run.total - pieces * run.spec.steps
-
-
-def _layers(lent: LentModel) -> dict[str, nn.Module]:
-    named = lent.denoiser.module.named_modules()
-    return {name: module for name, module in named if name.endswith(".attn2")}
-
-
-@torch.inference_mode(False)
-def _pass_seconds(lent: LentModel) -> float:
-    """Time a pass, the second of two: the first may still bring the UNet to its device."""
-    cond = lent.encoder.encode(["a picture"] * ROWS)
-    x = torch.randn(ROWS, 4, *lent.latent_size, generator=torch.Generator().manual_seed(0))
-    t, spent = torch.full((ROWS,), 500), 0.0
-    with torch.no_grad():
-        for _ in range(2):
-            started = time.perf_counter()
-            float(lent.denoiser(x, t, cond).float().sum())  # waits for the GPU
-            spent = time.perf_counter() - started
-    return spent / ROWS
-
-
-@torch.inference_mode(False)
-@torch.enable_grad()
-def _training_seconds(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
-    """Time one step of one layer of each shape, on states drawn by chance."""
-    layers = _layers(lent)
-    kinds = {name: tuple(module.to_q.weight.shape) for name, module in layers.items()}  # type: ignore[union-attr]
-    counts, firsts = Counter(kinds.values()), {kind: name for name, kind in kinds.items()}
-    device, spent = device_of(lent.denoiser), 0.0
-    context = lent.encoder.encode([""]).context.float().to(device)
-    for kind, name in firsts.items():
-        layer = read_layer(layers[name])
-        prompts = len(run.prompts.targets) + len(run.prompts.preserve)
-        x = torch.randn(prompts, spec.trajectory_steps * POSITIONS, kind[1], device=device)
-        far = context.expand(prompts, -1, -1)
-        goal = far + 0.1 * torch.randn_like(far)
-        rows = torch.arange(prompts, device=device)
-        problem = LayerProblem(
-            layer, Situation(x, rows, goal, far), Situation(x, rows, far, far), spec.eta, spec.seed
-        )
-        training = Forgetting(problem, spec)
-        training.step()
-        started = time.perf_counter()
-        training.step()
-        spent += (time.perf_counter() - started) * counts[kind] * spec.steps
-    return spent
 
 
 def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
     """Estimate bytes beside the loaded model: recorded states, and what training holds."""
-    layers = _layers(lent)
+    layers = layers_of(lent)
     if spec.robust:
         return 4 * TRAINED * sum(p.numel() for p in lent.denoiser.module.parameters())
     widths = sum(module.to_q.weight.shape[1] for module in layers.values())  # type: ignore[union-attr]

@@ -17,10 +17,8 @@ from . import folders
 from .work import Order
 
 PARTNERS = {
-    "single": "not needed",
-    "style": "not needed",
     "combination": "goes together with, such as: beer",
-    "conditional": "under the condition, such as: on a red background",
+    "conditional": "hangs on, such as: on a red background",
 }
 
 
@@ -55,16 +53,8 @@ class Form:
     @property
     def concepts(self) -> tuple[ConceptSpec, ...]:
         """Return the concept, and those to forget with it; raises SpecError."""
-        words = listed(self.words)
-        if not words:
-            raise SpecError("name what to forget, in a word or a phrase")
-        partner = self.partner.strip() or None
-        first = ConceptSpec(
-            words, self.kind,  # type: ignore[arg-type]
-            partner if self.kind == "combination" else None,
-            partner if self.kind == "conditional" else None,
-            listed(self.preserve), self.anchor.strip() or None,
-        )  # fmt: skip
+        kept, anchor = listed(self.preserve), self.anchor.strip() or None
+        first = concept_of(self.words, self.kind, self.partner, kept, anchor)
         return (first, *(ConceptSpec((word,)) for word in listed(self.also)))
 
     @property
@@ -82,6 +72,24 @@ class Form:
 
 
 NAMES = tuple(field.name for field in fields(Form))
+
+
+def concept_of(
+    words: str,
+    kind: str,
+    partner: str,
+    preserve: tuple[str, ...] = (),
+    anchor: str | None = None,
+) -> ConceptSpec:
+    """Build a concept of what a page's fields say; raises SpecError in the page's own words."""
+    if not listed(words):
+        raise SpecError("name what to forget, in a word or a phrase")
+    other = partner.strip() or None
+    if kind in ("combination", "conditional") and other is None:
+        raise SpecError(f"With, or when: say what it {PARTNERS[kind]}")
+    companion = other if kind == "combination" else None
+    condition = other if kind == "conditional" else None
+    return ConceptSpec(listed(words), kind, companion, condition, preserve, anchor)  # type: ignore[arg-type]
 
 
 def listed(text: str) -> tuple[str, ...]:

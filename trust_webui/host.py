@@ -130,14 +130,18 @@ class Host(ABC):
         """Recognise the model; raises ModelError for what the engine does not support."""
         return detect(HERE, self.shapes)
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Tell checkpoints apart: the file, its time, and the number type it is held in."""
+        # The file counts, not the model object: A1111 loads other weights into the same object.
+        file, stored = self.checkpoint, next(self.unet.parameters()).dtype
+        return (str(file), file.stat().st_mtime_ns if file.exists() else 0, stored)
+
     def fingerprint(self) -> str:
         """Hash the checkpoint's q/k/v weights, once for each checkpoint and number type."""
-        file, shapes = self.checkpoint, self.shapes
-        stored = next(self.unet.parameters()).dtype
-        # The file counts, not the model object: A1111 loads other weights into the same object.
-        known = (str(file), file.stat().st_mtime_ns if file.exists() else 0, stored)
+        known = self.identity
         if self._printed is None or self._printed[0] != known:
-            keys = [key for key in shapes if projection_of(key)]
+            keys = [key for key in self.shapes if projection_of(key)]
             self._printed = (known, fingerprint_of(keys, self.read))
         return self._printed[1]
 

@@ -19,6 +19,7 @@ from .host import current
 
 log = logging.getLogger(__name__)
 KEPT = 20  # jobs that are remembered
+ESTIMATE = "expect"  # the kind of job that only times the checkpoint
 OVER = ("done", "failed", "stopped")
 
 
@@ -140,8 +141,8 @@ class Jobs:
         return list(self._jobs.values())
 
     def latest(self, kind: str = "") -> Job | None:
-        """Return the youngest job, of a kind if one is given."""
-        fitting = [job for job in self.all() if not kind or job.kind == kind]
+        """Return the youngest job, of a kind if one is given; estimates only when asked for."""
+        fitting = [j for j in self.all() if (j.kind == kind if kind else j.kind != ESTIMATE)]
         return fitting[-1] if fitting else None
 
     def stop_all(self) -> None:

@@ -13,13 +13,13 @@ from PIL import Image
 from trust_engine.charts import chart, stacked
 from trust_engine.pictures import PAPER
 
-from .expecting import Expected, spelled
+from .expecting import spelled
 from .jobs import JOBS, Job
 from .work import Unlearned
 
 EVERY = 0.5  # seconds between two looks at a job
 REDRAW = 2.0  # seconds between two charts
-KINDS = {"unlearn": "Unlearning", "expect": "Estimate for", "audit": "Audit of"}
+KINDS = {"unlearn": "Unlearning", "audit": "Audit of"}
 COLOURS = {"failed": "#b91c1c", "stopped": "#b45309", "done": "#15803d"}
 
 
@@ -41,8 +41,6 @@ def status(job: Job | None) -> str:
            f'<div style="background:{colour};border-radius:4px;height:8px;width:{share}"></div>'
            "</div>")  # fmt: skip
     said = [job.message] if job.message else []
-    if isinstance(job.result, Expected):
-        said.append(str(job.result))
     notes = "".join(f"<p>{escape(line)}</p>" for line in [*said, *job.said])
     return f'<div id="trust_state_{job.state}"><p>{head}</p>{bar}{notes}</div>'
 

@@ -11,8 +11,7 @@ from trust_engine.effort import DEFAULTS, EFFORTS
 from trust_engine.errors import TrustError
 from trust_engine.spec import CHOICES, KINDS
 
-from . import folders, form, showing, tab_files
-from .expecting import expect
+from . import folders, form, showing, tab_expected, tab_files
 from .form import NAMES, Form
 from .jobs import JOBS
 from .settings import option
@@ -32,6 +31,8 @@ def build() -> list[tuple[Any, str, str]]:
         with gr.Row():
             with gr.Column(scale=2):
                 fields = _fields()
+                loaded = _presets(fields)
+                follow = tab_expected.build(fields)
                 with gr.Row():
                     start = gr.Button("Unlearn", variant="primary", elem_id="trust_unlearn")
                     stop = gr.Button("Stop", elem_id="trust_stop")
@@ -52,7 +53,8 @@ def build() -> list[tuple[Any, str, str]]:
         inputs = [fields[name] for name in NAMES]
         outputs = [state, gallery, curves, neurons, report, chosen]
         start.click(_unlearn, inputs, outputs)
-        estimate.click(_expect, inputs, outputs)
+        follow(estimate.click)
+        follow(loaded.then)
         again.click(_again, [], outputs)
         stop.click(showing.stop_all, [], [state])
     return [(page, "TRUST", "trust")]
@@ -91,9 +93,9 @@ def _fields() -> dict[str, Any]:
             info="More steps: less of the concept is left.", elem_id="trust_effort",
         )  # fmt: skip
     made["robust"] = gr.Checkbox(
-        value=d["robust"], label="Robust", elem_id="trust_robust",
-        info="Stand up to attackers, too: all of the UNet's weights learn not to draw it. Several "
-        "times the time, more memory, a larger diff.",
+        value=d["robust"], elem_id="trust_robust",
+        label="Robust: stand up to attackers, too. All of the UNet's weights learn not to draw it: "
+        "several times the time, more memory, a larger diff.",
     )  # fmt: skip
     made["budget"] = gr.Slider(
         0.001, 0.3, value=d["budget"], step=0.001, label="Budget",
@@ -101,8 +103,6 @@ def _fields() -> dict[str, Any]:
     )  # fmt: skip
     with gr.Accordion("More settings", open=False):
         made.update(_more())
-    with gr.Accordion("Presets", open=False):
-        _presets(made)
     return made
 
 
@@ -141,17 +141,19 @@ def _more() -> dict[str, Any]:
     return made
 
 
-def _presets(made: dict[str, Any]) -> None:
-    with gr.Row():
-        name = gr.Dropdown(form.presets(), label="Preset", elem_id="trust_preset")
-        load = gr.Button("Load")
-    with gr.Row():
-        new = gr.Textbox(label="Name", elem_id="trust_preset_name")
-        save = gr.Button("Save", elem_id="trust_preset_save")
-    told = gr.HTML(elem_id="trust_preset_told")
+def _presets(made: dict[str, Any]) -> Any:
+    """Lay presets out; returns the event that follows the loading of one."""
+    with gr.Accordion("Presets", open=False):
+        with gr.Row():
+            name = gr.Dropdown(form.presets(), label="Preset", elem_id="trust_preset")
+            load = gr.Button("Load", elem_id="trust_preset_load")
+        with gr.Row():
+            new = gr.Textbox(label="Name", elem_id="trust_preset_name")
+            save = gr.Button("Save", elem_id="trust_preset_save")
+        told = gr.HTML(elem_id="trust_preset_told")
     fields = [made[key] for key in NAMES]
-    load.click(_load_preset, [name], [told, *fields])
     save.click(_save_preset, [new, *fields], [told, name])
+    return load.click(_load_preset, [name], [told, *fields])
 
 
 def _form(values: tuple[Any, ...]) -> Form:
@@ -165,15 +167,6 @@ def _unlearn(*values: Any) -> Iterator[tuple[Any, ...]]:
         yield (showing.problem(error), *(gr.update() for _ in range(5)))
         return
     yield from _shown(JOBS.start("unlearn", order.spec.name, unlearn(order)))
-
-
-def _expect(*values: Any) -> Iterator[tuple[Any, ...]]:
-    try:
-        order = _form(values).order
-    except TrustError as error:
-        yield (showing.problem(error), *(gr.update() for _ in range(5)))
-        return
-    yield from _shown(JOBS.start("expect", order.spec.name, expect(order)))
 
 
 def _again() -> Iterator[tuple[Any, ...]]:

@@ -17,11 +17,11 @@ from trust_engine.diff_export import export_dense, export_lora
 from trust_engine.diff_file import annotate_diff
 from trust_engine.diff_label import describe, label
 from trust_engine.errors import SpecError, TrustError
-from trust_engine.spec import KINDS, ConceptSpec
+from trust_engine.spec import KINDS
 
 from . import applying, folders, showing
 from .auditing import LEVELS, Audited, Question, audit
-from .form import PARTNERS, listed
+from .form import concept_of, listed
 from .host import current
 from .jobs import JOBS
 
@@ -189,13 +189,7 @@ def _audited(
         _chosen(name)
         if not judge.strip():
             raise SpecError("name a judge: clip: and a CLIP model's folder, or nudenet")
-        other = partner.strip() or None
-        if kind in ("combination", "conditional") and other is None:
-            raise SpecError(f"With, or when: say what it {PARTNERS[kind]}")
-        concept = ConceptSpec(
-            listed(words), kind,  # type: ignore[arg-type]
-            other if kind == "combination" else None, other if kind == "conditional" else None,
-        )  # fmt: skip
+        concept = concept_of(words, kind, partner)
         question = Question(str(name), concept, judge.strip(), level, int(images), listed(retain),
                             resolution=int(resolution))  # fmt: skip
     except TrustError as error:
