@@ -50,7 +50,10 @@ def run_engine(lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons |
     ran, curves, fresh = Ran(run), defaultdict(list), []
     bar, whole = Bar(node, run.total), lent.model.denoiser is not lent.host
     kept = run.recorded
-    log.info("unlearning %r: %s", spec.name, needs(lent, spec, kept, run.total, whole))
+    needed = needs(lent, spec, kept, run.total, whole)
+    log.info("unlearning %r: %s", spec.name, needed)
+    bar.tell(kind="run", stage="", done=0, total=run.total, left=None, steps=spec.steps, points=[],
+             neurons={}, needs=needed)  # fmt: skip
     for report in run:
         if report.standing is not None:
             piece = report.stage.removeprefix("unlearning ")

@@ -19,6 +19,8 @@ from PIL import Image
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 RENDERERS = ("litegraph", "vue")
 FIRST_VUE = (1, 28)  # 1.27 draws neither texts nor DOM widgets in it
+# Without a GPU drawing takes the time that the nodes need.
+PAUSE = "(paused) => { app.canvas.pause_rendering = paused; }"
 LOAD = """async ([graph, name]) => {
     await app.loadGraphData(graph, true, true, name);
     const lost = app.graph._nodes.filter((node) => node.has_errors || !node.type);
@@ -154,7 +156,9 @@ def test_chart_is_live(page: Any, tmp_path: Path) -> None:
 
 def test_badge_and_label(page: Any, tmp_path: Path) -> None:
     run(page, hurried("4_audit"), "audit")
+    page.evaluate(PAUSE, True)
     wait(page)
+    page.evaluate(PAUSE, False)
     page.wait_for_selector("text=/gone in \\d+ % of pictures .* brought back in \\d+ %/")
     shot(page, "audit", tmp_path)
     graph = json.loads((ROOT / "example_workflows/3_chain_two_diffs.json").read_text("utf-8"))

@@ -17,7 +17,7 @@ import pytest
 from comfy_prompts import PATCHED, drawn, hurry, node, unlearned
 from comfy_server import PATIENCE, ROOT, ComfyServer
 from PIL import Image
-from test_comfy_browser import LOAD, queue, wait
+from test_comfy_browser import LOAD, PAUSE, queue, wait
 
 from trust_engine.spec import UnlearnSpec
 
@@ -38,7 +38,6 @@ QUIET = {
     "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
     "Comfy.VueNodes.Enabled": False,
 }
-PAUSE = "(paused) => { app.canvas.pause_rendering = paused; }"
 BOX = """(room) => {
     const canvas = app.canvas, nodes = app.graph._nodes;
     const left = Math.min(...nodes.map((n) => n.pos[0])), top = Math.min(...nodes.map((n) => n.pos[1])) - 32;
@@ -93,7 +92,7 @@ def test_example_runs_whole(server: ComfyServer, browser: Any, path: Path, tmp_p
     page.goto(server.url)
     page.wait_for_function("() => window.app?.graph && window.app.extensionManager")
     assert page.evaluate(LOAD, [graph_of(path), path.stem]) == []
-    page.evaluate(PAUSE, True)  # a browser without a GPU takes the time that training needs
+    page.evaluate(PAUSE, True)
     queue(page)
     wait(page)
     page.evaluate(PAUSE, False)

@@ -150,6 +150,8 @@ def test_browser_hears_of_it(part: Part, host: Host, model: Patcher, monkeypatch
     assert kinds[-1] == "finished" and all(data["node"] == "7" for _, data in host.events)
     points = [point for _, data in host.events for point in data.get("points", [])]
     assert len(points) == 3 * 4 and points[0][0].startswith("input_blocks.1")
+    first = host.events[0][1]
+    assert first["done"] == 0 and "units of work" in first["needs"] and "MB" in first["needs"]
     json.dumps(host.events)
 
 

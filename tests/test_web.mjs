@@ -66,6 +66,15 @@ test("nothing yet is said, and figures that are not finite do no harm", () => {
   assert.doesNotMatch(runPicture(wild), /NaN/);
 });
 
+test("before the first curve it says what the run takes, and how long", () => {
+  const needs = "716 units of work, about 4 MB of recorded states";
+  const begun = withProgress(finishedRun({ curves: { a: [[0, 1, 0]] }, neurons: { [Q]: 1 }, steps: 1 }),
+    { kind: "run", done: 0, total: 10, steps: 4, stage: "", left: null, points: [], neurons: {}, needs });
+  assert.match(runPicture(begun), new RegExp(`>0 %<.*${needs}`));
+  const later = withProgress(begun, { ...message(2, []), stage: "recording", neurons: {} });
+  assert.match(runPicture(later), new RegExp(`recording 20 %.*3 s left.*${needs}`));
+});
+
 test("text from files cannot become markup", () => {
   assert.equal(escape(`<img src="x" onerror='y'>&`), "&lt;img src=&quot;x&quot; onerror=&#39;y&#39;&gt;&amp;");
   const evil = runPicture(finishedRun({ curves: {}, steps: 1, neurons: { [`<script>.attn2.to_q`]: 1 } }));

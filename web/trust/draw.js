@@ -32,8 +32,12 @@ export function runPicture(run) {
 function waiting(run) {
   if (run.done >= run.total && Object.keys(run.neurons).length) return label(0, 0, "", "start");
   const share = Math.min(1, run.done / Math.max(1, run.total));
-  const said = run.done ? `${run.stage} ${percent(share)}` : text("waiting");
-  return label(WIDTH / 2, CHART / 2, said, "middle");
+  const began = run.done || run.needs;
+  const said = began ? `${run.stage} ${percent(share)}`.trim() : text("waiting");
+  const rest = [timeLeft(run.left), run.needs].map((told, i) =>
+    label(WIDTH / 2, CHART / 2 + 14 * (i + 1), told ?? "", "middle", 8),
+  );
+  return [label(WIDTH / 2, CHART / 2, said, "middle"), ...rest].join("");
 }
 
 function chart(run) {

@@ -2,7 +2,7 @@
 
 /** Begin with nothing. curves: {piece: [[step, effect, harm], ...]}; neurons: {weight: share}. */
 export function emptyRun() {
-  return { curves: {}, neurons: {}, steps: 1, stage: "", done: 0, total: 1, left: null };
+  return { curves: {}, neurons: {}, steps: 1, stage: "", done: 0, total: 1, left: null, needs: "" };
 }
 
 /** Return a run with a message from the server worked in. */
@@ -12,8 +12,8 @@ export function withProgress(run, data) {
   for (const [piece, ...point] of data.points ?? []) {
     curves[piece] = [...(curves[piece] ?? []), point];
   }
-  const { steps, stage, done, total, left } = { ...begun, ...data };
-  return { curves, neurons: data.neurons ?? begun.neurons, steps, stage, done, total, left };
+  const { steps, stage, done, total, left, needs } = { ...begun, ...data };
+  return { curves, neurons: data.neurons ?? begun.neurons, steps, stage, done, total, left, needs };
 }
 
 /** Return the run that a finished node tells of, as it also does when nothing had to be done. */
