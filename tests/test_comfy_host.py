@@ -76,6 +76,11 @@ def test_runs_only_when_something_changed(server: ComfyServer) -> None:
     assert "11" in again.cached and first.outputs["11"] == again.outputs["11"]
     other = server.run({**drawn(PATCHED, seed=8), **unlearned(seed=1)})
     assert "11" not in other.cached and other.outputs["11"] != first.outputs["11"]
+    both = {**drawn(PATCHED, seed=8), **unlearned()}
+    both["14"] = node("TrustConcept", words="cat", kind="single")
+    both["10"]["inputs"]["and_also"] = ["14", 0]
+    told = server.run(both)
+    assert "11" not in told.cached and "Forgot: cat, gun" in told.text("11"), told.error
 
 
 def test_two_in_a_row(server: ComfyServer) -> None:
