@@ -25,6 +25,7 @@ import comfy.model_management as mm  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.supported_models as kinds  # noqa: E402
 import comfy.utils  # noqa: E402
+from comfy.ldm.flux.model import FluxParams  # noqa: E402
 
 NAME, WIDTH = "/comfy/custom_nodes/trust-unlearn_x_v1", 64
 UNET: dict[str, Any] = {
@@ -101,6 +102,8 @@ def built(family: str, dtype: torch.dtype) -> Any:
 def refusal(family: str) -> str:
     """Return what is said to somebody who connects a model that is not for us."""
     kind, shape = REFUSED[family]
+    if family == "flux" and "txt_ids_dims" in FluxParams.__dataclass_fields__:
+        shape = {**shape, "txt_ids_dims": []}  # recent hosts ask for it
     config = kind(shape)
     config.set_inference_dtype(torch.float32, None)
     with torch.inference_mode():
