@@ -45,6 +45,22 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(v, marks=pytest.mark.host(v)) for v in ("A1111_PATH", "FORGE_PATH")],
+)
+def webui(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """Have AUTOMATIC1111, then Forge running, with the demo model or WEBUI_CHECKPOINT."""
+    from webui_demo import lay_out
+    from webui_server import FULL_SIZE, running
+
+    data = tmp_path_factory.mktemp("webui") / "data"
+    with running(request.param, data, None if FULL_SIZE else lay_out) as started:
+        yield started
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Start Chromium."""

@@ -106,15 +106,19 @@ def low_rank(matrix: Tensor, bound: float, max_rank: int | None) -> tuple[Tensor
     if matrix.shape[0] > matrix.shape[1]:
         turned = low_rank(matrix.T, bound, max_rank)
         return turned and (turned[1].T.contiguous(), turned[0].T.contiguous())
-    # The eigenvectors of D D^T are D's left singular vectors, at a third of an SVD's price.
-    energies, vectors = torch.linalg.eigh(matrix @ matrix.T)
-    energies, vectors = energies.flip(0).clamp(min=0).double(), vectors.flip(1)
+    # The eigenvectors of D D^T are D's left singular vectors, at a third of an SVD's price. In
+    # float32 the search for them does not always converge on offsets that are small and sparse.
+    exact = matrix.double()
+    energies, vectors = torch.linalg.eigh(exact @ exact.T)
+    energies, vectors = energies.flip(0).clamp(min=0), vectors.flip(1).float()
     left = 1 - energies.cumsum(0) / energies.sum().clamp(min=1e-300)
     rank = min(int((left > bound**2).sum()) + 1, len(energies), max_rank or len(energies))
     if rank * sum(matrix.shape) >= matrix.numel():
         return None
     basis = vectors[:, :rank]
-    scale = energies[:rank].sqrt().sqrt().clamp(min=1e-12)  # split evenly: float16 is narrow
+    scale = (
+        energies[:rank].sqrt().sqrt().clamp(min=1e-12).float()
+    )  # split evenly: float16 is narrow
     up, down = basis * scale, (basis.T @ matrix) / scale[:, None]
     return up.half(), down.half()
 

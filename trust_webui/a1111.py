@@ -146,6 +146,7 @@ class A1111(Host):
         _ = self.family, self.schedule
         self.check_precision()
 
+    @torch.no_grad()  # scripts are told of a finished picture, and jobs run, with gradients on
     def _settle(self, networks: Any) -> None:
         """Let the Lora extension bring every layer to the networks that are loaded now."""
         if networks is None:
@@ -155,6 +156,7 @@ class A1111(Host):
             if getattr(layer, "network_current_names", ()):
                 networks.network_apply_weights(layer)
 
+    @torch.no_grad()
     def put(self, p: Any, parts: Sequence[Part]) -> None:
         """Append one network for each diff to the Lora extension's, and bring them on now."""
         networks, network = sys.modules.get("networks"), sys.modules.get("network")
