@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,9 +125,10 @@ class Forge(Host):
         _ = self.family, self.schedule
         self.check_precision()
         said: list[str] = []
-        worn = [key[0] for key in model.forge_objects_after_applying_lora.unet.lora_patches]
+        patches = model.forge_objects_after_applying_lora.unet.lora_patches
+        worn = [Path(str(key[0])).stem for key in patches]  # the key has a file's whole path
         if worn:
-            said.append(f"LoRAs in use ({', '.join(map(str, worn))}) were left off: "
+            said.append(f"LoRAs in use ({', '.join(worn)}) were left off: "
                         "the checkpoint itself is used")  # fmt: skip
         with (
             kept_attributes(model, "forge_objects"),
