@@ -254,21 +254,6 @@ def test_lowvram_is_refused(tmp_path: Path) -> None:
             pass
 
 
-def test_expected_time_and_memory(fake: Any) -> None:
-    from trust_webui.expecting import expect
-    from trust_webui.jobs import Job, run
-    from trust_webui.work import Order
-
-    told = []
-    for steps in (40, 400):
-        job = Job("estimate", "gun")
-        run(job, expect(Order(spec(steps=steps), pictures=2)))
-        assert (job.state, job.message) == ("done", "")
-        told.append(job.result)
-    assert told[1].training > 3 * told[0].training > 0
-    assert "Expected:" in str(told[0]) and told[0].memory > 0
-
-
 def test_order_out_of_range(tmp_path: Path) -> None:
     made = FakeA1111()
     with installed(tmp_path, made.modules):
