@@ -254,6 +254,19 @@ def test_lowvram_is_refused(tmp_path: Path) -> None:
             pass
 
 
+def test_encoded_and_decoded_between_steps_through_the_unet(fake: Any) -> None:
+    """An audit draws while it may be attacking: what surrounds gradients must let that happen."""
+    from trust_webui.host import current
+
+    host = current()
+    with host.borrowed(), host.stepping():
+        lent = host.lend(64)
+        cond = lent.encoder.encode(["a cat"])
+        with torch.no_grad():
+            x = lent.denoiser(torch.randn(1, 4, 8, 8), torch.tensor([500]), cond)
+        assert host.decode(x).shape == (1, 3, 64, 64)
+
+
 def test_order_out_of_range(tmp_path: Path) -> None:
     made = FakeA1111()
     with installed(tmp_path, made.modules):

@@ -72,7 +72,7 @@ def _key(host: Host, resolution: int) -> Any:
 
 @torch.inference_mode(False)
 def _pass_seconds(lent: LentModel) -> float:
-    """Time a pass, the faster of two after a first, which may still bring the UNet to its device."""
+    """Time a pass, the faster of two; one before them may still bring the UNet to its device."""
     cond = lent.encoder.encode(["a picture"] * ROWS)
     x = torch.randn(ROWS, 4, *lent.latent_size, generator=torch.Generator().manual_seed(0))
     t, spent = torch.full((ROWS,), 500), list[float]()
