@@ -47,6 +47,7 @@ class FakeA1111:
         keys = KeyMap(SHAPE)
         self.weights = {keys.to_ldm(k): w.clone() for k, w in unet.state_dict().items()}
         self.unet = real_unet(self.weights) if ldm else LdmUNet(unet, SHAPE)
+        self.unet.requires_grad_(True)  # as the host's is
         self.networks = Networks()
         self.prompt_seen: Any = None
         self.model = SimpleNamespace(
@@ -168,9 +169,9 @@ class Networks(ModuleType):
             layer.network_weights_backup = layer.weight.detach().to("cpu", copy=True)
         if getattr(layer, "network_current_names", ()) == wanted:
             return
+        if layer.network_weights_backup is not None:  # no no_grad here, as in the host
+            layer.weight.copy_(layer.network_weights_backup)
         with torch.no_grad():
-            if layer.network_weights_backup is not None:
-                layer.weight.copy_(layer.network_weights_backup)
             for net in self.loaded_networks:
                 part = net.modules.get(layer.network_layer_name)
                 if part is None:

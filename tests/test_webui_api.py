@@ -107,14 +107,31 @@ def test_audit(server: Any) -> None:
             server.app.call("POST", "/audit", body={**body, "judge": "demo", **wrong})
 
 
-@pytest.mark.slow
-def test_audit_to_the_end(server: Any) -> None:
+def asked_of_the_demo(server: Any) -> dict[str, Any]:
+    """Save a diff of the demo model, and ask whether it forgets."""
     diff = some_diff(server.demo.denoiser)
     small = {k: o.with_values(0.01 * o.values) for k, o in diff.offsets.items()}
     save_diff(
         type(diff)(small, {**diff.provenance, "family": "demo"}), server.folder / "a.safetensors"
     )
-    body = {"diff": "a.safetensors", "concept": {"words": ["gun"]}, "judge": "demo", "images": 1}
+    return {"diff": "a.safetensors", "concept": {"words": ["gun"]}, "judge": "demo", "images": 1}
+
+
+@pytest.mark.parametrize("level", ["pictures only", "quick", "full"])
+def test_audit_of_each_level_begins_and_is_stopped(server: Any, level: str) -> None:
+    body = {**asked_of_the_demo(server), "level": level, "resolution": 64}
+    started = server.app.call("POST", "/audit", body=body)["job"]
+    while not server.app.call("GET", "/jobs/{identity}", identity=started)["progress"]:
+        told = server.app.call("GET", "/jobs/{identity}", identity=started)
+        assert told["state"] in ("queued", "running"), told
+        time.sleep(0.05)
+    server.app.call("POST", "/jobs/{identity}/cancel", identity=started)
+    assert wait(server, {"job": started})["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_audit_to_the_end(server: Any) -> None:
+    body = asked_of_the_demo(server)
     told = wait(server, server.app.call("POST", "/audit", body=body))
     assert told["state"] == "done", told
     assert told["result"]["figures"]["ua"]["n"] > 0 and "gun" in told["result"]["verdict"]

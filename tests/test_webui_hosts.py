@@ -8,148 +8,160 @@ weights if need be.
 from __future__ import annotations
 
 import base64
-import json
-import os
+import io
 import time
 import urllib.error
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from webui_demo import lay_out
-from webui_server import Server, running
+import torch
+from PIL import Image
+from webui_drawing import ROBUST, SHORT, apart, drawn, first, give_lora, made, read
+from webui_server import FULL_SIZE, Server
 
-from trust_engine.diff import load_diff
-
-SHORT = {"steps": 3, "trajectory_steps": 2, "passes": 16, "rate": 1.0, "budget": 0.3}
-FULL_SIZE = "WEBUI_CHECKPOINT" in os.environ
-HOSTS = [pytest.param(v, marks=pytest.mark.host(v)) for v in ("A1111_PATH", "FORGE_PATH")]
+from trust_engine.diff_export import export_dense
 
 
-@pytest.fixture(scope="module", params=HOSTS)
-def server(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Iterator[Server]:
-    """Have a host running."""
-    data = tmp_path_factory.mktemp("webui") / "data"
-    with running(request.param, data, None if FULL_SIZE else lay_out) as started:
-        yield started
+@pytest.fixture
+def diff(webui: Server) -> str:
+    """Have a diff."""
+    return made(webui, "gun")
 
 
-@pytest.fixture(scope="module")
-def diff(server: Server) -> str:
-    """Unlearn something within seconds; returns the diff's name."""
-    first(server)  # Forge loads its model with the first picture
-    body = {"concepts": [{"words": ["gun"], "preserve": ["a cat", "a dog"]}], "spec": SHORT,
-            "resolution": 64, "pictures": 0, "name": "gun"}  # fmt: skip
-    told = server.finish(server.ask("/trust/v1/unlearn", body))
-    assert told["state"] == "done", told["message"]
-    return str(told["result"]["diff"])
-
-
-def first(server: Server, *args: Any, **more: Any) -> tuple[bytes, str]:
-    """Draw; returns the picture's bytes and its infotext."""
-    body = {"prompt": "a gun on a table", "seed": 7, "steps": 2, "width": 64, "height": 64,
-            "cfg_scale": 5, "sampler_name": "Euler", **more}  # fmt: skip
-    if args:
-        body["alwayson_scripts"] = {"TRUST": {"args": list(args)}}
-    told = server.ask("/sdapi/v1/txt2img", body)
-    (text,) = json.loads(told["info"])["infotexts"]
-    return pixels(told["images"][0]), text
-
-
-def pixels(picture: str) -> bytes:
-    """Decode a picture to its pixels."""
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB").tobytes()
-
-
-def test_unlearned_on_the_loaded_model(server: Server, diff: str) -> None:
-    made = load_diff(server.data / "models" / "trust_diffs" / diff)
-    assert made.changed > 1000 and made.provenance["family"] == ("sd1" if FULL_SIZE else "demo")
-    (listed,) = server.ask("/trust/v1/diffs")
+def test_unlearned_on_the_loaded_model(webui: Server, diff: str) -> None:
+    got = read(webui, diff)
+    assert got.changed > 1000 and got.provenance["family"] == ("sd1" if FULL_SIZE else "demo")
+    (listed,) = (told for told in webui.ask("/trust/v1/diffs") if told["name"] == diff)
     assert listed["name"] == diff and listed["attention_layers"] == (16 if FULL_SIZE else 7)
 
 
-def test_on_off_and_strength(server: Server, diff: str) -> None:
-    before, plain = first(server)
-    full, text = first(server, diff, 1.0)
-    half, _ = first(server, diff, 0.5)
-    again, _ = first(server, diff, 1.0)
-    zero, _ = first(server, diff, 0.0)
-    after, _ = first(server)
+def test_on_off_and_strength(webui: Server, diff: str) -> None:
+    before, plain = first(webui)
+    full, text = first(webui, diff, 1.0)
+    half, _ = first(webui, diff, 0.5)
+    again, _ = first(webui, diff, 1.0)
+    zero, _ = first(webui, diff, 0.0)
+    after, _ = first(webui)
     assert len({before, full, half}) == 3
     assert full == again and before == zero == after, "gone to the last pixel"
     assert "TRUST diffs" in text and diff in text and "TRUST diffs" not in plain
 
 
-def test_hires_fix(server: Server, diff: str) -> None:
+def test_hires_fix(webui: Server, diff: str) -> None:
     hires: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent"}
     hires["denoising_strength"] = 0.7
-    if server.variable == "FORGE_PATH":  # whose own default is refused by its own check
+    if webui.variable == "FORGE_PATH":  # whose own default is refused by its own check
         hires["hr_additional_modules"] = ["Use same choices"]
-    before, _ = first(server, **hires)
-    full, _ = first(server, diff, 1.0, **hires)
-    after, _ = first(server, **hires)
+    before, _ = first(webui, **hires)
+    full, _ = first(webui, diff, 1.0, **hires)
+    after, _ = first(webui, **hires)
     assert before != full and before == after
 
 
-def test_beside_a_stock_lora(server: Server, diff: str) -> None:
-    from trust_engine.diff_export import export_dense
-
-    made = load_diff(server.data / "models" / "trust_diffs" / diff)
-    folder = server.data / "models" / "Lora"
-    folder.mkdir(exist_ok=True)
-    export_dense(made, folder / "same.safetensors")
-    server.ask("/sdapi/v1/refresh-loras", {})
+def test_beside_a_stock_lora(webui: Server, diff: str) -> None:
+    export_dense(read(webui, diff), give_lora(webui) / "same.safetensors")
+    webui.ask("/sdapi/v1/refresh-loras", {})
     worn = {"prompt": "a gun on a table <lora:same:1>"}
-    bare, _ = first(server)
-    lora, _ = first(server, **worn)
-    both, _ = first(server, diff, -1.0, **worn)
+    bare, _ = first(webui)
+    lora, _ = first(webui, **worn)
+    both, _ = first(webui, diff, -1.0, **worn)
     assert lora != bare and both != lora
-    near = sum(abs(a - b) for a, b in zip(both, bare, strict=True)) / len(bare)
-    far = sum(abs(a - b) for a, b in zip(lora, bare, strict=True)) / len(bare)
-    assert near < 0.25 * far, "the diff at -1 takes back what the same weights as LoRA have done"
-    assert first(server)[0] == bare
+    assert apart(both, bare) < 0.25 * apart(lora, bare), (
+        "the diff at -1 takes back what the same weights as LoRA have done"
+    )
+    assert first(webui)[0] == bare
 
 
-def test_what_cannot_be_applied_draws_nothing(server: Server, diff: str) -> None:
-    before, _ = first(server)
+def test_batches(webui: Server, diff: str) -> None:
+    """Every picture of every batch is drawn under the diff, and none after it."""
+    plain = [first(webui, seed=7 + i)[0] for i in range(4)]
+    alone = [first(webui, diff, 1.0, seed=7 + i)[0] for i in range(4)]
+    counted, texts = drawn(webui, diff, 1.0, n_iter=4)
+    assert counted == alone and all("TRUST diffs" in text for text in texts)
+    together, _ = drawn(webui, diff, 1.0, n_iter=2, batch_size=2)
+    for one, two, bare in zip(together, alone, plain, strict=True):
+        assert apart(one, two) < 0.02 * apart(bare, two), "rounding alone, of larger batches"
+    assert drawn(webui, n_iter=4)[0] == plain
+
+
+def test_img2img(webui: Server, diff: str) -> None:
+    start = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), first(webui)[0]).save(start, "PNG")
+    begun = {"init_images": [base64.b64encode(start.getvalue()).decode()], "steps": 4}
+    before, _ = first(webui, **begun)
+    full, text = first(webui, diff, 1.0, **begun)
+    assert full != before and diff in text
+    assert first(webui, **begun)[0] == before
+
+
+def test_several_diffs(webui: Server, diff: str) -> None:
+    """The weights are the base's and both diffs' sum, and afterwards the base's to the bit."""
+    other = made(webui, "robust", spec=ROBUST)
+    base = webui.weights(lambda: first(webui))
+    both = webui.weights(lambda: first(webui, diff, 0.5, other, -1.0))
+    parts = ((read(webui, diff), 0.5), (read(webui, other), -1.0))
+    for key, weight in base.items():
+        wanted = weight.clone()
+        for part, strength in parts:
+            if key in part.offsets:
+                wanted += strength * part.offsets[key].dense()
+        torch.testing.assert_close(both[key], wanted, rtol=1e-5, atol=1e-6)
+        assert torch.equal(both[key], weight) is torch.equal(wanted, weight), key
+    after = webui.weights(lambda: first(webui))
+    assert all(torch.equal(after[key], weight) for key, weight in base.items())
+
+
+def test_a_lora_in_use_is_left_out_of_the_training(webui: Server, diff: str) -> None:
+    """Unlearning right after a picture with a LoRA begins at the checkpoint itself, and says so."""
+    export_dense(read(webui, diff), give_lora(webui) / "worn.safetensors")
+    webui.ask("/sdapi/v1/refresh-loras", {})
+    plain, _ = first(webui)
+    first(webui, prompt="a gun on a table <lora:worn:1>")
+    made(webui, "worn")
+    told = webui.ask("/trust/v1/jobs")[-1]
+    assert "LoRAs in use (worn" in told["result"]["report"]
+    ours, same = read(webui, "worn.safetensors"), read(webui, diff)
+    assert ours.provenance["base"] == same.provenance["base"]
+    assert all(torch.equal(ours.offsets[k].dense(), o.dense()) for k, o in same.offsets.items())
+    assert first(webui)[0] == plain
+
+
+def test_what_cannot_be_applied_draws_nothing(webui: Server, diff: str) -> None:
+    before, _ = first(webui)
     with pytest.raises(urllib.error.HTTPError) as caught:
-        first(server, "nowhere.safetensors", 1.0)
+        first(webui, "nowhere.safetensors", 1.0)
     assert caught.value.code == 500 and "nothing was drawn" in caught.value.read().decode()
-    assert first(server)[0] == before
+    assert first(webui)[0] == before
 
 
-def test_on_every_picture_through_the_api(server: Server, diff: str) -> None:
-    full, _ = first(server, diff, 1.0)
-    server.ask("/trust/v1/apply", {"diffs": [{"name": diff}]})
+def test_on_every_picture_through_the_api(webui: Server, diff: str) -> None:
+    full, _ = first(webui, diff, 1.0)
+    webui.ask("/trust/v1/apply", {"diffs": [{"name": diff}]})
     try:
-        assert first(server)[0] == full
+        assert first(webui)[0] == full
     finally:
-        server.ask("/trust/v1/apply", {"diffs": []})
-    assert first(server)[0] != full
+        webui.ask("/trust/v1/apply", {"diffs": []})
+    assert first(webui)[0] != full
 
 
 @pytest.mark.parametrize("way", ["/trust/v1/jobs/{job}/cancel", "/sdapi/v1/interrupt"])
-def test_cancel_leaves_the_model(server: Server, diff: str, way: str) -> None:
-    before, _ = first(server)
+def test_cancel_leaves_the_model(webui: Server, diff: str, way: str) -> None:
+    before, _ = first(webui)
     body = {"concepts": [{"words": ["dog"], "preserve": ["a cat"]}], "resolution": 64}
-    started = server.ask("/trust/v1/unlearn", body)
-    while server.ask(f"/trust/v1/jobs/{started['job']}")["state"] == "queued":
+    started = webui.ask("/trust/v1/unlearn", body)
+    while webui.ask(f"/trust/v1/jobs/{started['job']}")["state"] == "queued":
         time.sleep(0.2)
-    server.ask(way.format(**started), {})
-    assert server.finish(started)["state"] == "stopped"
-    assert first(server)[0] == before
+    webui.ask(way.format(**started), {})
+    assert webui.finish(started)["state"] == "stopped"
+    assert first(webui)[0] == before
 
 
-def test_generate_waits_for_a_training(server: Server, diff: str) -> None:
-    before, _ = first(server)
+def test_generate_waits_for_a_training(webui: Server, diff: str) -> None:
+    before, _ = first(webui)
     body = {"concepts": [{"words": ["dog"], "preserve": ["a cat"]}], "spec": SHORT,
             "resolution": 64, "pictures": 0, "name": "dog"}  # fmt: skip
-    started = server.ask("/trust/v1/unlearn", body)
-    while server.ask(f"/trust/v1/jobs/{started['job']}")["state"] == "queued":
+    started = webui.ask("/trust/v1/unlearn", body)
+    while webui.ask(f"/trust/v1/jobs/{started['job']}")["state"] == "queued":
         time.sleep(0.2)
-    assert first(server)[0] == before
-    assert server.ask(f"/trust/v1/jobs/{started['job']}")["state"] == "done"
+    assert first(webui)[0] == before
+    assert webui.ask(f"/trust/v1/jobs/{started['job']}")["state"] == "done"

@@ -106,8 +106,7 @@ def lay_out(data: Path) -> None:
     script.parent.mkdir(parents=True)
     script.write_text(LEARN.format(**told), encoding="utf-8")
     # Its pictures come from the small decoder; the checkpoint has no other.
-    chosen = {"sd_vae_decode_method": "TAESD", "sd_vae_encode_method": "TAESD",
-              "trust_effort": "quick"}  # fmt: skip
+    chosen = {"sd_vae_decode_method": "TAESD", "sd_vae_encode_method": "TAESD"}
     (data / "config.json").write_text(json.dumps(chosen), encoding="utf-8")
 
 

@@ -24,6 +24,34 @@ FLAGS = {
 COMMON = ["--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-python-version-check",
           "--skip-version-check", "--no-download-sd-model", "--api", "--server-name",
           "127.0.0.1"]  # fmt: skip
+PROBE = """from pathlib import Path
+
+import torch
+from modules import scripts, shared
+from safetensors.torch import save_file
+
+
+class Probe(scripts.Script):
+    def title(self):
+        return "Probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def post_sample(self, p, *_):
+        asked = Path({asked!r})
+        if not asked.exists():
+            return
+        model = shared.sd_model
+        part = getattr(model, "forge_objects", None)
+        unet = part.unet.model if part else model.model
+        with torch.inference_mode(False):
+            weights = unet.diffusion_model.state_dict().items()
+            save_file({{k: w.detach().cpu().clone() for k, w in weights}}, {answer!r})
+        asked.unlink()
+"""
+"""Saves the UNet's weights as they are when a picture has been sampled, if it is asked to."""
+FULL_SIZE = "WEBUI_CHECKPOINT" in os.environ
 PATIENCE = 1800  # seconds that a start, or one answer, may take on a small machine
 
 
@@ -33,6 +61,11 @@ class Server:
     def __init__(self, variable: str, port: int, data: Path) -> None:
         self.variable, self.url, self.data = variable, f"http://127.0.0.1:{port}", data
 
+    @property
+    def diffs(self) -> Path:
+        """Return the folder of diffs."""
+        return self.data / "models" / "trust_diffs"
+
     def ask(self, path: str, body: Any = None) -> Any:
         """GET, or POST when there is a body; returns what the JSON says, raises HTTPError."""
         content = None if body is None else json.dumps(body).encode()
@@ -41,6 +74,16 @@ class Server:
         )
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
+
+    def weights(self, draw: Callable[[], Any]) -> dict[str, Any]:
+        """Draw, and return the UNet's weights as they were meanwhile."""
+        from safetensors.torch import load
+
+        asked, answer = probe(self.data)
+        asked.touch()
+        draw()
+        assert not asked.exists(), "the probe has failed; the server's log says why"
+        return load(answer.read_bytes())  # not mapped: the next answer goes into the same file
 
     def finish(self, started: dict[str, Any]) -> dict[str, Any]:
         """Wait for a job."""
@@ -89,10 +132,18 @@ def running(
                 process.wait()
 
 
+def probe(data: Path) -> tuple[Path, Path]:
+    """Name the file that asks the probe, and the one that it answers with."""
+    return data / "probe", data / "probe.safetensors"
+
+
 def _furnish(data: Path, lay_out: Callable[[Path], Any]) -> None:
-    """Lay out a data folder: our extension and a checkpoint."""
-    (data / "extensions").mkdir(parents=True)
+    """Lay out a data folder: our extension, a probe and a checkpoint."""
+    (data / "extensions" / "probe" / "scripts").mkdir(parents=True)
     (data / "extensions" / "trust-unlearn").symlink_to(ROOT)
+    asked, answer = map(str, probe(data))
+    script = data / "extensions" / "probe" / "scripts" / "probe.py"
+    script.write_text(PROBE.format(asked=asked, answer=answer), encoding="utf-8")
     lay_out(data)
 
 

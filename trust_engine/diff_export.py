@@ -116,8 +116,9 @@ def low_rank(matrix: Tensor, bound: float, max_rank: int | None) -> tuple[Tensor
     if rank * sum(matrix.shape) >= matrix.numel():
         return None
     basis = vectors[:, :rank]
-    # Split evenly: float16 is narrow.
-    scale = energies[:rank].sqrt().sqrt().clamp(min=1e-12).float()
+    scale = (
+        energies[:rank].sqrt().sqrt().clamp(min=1e-12).float()
+    )  # split evenly: float16 is narrow
     up, down = basis * scale, (basis.T @ matrix) / scale[:, None]
     return up.half(), down.half()
 

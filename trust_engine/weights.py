@@ -1,4 +1,4 @@
-"""A module's weights exchanged for a while, without writing to them."""
+"""A module's weights: filled in from a file, or exchanged for a while without writing to them."""
 
 from __future__ import annotations
 
@@ -27,3 +27,14 @@ def exchanged(module: nn.Module, theta: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for owner, name, parameter in reversed(kept):
             owner._parameters[name] = parameter
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load weights strictly; raises RuntimeError.
+
+    Old versions of transformers list position_ids, which a module counts out by itself, as weights.
+    """
+    lacks = module.load_state_dict(dict(weights), strict=False)
+    missing = [name for name in lacks.missing_keys if not name.endswith("position_ids")]
+    if missing or lacks.unexpected_keys:
+        raise RuntimeError(f"missing: {missing[:3]}; unexpected: {list(lacks.unexpected_keys)[:3]}")

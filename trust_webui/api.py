@@ -21,9 +21,9 @@ from trust_engine.spec import KINDS, UnlearnSpec
 
 from . import applying, folders, form
 from .auditing import LEVELS, Question, audit
-from .expecting import expect
+from .expecting import expect, watched
 from .jobs import ESTIMATE, JOBS, Job
-from .work import Order, unlearn
+from .work import Order
 
 ROOT = "/trust/v1"
 
@@ -103,7 +103,7 @@ def post_expect(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B0
 def post_unlearn(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
     """Begin to unlearn: concepts, effort, spec (any field), resolution, pictures, name, preset."""
     order = _refusing(lambda: read_order(body))
-    return _begun(JOBS.start("unlearn", order.spec.name, unlearn(order)))
+    return _begun(JOBS.start("unlearn", order.spec.name, watched(order)))
 
 
 def post_audit(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def _audit(host: Host, question: Question, diffs: Iterable[tuple[Any, float]]) -
     judge = load_judge(question.judge, topic, "cpu")
     level = pick_level("quick" if question.level == LEVELS[0] else question.level)
     if question.level == LEVELS[0]:
-        level = pick_level("quick", name=LEVELS[0], attacks=())
+        level = replace(level, name=LEVELS[0], attacks=())
     return Audit(model, judge, list(diffs), topic, level, question.images, question.seed,
                  aligner=load_aligner(question.judge, judge))  # fmt: skip
 

@@ -17,8 +17,8 @@ from trust_engine.unlearn import LentModel, Unlearning
 
 from .host import Host, current
 from .jobs import Job
-from .speed import Speed, known, layers_of, timed
-from .work import Order, drawing_passes, some
+from .speed import Speed, correct, known, layers_of, timed
+from .work import Order, Unlearned, drawing_passes, some, unlearn
 
 MB, GB = 2**20, 2**30
 
@@ -88,6 +88,19 @@ def estimate(host: Host, order: Order) -> Expected | None:
     lent = host.lend(order.resolution)
     blind = replace(lent, encoder=_Counting(lent.encoder.count_tokens))
     return _expected(Unlearning(blind, order.spec), order, speed)
+
+
+def watched(order: Order) -> Callable[[Job], Unlearned]:
+    """Return the job that unlearns, after which estimates go by what it took."""
+    work = unlearn(order)
+
+    def run(job: Job) -> Unlearned:
+        done, told = work(job), estimate(current(), order)
+        if told is not None:
+            correct(current(), order.resolution, job.seconds / told.seconds)
+        return done
+
+    return run
 
 
 class _Counting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from backend import memory_management
 from backend.patcher import lora as patcher_lora
 from modules import prompt_parser, sd_models, sd_samplers_common, shared
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from trust_engine.conditioning import Conditioning
 from trust_engine.denoiser import NoiseSchedule
@@ -104,7 +106,8 @@ class Forge(Host):
         model = self.model
         model.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
         batch = prompt_parser.SdConditioning(list(prompts), width=size[1], height=size[0])
-        return model.get_learned_conditioning(batch)
+        with _disable_current_modes():  # that of `stepping` fails on Forge's inference tensors
+            return model.get_learned_conditioning(batch)
 
     def count_tokens(self, prompt: str) -> int:
         """Count as the counter beside the prompt does."""
@@ -112,7 +115,7 @@ class Forge(Host):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode by the VAE and the method that Settings choose."""
-        with torch.inference_mode():
+        with _disable_current_modes(), torch.inference_mode():
             made = sd_samplers_common.decode_first_stage(self.model, latents.float())
         return made.detach().float().cpu().clone().clamp(-1, 1)
 
@@ -124,9 +127,10 @@ class Forge(Host):
         _ = self.family, self.schedule
         self.check_precision()
         said: list[str] = []
-        worn = [key[0] for key in model.forge_objects_after_applying_lora.unet.lora_patches]
+        patches = model.forge_objects_after_applying_lora.unet.lora_patches
+        worn = [Path(str(key[0])).stem for key in patches]  # the key has a file's whole path
         if worn:
-            said.append(f"LoRAs in use ({', '.join(map(str, worn))}) were left off: "
+            said.append(f"LoRAs in use ({', '.join(worn)}) were left off: "
                         "the checkpoint itself is used")  # fmt: skip
         with (
             kept_attributes(model, "forge_objects"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +48,10 @@ class TrustScript(scripts.Script):
             gr.Markdown(HELP)
             for i in range(SLOTS):
                 with gr.Row():
+                    # Any text is let through: what is no diff ends the generation, and says why.
+                    # A tab's list is not refreshed when a picture is sent to it from another.
                     name = gr.Dropdown(label=f"Diff {i + 1}", choices=_choices(), value=NONE,
+                                       allow_custom_value=True,
                                        elem_id=self.elem_id(f"trust_diff_{i + 1}"))  # fmt: skip
                     strength = gr.Slider(
                         -TOP, TOP, value=1.0, step=0.05, label=f"Strength {i + 1}",
@@ -59,7 +63,8 @@ class TrustScript(scripts.Script):
             create_refresh_button(
                 names, lambda: None, lambda: {"choices": _choices()}, self.elem_id("trust_refresh")
             )
-        self.paste_field_names = [INFOTEXT]
+        # "Send to img2img" copies what both tabs have under one name, and these are the names.
+        self.paste_field_names = [name for _, name in self.infotext_fields]
         return inputs
 
     def process(self, p: Any, *values: Any) -> None:
@@ -142,6 +147,7 @@ def _pasted(params: dict[str, Any], slot: int) -> list[applying.Wanted]:
     return mine[slot:] if slot == SLOTS - 1 else mine[slot : slot + 1]
 
 
+@functools.cache
 def _pasted_name(slot: int) -> Callable[[dict[str, Any]], Any]:
     def value(params: dict[str, Any]) -> Any:
         mine = _pasted(params, slot)
@@ -156,6 +162,7 @@ def _pasted_name(slot: int) -> Callable[[dict[str, Any]], Any]:
     return value
 
 
+@functools.cache
 def _pasted_strength(slot: int) -> Callable[[dict[str, Any]], Any]:
     def value(params: dict[str, Any]) -> Any:
         mine = _pasted(params, slot)

@@ -12,10 +12,10 @@ from trust_engine.errors import TrustError
 from trust_engine.spec import CHOICES, KINDS
 
 from . import folders, form, showing, tab_expected, tab_files
+from .expecting import watched
 from .form import NAMES, Form
 from .jobs import JOBS
 from .settings import option
-from .work import unlearn
 
 INTRO = (
     "Make the loaded checkpoint forget a concept. Type what it shall forget and press **Unlearn**. "
@@ -86,7 +86,8 @@ def _fields() -> dict[str, Any]:
     with gr.Row():
         made["objective"] = gr.Radio(
             list(CHOICES["objective"]), value=d["objective"], label="Objective",
-            info="csr: comes back less easily. cip: few influential entries.",
+            info="csr: comes back less easily. cip: few influential entries. The others are there "
+            "to compare with.",
         )  # fmt: skip
         made["effort"] = gr.Radio(
             list(EFFORTS), value=option("trust_effort", "normal"), label="Effort",
@@ -166,7 +167,7 @@ def _unlearn(*values: Any) -> Iterator[tuple[Any, ...]]:
     except TrustError as error:
         yield (showing.problem(error), *(gr.update() for _ in range(5)))
         return
-    yield from _shown(JOBS.start("unlearn", order.spec.name, unlearn(order)))
+    yield from _shown(JOBS.start("unlearn", order.spec.name, watched(order)))
 
 
 def _again() -> Iterator[tuple[Any, ...]]:

@@ -52,15 +52,15 @@ def build(words: Any) -> Any:
 
 
 def _notes(chosen: Any, shown: Any, told: Any) -> None:
-    author = gr.Textbox(label="Author")
-    licence = gr.Textbox(label="Licence")
-    notes = gr.Textbox(label="Notes", lines=2)
+    author = gr.Textbox(label="Author", elem_id="trust_author")
+    licence = gr.Textbox(label="Licence", elem_id="trust_licence")
+    notes = gr.Textbox(label="Notes", lines=2, elem_id="trust_notes")
     button = gr.Button("Write onto the label", elem_id="trust_note")
     button.click(_annotate, [chosen, author, licence, notes], [told, shown])
 
 
 def _exports(chosen: Any, told: Any) -> None:
-    kind = gr.Radio(list(FORMATS), value=FORMATS[0], label="LoRA file",
+    kind = gr.Radio(list(FORMATS), value=FORMATS[0], label="LoRA file", elem_id="trust_format",
                     info="dense: exact to float16, large. low rank: smaller, loses up to the "
                          "error below.")  # fmt: skip
     error = gr.Slider(0.0, 1.0, value=0.1, step=0.01, label="Error (low rank)")
@@ -81,17 +81,20 @@ def _audit(chosen: Any, shown: Any, words: Any) -> None:
                            placeholder="clip:/models/clip-vit-large-patch14")  # fmt: skip
         level = gr.Radio(list(LEVELS), value=LEVELS[0], label="Level",
                          info="quick and full also attack; full takes hours")  # fmt: skip
-        images = gr.Slider(1, 20, value=4, step=1, label="Pictures an object")
+        images = gr.Slider(
+            1, 20, value=4, step=1, label="Pictures an object", elem_id="trust_images"
+        )
     with gr.Row():
         kind = gr.Radio(list(KINDS), value=KINDS[0], label="Kind")
         partner = gr.Textbox(label="With, or when")
         retain = gr.Textbox(label="What should stay",
                             placeholder="cat, dog; empty: everyday things")  # fmt: skip
-        resolution = gr.Slider(0, 1024, value=0, step=64, label="Resolution")
+        resolution = gr.Slider(0, 1024, value=0, step=64, label="Resolution",
+                               elem_id="trust_audit_resolution")  # fmt: skip
     with gr.Row():
         start = gr.Button("Audit", variant="primary", elem_id="trust_audit")
         stop = gr.Button("Stop")
-        note = gr.Button("Write the figures onto the diff's label")
+        note = gr.Button("Write the figures onto the diff's label", elem_id="trust_audit_note")
     verdict = gr.HTML(elem_id="trust_verdict")
     inputs = [chosen, words, kind, partner, retain, judge, level, images, resolution]
     start.click(_audited, inputs, [verdict])

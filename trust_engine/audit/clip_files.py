@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ModelError
+from ..weights import fill
 
 PARTS = ("text_model.", "vision_model.", "text_projection.", "visual_projection.", "logit_scale")
 HEADS = {1280: 16, 1664: 16}  # of the vision towers of ViT-H and bigG; all others: width / 64
@@ -63,7 +64,7 @@ def _from_file(path: Path) -> Any:
     stored = {n: w.float() for n, w in stored.items() if not n.endswith("position_ids")}
     try:
         model = CLIPModel(CLIPConfig(**_config(stored)))
-        model.load_state_dict(stored, strict=True)
+        fill(model, stored)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read as CLIP ({error})") from error
     return model.eval().requires_grad_(False)

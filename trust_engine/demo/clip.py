@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..weights import fill
 from .judge import ASSETS, Backbone
 
 CHECKPOINT = "emoji-world.safetensors"
@@ -78,7 +79,7 @@ def load_clip() -> TinyClip:
         for key in file.keys():  # noqa: SIM118 - not a mapping
             if key.startswith(TEXT_PREFIX):
                 weights["text." + key.removeprefix(TEXT_PREFIX)] = file.get_tensor(key)
-    clip.load_state_dict({key: weight.float() for key, weight in weights.items()})
+    fill(clip, {key: weight.float() for key, weight in weights.items()})
     return clip.eval().requires_grad_(False)
 
 

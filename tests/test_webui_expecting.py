@@ -1,0 +1,60 @@
+"""What a run will take, told before it is started, in both pretended hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_webui import installed
+from fake_webui_a1111 import FakeA1111
+from fake_webui_forge import FakeForge
+
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+
+GUN = ConceptSpec(("gun",), preserve=("a cat",))
+
+
+@pytest.fixture(params=[FakeA1111, FakeForge])
+def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """Be in a pretended host."""
+    made = request.param()
+    with installed(tmp_path, made.modules):
+        yield made
+
+
+def spec(**changes: Any) -> UnlearnSpec:
+    """Ask for a run of seconds."""
+    return UnlearnSpec((GUN,), **{"steps": 2, "trajectory_steps": 2, "passes": 12, **changes})
+
+
+def test_expected_time_and_memory(fake: Any) -> None:
+    from trust_webui.expecting import expect
+    from trust_webui.jobs import Job, run
+    from trust_webui.work import Order
+
+    told = []
+    for steps in (40, 400):
+        job = Job("estimate", "gun")
+        run(job, expect(Order(spec(steps=steps), pictures=2)))
+        assert (job.state, job.message) == ("done", "")
+        told.append(job.result)
+    assert told[1].training > 3 * told[0].training > 0
+    assert "Expected:" in str(told[0]) and told[0].memory > 0
+
+
+def test_an_estimate_goes_by_the_last_run(fake: Any) -> None:
+    from trust_webui.expecting import estimate, expect, watched
+    from trust_webui.host import current
+    from trust_webui.jobs import Job, run
+    from trust_webui.work import Order
+
+    order = Order(spec(), pictures=0)
+    timing, job = Job("expect", "gun"), Job("unlearn", "gun")
+    run(timing, expect(order))
+    run(job, watched(order))
+    assert job.state == "done", job.message
+    told = estimate(current(), order)
+    assert told is not None and told.seconds == pytest.approx(job.seconds, rel=0.2)
+    assert estimate(current(), Order(spec(), resolution=64)) is None, "not timed at this size"

@@ -1,0 +1,102 @@
+"""What a browser does on a real web UI's page."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageChops
+from webui_server import PATIENCE, Server
+
+DRAWN = {"steps": 20, "width": 128, "height": 128, "cfg_scale": 4}
+
+
+def opened(server: Server, browser: Any) -> Any:
+    """Open the web UI; Forge loads its model with the first picture."""
+    server.ask("/sdapi/v1/txt2img", {"steps": 1, "width": 128, "height": 128})
+    page = browser.new_page(viewport={"width": 1400, "height": 1150})
+    page.set_default_timeout(PATIENCE * 1000)
+    page.goto(server.url)
+    page.wait_for_selector("#txt2img_prompt textarea")
+    page.add_style_tag(content="* { animation: none !important }")  # drawn without a GPU
+    return page
+
+
+def go(page: Any, name: str) -> None:
+    """Open one of the host's tabs."""
+    page.locator(
+        "#tabs > .tab-nav > button", has_text=re.compile(f"^\\s*{name}\\s*$", re.I)
+    ).click()
+    page.wait_for_timeout(500)
+
+
+def fill(page: Any, field: str, value: Any) -> None:
+    """Type into a field, and leave it."""
+    found = page.locator(field).first
+    found.fill(str(value))
+    found.press("Tab")
+
+
+def choose(page: Any, box: str, value: str) -> None:
+    """Choose from a dropdown."""
+    page.locator(f"{box} input").first.click()
+    page.locator("ul.options li", has_text=value).first.click()
+
+
+def unfold(page: Any, title: str) -> None:
+    """Open an accordion of the tab TRUST."""
+    page.locator("#tab_trust .label-wrap", has_text=title).first.click()
+    page.wait_for_timeout(500)
+
+
+def press(page: Any, button: str, answer: str, said: str) -> str:
+    """Press a button of the tab, and wait until its answer says something; returns the answer."""
+    page.locator(button).click()
+    told = page.locator(answer).first.get_by_text(re.compile(said))
+    told.first.wait_for()
+    return str(page.locator(answer).first.inner_text())
+
+
+def shot(page: Any, server: Server, name: str, folder: Path) -> None:
+    """Take a screenshot; it must not be one colour."""
+    kept = Path(os.environ.get("TRUST_SHOTS") or folder)
+    page.evaluate("() => document.querySelector('#tabs').scrollIntoView()")
+    page.wait_for_timeout(1500)
+    path = kept / f"{server.variable.removesuffix('_PATH').lower()}-{name}.png"
+    page.screenshot(path=str(path))
+    low, high = Image.open(path).convert("L").getextrema()
+    assert high - low > 100
+
+
+def saved(server: Server) -> list[Path]:
+    """List the pictures that the host has saved, the oldest first."""
+    files = (server.data / "outputs").rglob("*-images/**/*.png")
+    return sorted(files, key=lambda file: file.stat().st_mtime_ns)
+
+
+def draw(page: Any, server: Server, tab: str = "txt2img") -> Image.Image:
+    """Press Generate, and return the new picture."""
+    before = len(saved(server))
+    page.locator(f"#{tab}_generate").click()
+    for _ in range(PATIENCE):
+        page.wait_for_timeout(1000)
+        busy = server.ask("/sdapi/v1/progress?skip_current_image=true")["state"]["job"]
+        if len(saved(server)) > before and not busy:
+            page.wait_for_timeout(1000)  # for the page to take note
+            return Image.open(saved(server)[-1])
+    raise AssertionError("no picture comes")
+
+
+def same(server: Server, one: Image.Image, other: Image.Image) -> bool:
+    """Tell whether two pictures are the same.
+
+    Forge's page draws without any diff the same picture twice with other last bits: of 40 no two
+    were equal to the bit, each differed in 1 to 7 of 49152 values. By its API all 40 were equal.
+    """
+    if server.variable == "A1111_PATH":
+        return one.tobytes() == other.tobytes()
+    apart = ImageChops.difference(one.convert("RGB"), other.convert("RGB"))
+    values = list(apart.tobytes())
+    return max(values) <= 1 and sum(values) < len(values) / 1000
