@@ -116,9 +116,8 @@ def low_rank(matrix: Tensor, bound: float, max_rank: int | None) -> tuple[Tensor
     if rank * sum(matrix.shape) >= matrix.numel():
         return None
     basis = vectors[:, :rank]
-    scale = (
-        energies[:rank].sqrt().sqrt().clamp(min=1e-12).float()
-    )  # split evenly: float16 is narrow
+    evenly = energies[:rank].sqrt().sqrt()  # split between the two: float16 is narrow
+    scale = evenly.clamp(min=1e-12).float()
     up, down = basis * scale, (basis.T @ matrix) / scale[:, None]
     return up.half(), down.half()
 
