@@ -58,3 +58,23 @@ def test_an_estimate_goes_by_the_last_run(fake: Any) -> None:
     told = estimate(current(), order)
     assert told is not None and told.seconds == pytest.approx(job.seconds, rel=0.2)
     assert estimate(current(), Order(spec(), resolution=64)) is None, "not timed at this size"
+
+
+def test_a_finished_run_is_kept_when_its_pace_is_forgotten(
+    fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trust_webui import expecting, speed
+    from trust_webui.jobs import Job, run
+    from trust_webui.work import Order
+
+    order = Order(spec(), pictures=0)
+    run(Job("expect", "gun"), expecting.expect(order))
+
+    def work(job: Job) -> str:
+        speed._known.clear()
+        return "the diff"
+
+    monkeypatch.setattr(expecting, "unlearn", lambda order: work)
+    job = Job("unlearn", "gun")
+    run(job, expecting.watched(order))
+    assert (job.state, job.result) == ("done", "the diff"), job.message

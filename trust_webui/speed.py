@@ -55,7 +55,9 @@ def timed(job: Job, host: Host, lent: LentModel, resolution: int) -> Speed:
 
 def correct(host: Host, resolution: int, factor: float) -> None:
     """Scale what was timed by what a whole run took of it: a moment may have been a busy one."""
-    speed = _known[_key(host, resolution)]
+    speed = known(host, resolution)
+    if speed is None:  # another checkpoint was chosen meanwhile
+        return
     step = {kind: factor * spent for kind, spent in speed.step.items()}
     _known[_key(host, resolution)] = Speed(factor * speed.one, step)
 
