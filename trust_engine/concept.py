@@ -92,9 +92,10 @@ def build_prompts(
     preserve: list[str] = []
     for concept in concepts:
         near = _surroundings(concepts, concept, encoder, vocabulary, styles)
-        # "a cat" leaves the background open, and chance may bring back the one that is to go.
-        own = concept.anchor is None or concept.kind == "style"
-        push = PUSH.get(concept.kind, 1.0) if own else 1.0
+        # An anchor of the user's is a single one and leaves nothing open, where "a cat" leaves the
+        # background to chance. A style takes things along whatever it is answered as.
+        plain = concept.anchor is not None and concept.kind != "style"
+        push = 1.0 if plain else PUSH.get(concept.kind, 1.0)
         anchored |= {target: (anchor, push) for target, anchor in _erased(concept, near)}
         preserve += _kept(concept, near)
     keep = [
@@ -137,10 +138,7 @@ def _fill(template: str, phrase: str) -> str:
 
 
 def _single(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
-    looks = [
-        Template(f"{{}} in {style} style", f"a picture in {style} style")
-        for style in (near.styles or STYLES)[:LOOKS_KEPT]
-    ]
+    looks = [Template(f"{{}}{look}", f"a picture{look}") for look in _looks(near)[1:]]
     for word in concept.words:
         for template in (*TEMPLATES, *looks):
             instead = template.without
