@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from trust_engine.denoiser import ModuleDenoiser, ldm_denoiser, scaled_linear
@@ -76,3 +77,14 @@ def small_denoiser(seed: int = 0, dtype: torch.dtype = torch.float32) -> ModuleD
             here = here._modules[folder]  # type: ignore[assignment]
         here.register_parameter(last, nn.Parameter(weight, requires_grad=False))
     return ldm_denoiser(root, scaled_linear())
+
+
+def stock(key: str) -> str:
+    """Name a weight as the stock loaders' own mapping does (comfy/lora.py)."""
+    return "lora_unet_{}".format(key[: -len(".weight")].replace(".", "_"))
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Read a file's metadata."""
+    with safe_open(str(path), "pt") as file:
+        return file.metadata()
