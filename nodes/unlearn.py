@@ -9,6 +9,7 @@ from typing import Any
 
 from ..trust_engine.diff_weights import WeightDiff
 from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
+from ..trust_engine.wording import some
 from .charts import side_by_side, stacked, summary_picture, to_image
 from .drawing import decoded, draw
 from .host import family_named
@@ -165,7 +166,6 @@ def _report(spec: UnlearnSpec, ran: Ran, diff: WeightDiff, said: list[str]) -> s
     final = ran.run.final.values()
     effect = sum(here.effect for here in final) / max(1, len(final))
     harm = sum(here.harm for here in final) / max(1, len(final))
-    kept = ", ".join(dict.fromkeys(ran.run.prompts.preserve))
     where = "the UNet's weights" if spec.robust else "q, k and v"
     rows = [
         f"Forgot: {spec.name}",
@@ -173,7 +173,7 @@ def _report(spec: UnlearnSpec, ran: Ran, diff: WeightDiff, said: list[str]) -> s
         "concept's effect. (The run's own figures; TRUST Audit looks at pictures.)",
         f"Changed {diff.changed:,} entries, {diff.share:.2%} of {where}, in "
         f"{ran.seconds:.0f} s and {ran.run.passes} UNet passes.",
-        f"Preserved: {kept[:400]}",
+        f"Preserved: {some(ran.run.prompts.preserve, 12)}.",
         *said,
     ]
     return "\n".join(rows)

@@ -221,6 +221,7 @@ def test_unlearns_and_reports(
     assert result["diff"] == str(Path("new/o"))
     assert result["entries_changed"] == diff.changed > 0
     assert result["unet_passes"] == diff.provenance["passes"]
+    assert result["preserved"]
     assert frozen_bits(tiny.denoiser.module) == before
     assert os.listdir("new") == ["o"]
 

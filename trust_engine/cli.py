@@ -234,6 +234,7 @@ def _unlearn(args: argparse.Namespace) -> None:
     from .progress import run_with_bar
     from .resume import keeping, wanted
     from .unlearn import Unlearning
+    from .wording import some
 
     spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
     if team.first:
@@ -243,7 +244,7 @@ def _unlearn(args: argparse.Namespace) -> None:
     model = load_model(args.model, args.device)
     model.check_room(spec, args.memory)
     run = Unlearning(model.lend(args.memory), spec, team.of_first(wanted(state)), team)
-    print(f"preserving: {'; '.join(run.prompts.preserve)}", file=sys.stderr)
+    print(f"preserving: {some(run.prompts.preserve, 12)}", file=sys.stderr)
     try:
         with exhaustion_told(), keeping(run, state):
             run_with_bar(run)
@@ -263,6 +264,7 @@ def _unlearn(args: argparse.Namespace) -> None:
         "share_changed": round(diff.share, 5),
         "effect_left": round(effect, 5),
         "unet_passes": run.passes,
+        "preserved": list(run.prompts.preserve),
     }
     if args.json:
         print(json.dumps(result))

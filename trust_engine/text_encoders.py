@@ -43,7 +43,7 @@ class ClipEncoder:
 
     def count_tokens(self, prompt: str) -> int:
         """Count the prompt's tokens, start and end not counted."""
-        return len(self.tokenizer(prompt).input_ids) - 2
+        return len(self.tokenizer(prompt, verbose=False).input_ids) - 2
 
 
 class SDXLEncoder:
@@ -75,7 +75,7 @@ class SDXLEncoder:
 
     def count_tokens(self, prompt: str) -> int:
         """Count the prompt's tokens, start and end not counted."""
-        return len(self.tokenizer(prompt).input_ids) - 2
+        return len(self.tokenizer(prompt, verbose=False).input_ids) - 2
 
     def token_space(self) -> None:
         """Hide the towers from attacks on the prompt, which know one tower only."""

@@ -14,11 +14,12 @@ from trust_engine.robust import BATCH
 from trust_engine.spec import UnlearnSpec
 from trust_engine.trajectory import POSITIONS
 from trust_engine.unlearn import LentModel, Unlearning
+from trust_engine.wording import some
 
 from .host import Host, current
 from .jobs import Job
 from .speed import Speed, correct, known, layers_of, timed
-from .work import Order, Unlearned, drawing_passes, some, unlearn
+from .work import Order, Unlearned, drawing_passes, unlearn
 
 MB, GB = 2**20, 2**30
 

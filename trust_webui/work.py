@@ -25,6 +25,7 @@ from trust_engine.sampler import SamplerSettings, ddim, initial_noise
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn import LentModel, StepReport, Unlearning
 from trust_engine.weights import exchanged
+from trust_engine.wording import some
 
 from . import folders
 from .host import Host, current
@@ -32,7 +33,6 @@ from .jobs import Job
 
 log = logging.getLogger(__name__)
 SEED = 500_000  # pictures shown start apart from the engine's seeds, which are near zero
-FEW = 6  # prompts that are spelled out
 SIDE = 384  # pixels of a picture in the gallery
 
 
@@ -217,7 +217,7 @@ def _report(job: Job, run: Unlearning, diff: WeightDiff, path: Path) -> str:
     final = run.final.values()
     effect = sum(here.effect for here in final) / max(1, len(final))
     harm = sum(here.harm for here in final) / max(1, len(final))
-    kept = some(list(dict.fromkeys(run.prompts.preserve)))
+    kept = some(run.prompts.preserve)
     rows = [
         f"Forgot: {run.spec.name}. Saved as {path.name}.",
         f"Effect left: {effect:.1%} of the start. Change of what must stay: {harm:.1%} of the "
@@ -228,10 +228,3 @@ def _report(job: Job, run: Unlearning, diff: WeightDiff, path: Path) -> str:
         *job.said,
     ]
     return "\n".join(rows)
-
-
-def some(prompts: Sequence[str]) -> str:
-    """Spell out a few of many prompts."""
-    few = prompts if len(prompts) <= FEW + 1 else prompts[:: len(prompts) // FEW][:FEW]
-    more = f" and {len(prompts) - len(few)} more" if len(few) < len(prompts) else ""
-    return ", ".join(few) + more

@@ -17,6 +17,7 @@ from ..pictures import contact_sheet, neuron_map, png
 from ..progress import passes_bar, run_with_bar
 from ..spec import ConceptSpec, UnlearnSpec
 from ..unlearn import Unlearning
+from ..wording import some
 from .judge import load_judge
 from .vocabulary import OBJECTS, caption
 
@@ -41,7 +42,7 @@ def run_demo(concept: str, out: Path, seed: int, device: str, say: Callable[[str
     model = load_model("demo", device)
     run = Unlearning(model.lend(), spec)
     say(f"Unlearning {concept!r} from the demo model. Preserving its neighbours:")
-    say("  " + ", ".join(dict.fromkeys(p for p in run.prompts.preserve)))
+    say("  " + some(run.prompts.preserve, 12))
     run_with_bar(run)
     diff = run.diff
     save_diff(diff, paths["diff.safetensors"])

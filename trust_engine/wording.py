@@ -1,0 +1,16 @@
+"""How figures and lists are put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+FEW = 6
+
+
+def some(prompts: Iterable[str], few: int = FEW) -> str:
+    """Spell out a few of many prompts, evenly drawn, and say how many more there are."""
+    all_of_them = list(dict.fromkeys(prompts))
+    if len(all_of_them) <= few + 1:
+        return ", ".join(all_of_them)
+    shown = all_of_them[:: len(all_of_them) // few][:few]
+    return f"{', '.join(shown)} and {len(all_of_them) - few} more"
