@@ -27,23 +27,25 @@ from trust_engine.model import LoadedModel, load_model
 from trust_engine.spec import UnlearnSpec
 
 ABLATED = ("gun", "baby+beer")
+BOUNDED = {"schedule": "bounded"}  # the paper's: by z-scores, from the start
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "static mask": {"refresh": 0},
-    "refresh every 5": {"refresh": 5},
+    "shrinking, taken once": {"refresh": 0},
+    "bounded": BOUNDED,
+    "bounded, every 5": {**BOUNDED, "refresh": 5},
+    "bounded, static": {**BOUNDED, "refresh": 0},
     "CIP": {"objective": "cip"},
     "neither": {"objective": "none"},
     "global": {"engine": "global", "steps": 100},
-    "bounded mask": {"schedule": "bounded"},
     "saliency noise": {"saliency": "noise"},
     "saliency clip": {"saliency": "clip"},
-    "z per projection": {"pool": "projection"},
+    "bounded, z per projection": {**BOUNDED, "pool": "projection"},
     "rows": {"granularity": "row"},
     "heads": {"granularity": "head", "budget": 0.1},
     "random mask": {"selection": "random"},
     "all entries": {"selection": "all"},
     "zeroing": {"objective": "zero"},
-    **{f"xi {xi:g}": {"xi": xi} for xi in (0.0, 2.0, 3.0)},
+    **{f"bounded, xi {xi:g}": {**BOUNDED, "xi": xi} for xi in (0.0, 2.0, 3.0)},
     **{f"budget {share:g}": {"budget": share} for share in (0.003, 0.01, 0.1)},
     **{f"lambda {lam:g}": {"lam": lam} for lam in (0.01, 1.0)},
 }

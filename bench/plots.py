@@ -26,7 +26,9 @@ AXES: dict[str, tuple[tuple[str, str], ...]] = {
         ("10 %", "budget 0.1"), ("all", "all entries"),
     ),
     "lambda": (("0", "neither"), ("0.01", "lambda 0.01"), ("0.1", "default"), ("1", "lambda 1")),
-    "xi": (("0", "xi 0"), ("1", "bounded mask"), ("2", "xi 2"), ("3", "xi 3")),
+    "xi": (
+        ("0", "bounded, xi 0"), ("1", "bounded"), ("2", "bounded, xi 2"), ("3", "bounded, xi 3"),
+    ),
 }  # fmt: skip
 
 

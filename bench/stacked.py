@@ -3,7 +3,8 @@
     python -m bench.stacked --seeds 3
 
 Every diff is made on the untouched model, as a shared one is. Resumable: runs/diffs holds the diffs
-and runs/stacked.json the figures.
+and bench/figures/stacked.json the figures. A cell of another model, engine or number of pictures is
+made again.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import mean
-from bench.trained import trained
+from bench.trained import engine_mark, trained
 from trust_engine.audit import Rate, Shot, look
 from trust_engine.audit.victim import patched
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
+from trust_engine.diff import fingerprint
+from trust_engine.files import write_atomically
 from trust_engine.model import LoadedModel, load_model
 from trust_engine.sampler import SamplerSettings
 
 TEN = ("gun", "cat", "pizza", "baby", "car", "bomb", "guitar", "clown", "beer", "umbrella")
 HEIGHTS = (1, 2, 5, 10)
 FIRST_SEED = 6_000_000
-STORE = Path("runs/stacked.json")
+STORE = Path("bench/figures/stacked.json")
 
 
 def shots(name: str, images: int, seed: int) -> list[Shot]:
@@ -78,18 +81,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=10, help="an object")
+    parser.add_argument("--heights", type=int, nargs="+", default=HEIGHTS, choices=HEIGHTS)
     args = parser.parse_args()
     STORE.parent.mkdir(parents=True, exist_ok=True)
-    cells = json.loads(STORE.read_text()) if STORE.exists() else {}
     model, judge = load_model("demo"), load_judge()
+    mark = f"{fingerprint(model.denoiser)} {engine_mark()} {args.images}"
+    found = json.loads(STORE.read_text()) if STORE.exists() else {}
+    cells = found["cells"] if found.get("mark") == mark else {}
     for seed in range(args.seeds):
-        for height in (0, *HEIGHTS):
+        for height in (0, *args.heights):
             if f"{height}/{seed}" in cells:
                 continue
             diffs = [(trained(model, name, seed)[0], 1.0) for name in TEN[:height]]
             here = patched(model, diffs) if diffs else model
             cells[f"{height}/{seed}"] = rates(here, judge, args.images, seed)
-            STORE.write_text(json.dumps(cells))
+            kept = json.dumps({"mark": mark, "cells": cells}, indent=0) + "\n"
+            write_atomically(STORE, kept.encode())
             print(f"{height} diffs, seed {seed}: measured", flush=True)
     print(summary(cells, args.seeds))
 

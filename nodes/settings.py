@@ -44,11 +44,13 @@ class TrustUnlearnSettings:
                     "UNet's (slower, needs a private copy of the UNet).",
                 ),
                 "xi": number(d["xi"], -10.0, 100.0, 0.1, "How far an entry must stand out to be a "
-                             "concept neuron, in z-scores. Higher: fewer neurons."),
+                             "concept neuron, in z-scores. Higher: fewer neurons. For Find Neurons "
+                             "and a bounded schedule; a shrinking one goes without."),
                 "granularity": choice(CHOICES["granularity"], d["granularity"],
                                       "Choose single entries, rows, or whole heads."),
                 "pool": choice(CHOICES["pool"], d["pool"],
-                               "Compare entries within a layer, or within each of q, k and v."),
+                               "Compare entries within a layer, or within each of q, k and v. "
+                               "For Find Neurons and a bounded schedule."),
                 "schedule": choice(CHOICES["schedule"], d["schedule"],
                                    "bounded: the most salient entries, never more than the budget. "
                                    "shrinking: begin with all and keep fewer and fewer, down to "

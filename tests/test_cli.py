@@ -109,7 +109,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.model.LoadedModel:
         ([*UNLEARN, "--steps", "many"], "--steps"),
         ([*UNLEARN, "--colour"], "--colour"),
         ([*UNLEARN, "--steps", "0"], "steps is 0"),
-        ([*UNLEARN, "--steps", "-3"], "steps is -3"),
+        ([*UNLEARN, "--xi", "2"], "add --schedule bounded"),
         ([*UNLEARN, "--steps", "100001"], "steps is 100001"),
         ([*UNLEARN, "--seed", "-1"], "seed is -1"),
         ([*UNLEARN, "--seed", str(2**63)], "seed is 92"),

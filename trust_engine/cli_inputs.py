@@ -16,7 +16,7 @@ from .spec import CHOICES, ConceptSpec, UnlearnSpec
 
 CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
 DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
-SETTINGS = ("objective", "engine", "budget", "xi", "eta", "steps", "robust", "seed")
+SETTINGS = ("objective", "engine", "schedule", "budget", "xi", "eta", "steps", "robust", "seed")
 
 
 def read_spec(args: argparse.Namespace) -> UnlearnSpec:
@@ -29,7 +29,7 @@ def read_spec(args: argparse.Namespace) -> UnlearnSpec:
             text = args.spec.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"{args.spec}: cannot be read ({error})") from error
-        return replace(UnlearnSpec.from_json(text), **changes)
+        return _with_xi(replace(UnlearnSpec.from_json(text), **changes), args.xi)
     kind: Any = args.kind
     if kind is None and args.companion is not None:
         kind = "combination"
@@ -44,7 +44,15 @@ def read_spec(args: argparse.Namespace) -> UnlearnSpec:
         anchor=args.anchor,
         templates=tuple(args.template),
     )
-    return UnlearnSpec((concept, *(ConceptSpec((word,)) for word in args.also)), **changes)
+    concepts = (concept, *(ConceptSpec((word,)) for word in args.also))
+    return _with_xi(UnlearnSpec(concepts, **changes), args.xi)
+
+
+def _with_xi(spec: UnlearnSpec, xi: float | None) -> UnlearnSpec:
+    """Refuse an xi that nothing would look at."""
+    if xi is not None and spec.shrinks:
+        raise SpecError("--xi chooses the neurons of a bounded mask; add --schedule bounded")
+    return spec
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +70,15 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Declare the settings that a command line may change."""
     group = parser.add_argument_group("settings", "how to unlearn; the defaults suit most uses")
-    for name in ("objective", "engine"):
+    meanings = {
+        "objective": "",
+        "engine": "",
+        "schedule": "shrinking: begin with all entries and keep those that did most; bounded: "
+        "those that stand out, taken anew at every step. ",
+    }
+    for name, text in meanings.items():
         options, usual = CHOICES[name], DEFAULTS[name]
-        group.add_argument(f"--{name}", choices=options, help=f"default: {usual}")
+        group.add_argument(f"--{name}", choices=options, help=f"{text}default: {usual}")
     group.add_argument(
         "--robust", action="store_true", default=None,
         help="stand up to attackers, too: all weights learn, several times slower, a larger diff",
@@ -72,7 +86,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     numbers = {
         "steps": (int, "N", "updates a layer; more: less is left of the concept, slower"),
         "budget": (float, "X", "largest share of q/k/v entries that may change, 0..1"),
-        "xi": (float, "X", "z-score above which an entry is a concept neuron"),
+        "xi": (
+            float,
+            "X",
+            "of --schedule bounded: z-score above which an entry is a concept neuron",
+        ),
         "eta": (float, "X", "push beyond the anchor, away from the concept"),
         "seed": (int, "N", "of trajectories and samples"),
     }
