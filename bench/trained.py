@@ -35,8 +35,8 @@ CONCEPTS = {
 }
 FOLDER = Path("runs/diffs")
 MAKERS = (
-    "attention", "concept", "forgetting", "local", "mask", "objective", "optimiser", "pieces",
-    "recording", "saliency", "sampler", "spec", "trajectory", "unlearn", "whole",
+    "attention", "concept", "forgetting", "local", "mask", "objective", "optimiser", "phrases",
+    "pieces", "recording", "saliency", "sampler", "spec", "trajectory", "unlearn", "whole",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""
 Made = tuple[WeightDiff, dict[str, Any]]

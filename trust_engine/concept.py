@@ -108,7 +108,10 @@ def build_prompts(
     for prompt in (*prompts.targets, *prompts.anchors, *prompts.preserve):
         count = encoder.count_tokens(prompt)
         if count > MAX_TOKENS:
-            raise SpecError(f"prompt has {count} tokens, at most {MAX_TOKENS} fit: {prompt[:60]!r}")
+            raise SpecError(
+                f"prompt has {count} tokens, at most {MAX_TOKENS} fit; use fewer words: "
+                f"{prompt[:60]!r}"
+            )
     return prompts
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from .errors import SpecError
+from .phrases import bare, holds, words_of
 
 Kind = Literal["single", "combination", "conditional", "style"]
 Objective = Literal["csr", "cip", "none", "zero"]
@@ -68,6 +68,8 @@ class ConceptSpec:
         self._check_partner("condition", "conditional", "--when")
         if self.anchor is not None and not self.anchor.strip():
             raise SpecError("anchor is empty; name what to draw instead, or leave it out")
+        if self.anchor is not None and self._is_itself(self.anchor):
+            raise SpecError(f"anchor is the concept itself ({self.anchor!r}); name something else")
         for phrase in self.preserve:
             if self.carried_by(phrase):
                 raise SpecError(f"preserve names the concept itself ({phrase!r}); take it out")
@@ -81,15 +83,21 @@ class ConceptSpec:
             raise SpecError(f"a {kind} concept needs a {field}; add {flag} TEXT")
         if self.kind != kind and value is not None:
             raise SpecError(f"{flag} belongs to --kind {kind}, not to {self.kind}")
-        if value and value.strip().lower() in {word.lower() for word in self.words}:
+        if value and bare(value) in map(bare, self.words):
             raise SpecError(f"{field} equals the concept ({value!r}); name two different things")
+
+    def _is_itself(self, anchor: str) -> bool:
+        """Tell whether an anchor is what is to be erased; "a toy gun" is none for "gun"."""
+        if self.companion or self.condition:
+            return self.carried_by(anchor)
+        return bare(anchor) in map(bare, self.words)
 
     def carried_by(self, prompt: str) -> bool:
         """Tell whether a prompt names the concept: one of its words, and its partner if any."""
-        text = " ".join(_words(prompt))
-        named = any(_holds(text, word) for word in self.words)
+        text = " ".join(words_of(prompt))
+        named = any(holds(text, word) for word in self.words)
         partner = self.companion or self.condition
-        return named and (partner is None or _holds(text, partner))
+        return named and (partner is None or holds(text, partner))
 
     @property
     def name(self) -> str:
@@ -259,16 +267,6 @@ def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
         return cls(**values)
     except TypeError as error:
         raise SpecError(f"{where}: {error}") from error
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
-
-
-def _holds(text: str, phrase: str) -> bool:
-    """Tell whether a normalised text has a phrase in it, as whole words, plural or not."""
-    words = [re.escape(word) for word in _words(phrase)]
-    return bool(words and re.search(rf"\b{' '.join(words)}(s|es)?\b", text))
 
 
 def _phrases(values: Iterable[str], what: str, least: int = 1) -> tuple[str, ...]:
