@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from fake_webui import encode, module
+from fake_webui import count, encode, module
 from tiny import LdmUNet
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ class FakeA1111:
     def modules(self, shared: Any) -> dict[str, ModuleType]:
         """Name the modules that only this host has."""
         shared.sd_model = self.model
-        hijack = SimpleNamespace(get_prompt_lengths=lambda text: (len(text.split()), 75))
+        hijack = SimpleNamespace(get_prompt_lengths=lambda text: (count(text), 75))
         network = module(
             "network",
             Network=Network,

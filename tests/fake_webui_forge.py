@@ -7,7 +7,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from fake_webui import encode, module
+from fake_webui import count, encode, module
 from tiny import LdmUNet
 from torch import Tensor, nn
 
@@ -153,7 +153,7 @@ class FakeForge:
             sd_checkpoint_info=SimpleNamespace(filename="/nowhere/demo.safetensors"),
             set_clip_skip=lambda _: None,
             get_learned_conditioning=self._encode,
-            get_prompt_lengths_on_ui=lambda text: (len(text.split()), 75),
+            get_prompt_lengths_on_ui=lambda text: (count(text), 75),
             decode_first_stage=self._decode,
             forge_objects=Objects(patcher), forge_objects_original=Objects(patcher),
             forge_objects_after_applying_lora=Objects(patcher),

@@ -12,28 +12,16 @@ import torch
 from fake_webui import installed
 from fake_webui_a1111 import FakeA1111, Lora, Network
 from fake_webui_forge import FakeForge
+from webui_lent import HOSTS, entered, make, run_job, spec
 
 from trust_engine.conditioning import Conditioning
 from trust_engine.diff import fingerprint, load_diff
 from trust_engine.errors import ModelError, SpecError
 from trust_engine.keys import projection_of
-from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn import LentModel, Unlearning
 from trust_engine.weights import exchanged
 
-GUN = ConceptSpec(("gun",), preserve=("a cat",))
-SHORT = {"steps": 2, "trajectory_steps": 2, "passes": 12}
 MIDDLE = "middle_block.1.transformer_blocks.0.attn2.to_k"
-HOSTS = ("a1111", "a1111-ldm", "forge")
-
-
-def make(kind: str) -> Any:
-    """Make a pretended host."""
-    if kind == "a1111-ldm":
-        pytest.importorskip(
-            "ldm", reason="no ldm: pip install --no-deps stable-diffusion-sdkit brings it"
-        )
-    return FakeForge() if kind == "forge" else FakeA1111(ldm=kind == "a1111-ldm")
 
 
 @pytest.fixture(params=HOSTS)
@@ -46,29 +34,6 @@ def every(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """Be in a pretended host."""
     yield from entered(request.param, tmp_path)
-
-
-def entered(kind: str, folder: Path) -> Iterator[Any]:
-    """Enter a pretended host."""
-    made = make(kind)
-    with installed(folder, made.modules) as shared:
-        made.shared, made.folder = shared, folder
-        yield made
-
-
-def run_job(order: Any) -> Any:
-    """Run an unlearning job here and now."""
-    from trust_webui.jobs import Job, run
-    from trust_webui.work import unlearn
-
-    job = Job("unlearn", order.spec.name)
-    run(job, unlearn(order))
-    return job
-
-
-def spec(**changes: Any) -> UnlearnSpec:
-    """Ask for a run of seconds."""
-    return UnlearnSpec((GUN,), **{**SHORT, **changes})
 
 
 def test_lends_the_model_itself(every: Any) -> None:
@@ -225,7 +190,7 @@ def test_worn_loras_are_taken_off(tmp_path: Path) -> None:
 
         net, layer = (
             Network("sunny", SimpleNamespace()),
-            made.unet.get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k"),
+            made.unet.get_submodule(MIDDLE),
         )
         key = layer.network_layer_name
         net.modules[key] = Lora(net, key, torch.ones_like(layer.weight))
@@ -276,21 +241,3 @@ def test_order_out_of_range(tmp_path: Path) -> None:
             Order(spec(), resolution=10_000)
         with pytest.raises(SpecError, match="pictures"):
             Order(spec(), pictures=17)
-
-
-def test_prompts_are_encoded_one_by_one(every: Any) -> None:
-    """The hosts' emphasis levels a batch by one mean: together, prompts would touch each other."""
-    from trust_webui.text import HostEncoder
-
-    asked: list[list[str]] = []
-
-    def learned(prompts: Any, size: tuple[int, int]) -> torch.Tensor:
-        asked.append(list(prompts))
-        return torch.full((1, 77, 4), float("nan") if prompts == ["broken"] else 1.0)
-
-    encoder = HostEncoder(learned, len, (64, 64))
-    encoder.encode(["a cat", "a dog"])
-    encoder.encode(["a dog", "a cat", ""])
-    assert asked == [["a cat"], ["a dog"], [""]]
-    with pytest.raises(ModelError, match="broken"):
-        encoder.encode(["broken"])
