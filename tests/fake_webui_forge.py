@@ -143,6 +143,7 @@ class FakeForge:
         kmodel = nn.Module()
         kmodel.diffusion_model = self.unet
         kmodel.computation_dtype = torch.float32
+        self.kmodel = kmodel
         kmodel.predictor = SimpleNamespace(
             sigmas=((1 - alphas) / alphas).sqrt(), prediction_type="epsilon"
         )
@@ -158,6 +159,15 @@ class FakeForge:
             forge_objects=Objects(patcher), forge_objects_original=Objects(patcher),
             forge_objects_after_applying_lora=Objects(patcher),
         )  # fmt: skip
+
+    @torch.inference_mode()
+    def half(self) -> None:
+        """Hold the UNet in half precision, and compute in it."""
+        self.kmodel.computation_dtype = torch.float16
+        for owner in self.unet.modules():
+            for name, weight in owner._parameters.items():
+                if weight is not None:
+                    owner._parameters[name] = nn.Parameter(weight.half(), False)
 
     @torch.inference_mode()
     def _encode(self, prompts: Any) -> Tensor:

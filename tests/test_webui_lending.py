@@ -161,15 +161,38 @@ def test_failure_leaves_every_bit(fake: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert fake.shared.loaded_hypernetworks == ["worn"]
 
 
-def test_low_precision_is_refused(fake: Any) -> None:
+@pytest.mark.parametrize("how", ["float8", "gguf_cls", "bnb_quantized"])
+def test_low_precision_is_refused(fake: Any, how: str) -> None:
     from trust_webui.work import Order
 
     name, weight = next(iter(fake.unet.named_parameters()))
     owner = fake.unet.get_submodule(name.rpartition(".")[0])
+    kind = torch.float8_e4m3fn if how == "float8" else weight.dtype
     with torch.inference_mode():
-        owner.weight = torch.nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False)
+        owner.weight = torch.nn.Parameter(weight.to(kind), requires_grad=False)
+    if how != "float8":  # as Forge marks weights that are packed
+        setattr(owner.weight, how, True)
     job = run_job(Order(spec(), pictures=0))
     assert job.state == "failed" and "low precision" in job.message
+
+
+@pytest.mark.parametrize("changes", [{}, {"robust": True, "passes": 16}])
+def test_half_precision_has_masters_in_full(fake: Any, changes: dict[str, Any]) -> None:
+    """Steps far below what float16 can hold still add up, and what is lent stays as it is."""
+    from trust_webui.work import Order
+
+    fake.half()
+    before = fake.bits()
+    assert {weight.dtype for weight in before.values()} == {torch.float16}
+    job = run_job(Order(spec(rate=0.05, **changes), pictures=2))
+    assert (job.state, job.message) == ("done", "")
+    lost = 0
+    for key, offset in load_diff(job.result.path).offsets.items():
+        weight = before[key].float()
+        change = offset.dense()
+        lost += int(((weight + change).half() == before[key])[change != 0].sum())
+    assert lost, "changes that float16 weights would have swallowed are in the diff"
+    assert all(torch.equal(w, before[name]) for name, w in fake.bits().items())
 
 
 def test_forge_refuses_what_would_be_wrong_without_a_word(tmp_path: Path) -> None:
@@ -206,6 +229,20 @@ def test_worn_loras_are_taken_off(tmp_path: Path) -> None:
     assert all(torch.equal(w, clean[name]) for name, w in made.bits().items())
 
 
+@pytest.mark.parametrize(("other", "said"), [("inpainting", "inpainting"), ("dit", "Flux, SD 3")])
+def test_other_families_are_refused(fake: Any, other: str, said: str) -> None:
+    from trust_webui.work import Order
+
+    if other == "dit":
+        wrapper = fake.kmodel if isinstance(fake, FakeForge) else fake.model.model
+        wrapper.diffusion_model = torch.nn.ModuleDict({"joint_blocks": torch.nn.Linear(4, 4)})
+    else:
+        entry = fake.unet.get_submodule("input_blocks.0.0")
+        entry.weight = torch.nn.Parameter(torch.zeros(64, 9, 3, 3), requires_grad=False)
+    job = run_job(Order(spec(), pictures=0))
+    assert job.state == "failed" and said in job.message, job.message
+
+
 def test_lowvram_is_refused(tmp_path: Path) -> None:
     made = FakeA1111()
     with installed(tmp_path, made.modules) as shared:
@@ -217,6 +254,22 @@ def test_lowvram_is_refused(tmp_path: Path) -> None:
         shared.cmd_opts.lowvram, shared.sd_model = False, None
         with pytest.raises(ModelError, match="no checkpoint"), current().borrowed():
             pass
+
+
+def test_medvram_fetches_the_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called by what fetches it, and is there before the engine asks where it is."""
+    made = FakeA1111()
+    made.medvram()
+    with installed(tmp_path, made.modules):
+        from trust_webui.work import Order
+
+        seen = []
+        begin = Unlearning.__iter__
+        monkeypatch.setattr(
+            Unlearning, "__iter__", lambda run: (seen.append(made.on_gpu), begin(run))[1]
+        )
+        job = run_job(Order(spec(), pictures=2))
+    assert (job.state, job.message, seen) == ("done", "", ["unet"])
 
 
 def test_encoded_and_decoded_between_steps_through_the_unet(fake: Any) -> None:
