@@ -19,6 +19,7 @@ from PIL import Image
 from webui_drawing import ROBUST, SHORT, apart, drawn, first, give_lora, made, read
 from webui_server import FULL_SIZE, Server
 
+from trust_engine.diff import WeightDiff, save_diff
 from trust_engine.diff_export import export_dense
 
 
@@ -202,10 +203,22 @@ def test_a_refiner_is_refused(webui: Server, diff: str) -> None:
 
 
 def test_settings(webui: Server, diff: str) -> None:
-    """They are among the host's, and keep what they were set to."""
-    options = webui.ask("/sdapi/v1/options")
-    known = ("diffs_folder", "effort", "pictures", "strict", "always")
-    assert all(f"trust_{name}" in options for name in known)
+    """They keep what they are set to, and act at once: here, on a diff of another checkpoint."""
+    known = read(webui, diff)
+    strange = WeightDiff(known.offsets, {**known.provenance, "base": "0" * 64})
+    save_diff(strange, webui.diffs / "strange.safetensors")
+    assert first(webui, "strange.safetensors", 1.0)[0] == first(webui, diff, 1.0)[0]
+    chosen = {"trust_strict": True, "trust_effort": "quick", "trust_pictures": 2}
+    webui.ask("/sdapi/v1/options", chosen)
+    try:
+        assert chosen.items() <= webui.ask("/sdapi/v1/options").items()
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            first(webui, "strange.safetensors", 1.0)
+        assert "Settings refuse other bases" in caught.value.read().decode()
+        first(webui, diff, 1.0)
+    finally:
+        usual = {"trust_strict": False, "trust_effort": "normal", "trust_pictures": 4}
+        webui.ask("/sdapi/v1/options", usual)
 
 
 @pytest.mark.skipif(FULL_SIZE, reason="the judge is the demo model's")

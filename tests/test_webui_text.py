@@ -1,4 +1,4 @@
-"""Prompts as the hosts take them: BREAK, any length, one by one; what the engine makes of them."""
+"""Prompts as the hosts take them: BREAK, long ones, one by one; what the engine makes of them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ def test_prompts_are_encoded_one_by_one(every: Any) -> None:
         encoder.encode(["broken"])
 
 
+def test_lengths_that_have_too_much_in_common_are_refused(every: Any) -> None:
+    from trust_webui.text import HostEncoder
+
+    encoder = HostEncoder(lambda told, _: torch.ones(1, 77 * len(told[0]), 4), len, (64, 64))
+    assert encoder.encode(["a", "bb", "ccc", "dddd"]).context.shape == (4, 924, 4)
+    with pytest.raises(ModelError, match="77, 154, 231, 308, 385 tokens need 4620"):
+        encoder.encode(["eeeee"])
+
+
 def test_rows_of_several_lengths_predict_what_each_does_alone(every: Any) -> None:
     from trust_webui.host import current
 
@@ -62,7 +71,7 @@ def test_rows_of_several_lengths_predict_what_each_does_alone(every: Any) -> Non
         assert not torch.allclose(wanted[one], wanted[other], atol=1e-3), "BREAK says something"
 
 
-def test_prompts_of_any_length_are_unlearned(every: Any) -> None:
+def test_long_prompts_are_unlearned(every: Any) -> None:
     from trust_webui.work import Order
 
     before, long = every.bits(), "a small red cat on a table " * 20

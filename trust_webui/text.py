@@ -13,6 +13,8 @@ from trust_engine.concept import MAX_TOKENS
 from trust_engine.conditioning import Conditioning, stack
 from trust_engine.errors import ModelError
 
+LONGEST = 12 * 77  # tokens: prompts of one to four chunks, in any mixture
+
 Learned = Callable[[Sequence[str], tuple[int, int]], Any]
 """Prompts and the picture's size (h, w) -> what the host's get_learned_conditioning returns."""
 
@@ -37,7 +39,14 @@ class HostEncoder:
             if prompt not in self._rows:
                 self._rows[prompt] = self._encoded(prompt)
         # Of all so far, for what is encoded together is used with what is encoded alone.
-        length = math.lcm(*(row.context.shape[1] for row in self._rows.values()))
+        lengths = {row.context.shape[1] for row in self._rows.values()}
+        length = math.lcm(*lengths)
+        if length > LONGEST:
+            told = ", ".join(map(str, sorted(lengths)))
+            raise ModelError(
+                f"prompts of {told} tokens need {length} in common, "
+                f"more than {LONGEST}: shorten the longest, or make them alike in length"
+            )
         return stack([self._rows[prompt].repeated(length) for prompt in prompts])
 
     def count_tokens(self, prompt: str) -> int:
