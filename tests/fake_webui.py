@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trust_engine.model import LoadedModel
-
 OURS = ("trust_webui",)
 
 
@@ -44,6 +42,7 @@ class Component:
     def __init__(self, *args: Any, **settings: Any) -> None:
         self.args, self.settings = args, settings
         self.listeners: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
+        self.followers: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
         MADE.append(self)
 
     def __enter__(self) -> Component:
@@ -59,7 +58,14 @@ class Component:
         self.listeners.append((call, inputs, outputs))
         return self
 
-    change = blur = submit = release = then = click
+    change = blur = submit = release = click
+
+    def then(
+        self, call: Callable[..., Any], inputs: list[Any], outputs: list[Any], **_: Any
+    ) -> Any:
+        """Listen to the end of what a click has begun."""
+        self.followers.append((call, inputs, outputs))
+        return self
 
     @property
     def value(self) -> Any:
@@ -150,27 +156,6 @@ class Script:
     def elem_id(self, name: str) -> str:
         """Name an element."""
         return name
-
-
-def encode(model: LoadedModel, prompts: Any) -> Tensor:
-    """Encode by the demo's text tower, in chunks that follow one another: (b, 77 * chunks, d)."""
-    parted = [chunks(prompt) for prompt in prompts]
-    most = max(map(len, parted))
-    rows = [[*parts, *[""] * (most - len(parts))] for parts in parted]
-    return torch.stack([model.encoder.encode(row).context.flatten(0, 1) for row in rows])
-
-
-def chunks(prompt: str) -> list[str]:
-    """Split a prompt at BREAK and after every 75 words."""
-    parts = [part.split() for part in prompt.split("BREAK")]
-    cut = ((words[i : i + 75] for i in range(0, max(1, len(words)), 75)) for words in parts)
-    return [" ".join(words) for part in cut for words in part]
-
-
-def count(prompt: str) -> int:
-    """Count words as tokens; chunks before the last are counted as full ones."""
-    *full, last = chunks(prompt)
-    return 75 * len(full) + len(last.split())
 
 
 @contextlib.contextmanager

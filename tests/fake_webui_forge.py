@@ -7,7 +7,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from fake_webui import count, encode, module
+from fake_webui import module
+from fake_webui_text import count, encode
 from tiny import LdmUNet
 from torch import Tensor, nn
 
