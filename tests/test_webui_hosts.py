@@ -203,22 +203,21 @@ def test_a_refiner_is_refused(webui: Server, diff: str) -> None:
 
 
 def test_settings(webui: Server, diff: str) -> None:
-    """They keep what they are set to, and act at once: here, on a diff of another checkpoint."""
+    """They act at once: here, on a diff that was made from another checkpoint."""
     known = read(webui, diff)
     strange = WeightDiff(known.offsets, {**known.provenance, "base": "0" * 64})
     save_diff(strange, webui.diffs / "strange.safetensors")
     assert first(webui, "strange.safetensors", 1.0)[0] == first(webui, diff, 1.0)[0]
-    chosen = {"trust_strict": True, "trust_effort": "quick", "trust_pictures": 2}
-    webui.ask("/sdapi/v1/options", chosen)
+    # Forge's answer to GET leaves settings of extensions out, so that they cannot be read back.
+    webui.ask("/sdapi/v1/options", {"trust_strict": True})
     try:
-        assert chosen.items() <= webui.ask("/sdapi/v1/options").items()
         with pytest.raises(urllib.error.HTTPError) as caught:
             first(webui, "strange.safetensors", 1.0)
         assert "Settings refuse other bases" in caught.value.read().decode()
         first(webui, diff, 1.0)
     finally:
-        usual = {"trust_strict": False, "trust_effort": "normal", "trust_pictures": 4}
-        webui.ask("/sdapi/v1/options", usual)
+        webui.ask("/sdapi/v1/options", {"trust_strict": False})
+    assert first(webui, "strange.safetensors", 1.0)[0] == first(webui, diff, 1.0)[0]
 
 
 @pytest.mark.skipif(FULL_SIZE, reason="the judge is the demo model's")
