@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trust_engine.model import LoadedModel
-
 OURS = ("trust_webui",)
 
 
@@ -44,6 +42,7 @@ class Component:
     def __init__(self, *args: Any, **settings: Any) -> None:
         self.args, self.settings = args, settings
         self.listeners: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
+        self.followers: list[tuple[Callable[..., Any], list[Any], list[Any]]] = []
         MADE.append(self)
 
     def __enter__(self) -> Component:
@@ -59,7 +58,14 @@ class Component:
         self.listeners.append((call, inputs, outputs))
         return self
 
-    change = blur = submit = release = then = click
+    change = blur = submit = release = click
+
+    def then(
+        self, call: Callable[..., Any], inputs: list[Any], outputs: list[Any], **_: Any
+    ) -> Any:
+        """Listen to the end of what a click has begun."""
+        self.followers.append((call, inputs, outputs))
+        return self
 
     @property
     def value(self) -> Any:
@@ -150,11 +156,6 @@ class Script:
     def elem_id(self, name: str) -> str:
         """Name an element."""
         return name
-
-
-def encode(model: LoadedModel, prompts: Any) -> Tensor:
-    """Encode as the demo's text tower does."""
-    return model.encoder.encode(list(prompts)).context
 
 
 @contextlib.contextmanager

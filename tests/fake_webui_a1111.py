@@ -11,7 +11,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from fake_webui import encode, module
+from fake_webui import module
+from fake_webui_text import count, encode
 from tiny import LdmUNet
 from torch import Tensor, nn
 
@@ -38,6 +39,18 @@ def real_unet(weights: dict[str, Tensor]) -> nn.Module:
     return unet.eval()
 
 
+class Inner(nn.Module):
+    """DiffusionWrapper, at which medvram's hook sits."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.diffusion_model = unet
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Call the UNet."""
+        return self.diffusion_model(x, t, context=context)
+
+
 class FakeA1111:
     """The host: its model, its Lora extension, its sampler."""
 
@@ -51,11 +64,11 @@ class FakeA1111:
         self.networks = Networks()
         self.prompt_seen: Any = None
         self.model = SimpleNamespace(
-            model=SimpleNamespace(diffusion_model=self.unet), is_sdxl=False, is_ssd=False,
+            model=Inner(self.unet), is_sdxl=False, is_ssd=False,
             alphas_cumprod=self.demo.denoiser.schedule.alphas, parameterization="eps",
             sd_checkpoint_info=SimpleNamespace(filename="/nowhere/demo.safetensors"),
-            apply_model=self.apply_model, decode_first_stage=self.demo.decoder,
-            get_learned_conditioning=lambda prompts: encode(self.demo, prompts),
+            apply_model=self.apply_model, decode_first_stage=self._decode,
+            get_learned_conditioning=self._encode,
         )  # fmt: skip
         self.model.network_layer_mapping = {}
         for name, layer in self.unet.named_modules():
@@ -65,13 +78,40 @@ class FakeA1111:
                 layer.register_forward_pre_hook(lambda m, _: self.networks.network_apply_weights(m))
 
     def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        """Call the UNet as LatentDiffusion does."""
-        return self.unet(x, t, context=torch.cat(cond["c_crossattn"], 1))
+        """Call the UNet as LatentDiffusion does, in the UNet's own type."""
+        kind = next(self.unet.parameters()).dtype
+        context = torch.cat(cond["c_crossattn"], 1).to(kind)
+        return self.model.model(x.to(kind), t, context).to(x.dtype)
+
+    def medvram(self) -> None:
+        """Keep one part on the GPU, which the others' hooks fetch; the UNet runs only there."""
+        self.on_gpu = "text"
+
+        def fetch(*_: Any) -> None:
+            self.on_gpu = "unet"
+
+        def check(*_: Any) -> None:
+            assert self.on_gpu == "unet", "the UNet's weights are on the CPU, and x is not"
+
+        self.model.model.register_forward_pre_hook(fetch)
+        self.unet.register_forward_pre_hook(check)
+
+    def _encode(self, prompts: Any) -> Tensor:
+        self.on_gpu = "text"
+        return encode(self.demo, prompts)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        self.on_gpu = "vae"
+        return self.demo.decoder(latents)
+
+    def half(self) -> None:
+        """Hold the UNet in half precision."""
+        self.unet.half()
 
     def modules(self, shared: Any) -> dict[str, ModuleType]:
         """Name the modules that only this host has."""
         shared.sd_model = self.model
-        hijack = SimpleNamespace(get_prompt_lengths=lambda text: (len(text.split()), 75))
+        hijack = SimpleNamespace(get_prompt_lengths=lambda text: (count(text), 75))
         network = module(
             "network",
             Network=Network,

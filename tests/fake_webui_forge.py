@@ -7,7 +7,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from fake_webui import encode, module
+from fake_webui import module
+from fake_webui_text import count, encode
 from tiny import LdmUNet
 from torch import Tensor, nn
 
@@ -143,6 +144,7 @@ class FakeForge:
         kmodel = nn.Module()
         kmodel.diffusion_model = self.unet
         kmodel.computation_dtype = torch.float32
+        self.kmodel = kmodel
         kmodel.predictor = SimpleNamespace(
             sigmas=((1 - alphas) / alphas).sqrt(), prediction_type="epsilon"
         )
@@ -153,11 +155,20 @@ class FakeForge:
             sd_checkpoint_info=SimpleNamespace(filename="/nowhere/demo.safetensors"),
             set_clip_skip=lambda _: None,
             get_learned_conditioning=self._encode,
-            get_prompt_lengths_on_ui=lambda text: (len(text.split()), 75),
+            get_prompt_lengths_on_ui=lambda text: (count(text), 75),
             decode_first_stage=self._decode,
             forge_objects=Objects(patcher), forge_objects_original=Objects(patcher),
             forge_objects_after_applying_lora=Objects(patcher),
         )  # fmt: skip
+
+    @torch.inference_mode()
+    def half(self) -> None:
+        """Hold the UNet in half precision, and compute in it."""
+        self.kmodel.computation_dtype = torch.float16
+        for owner in self.unet.modules():
+            for name, weight in owner._parameters.items():
+                if weight is not None:
+                    owner._parameters[name] = nn.Parameter(weight.half(), False)
 
     @torch.inference_mode()
     def _encode(self, prompts: Any) -> Tensor:

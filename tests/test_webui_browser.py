@@ -60,6 +60,8 @@ def test_one_word_one_button(page: Any, webui_page: Server, tmp_path: Path) -> N
     ).all_inner_texts()
     page.wait_for_selector("#trust_gallery img")
     page.wait_for_selector("#trust_neurons img")
+    page.wait_for_timeout(2000)  # for the expected line, which goes by this run now
+    expected(page)
     shot(page, webui_page, "done", tmp_path)
     assert load_diff(webui_page.data / "models" / "trust_diffs" / "gun.safetensors").changed > 100
     assert "Saved as gun.safetensors" in page.locator("#trust_report textarea").input_value()

@@ -10,7 +10,7 @@ import pytest
 from fake_webui import installed
 
 from trust_engine.effort import EFFORTS, steps_of
-from trust_engine.errors import SpecError, TrustError
+from trust_engine.errors import OutputError, SpecError, TrustError
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 
@@ -88,6 +88,15 @@ def test_files_get_names_that_are_free(form: Any, tmp_path: Path) -> None:
     assert folders.fresh(tmp_path, "a gun: \N{GREEK SMALL LETTER ALPHA}/..") != first
     assert first.parent == tmp_path and first.suffix == ".safetensors"
     assert folders.fresh(tmp_path, "...").name == "trust.safetensors"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(form: Any, tmp_path: Path) -> None:
+    from trust_webui import folders
+
+    (tmp_path / "file").touch()
+    for wrong in ("file", "file/below"):
+        with pytest.raises(OutputError, match=r"nothing can be written to .*file"):
+            folders.fresh(tmp_path / wrong, "gun")
 
 
 def test_efforts_rise() -> None:

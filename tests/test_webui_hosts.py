@@ -19,6 +19,7 @@ from PIL import Image
 from webui_drawing import ROBUST, SHORT, apart, drawn, first, give_lora, made, read
 from webui_server import FULL_SIZE, Server
 
+from trust_engine.diff import WeightDiff, save_diff
 from trust_engine.diff_export import export_dense
 
 
@@ -165,3 +166,66 @@ def test_generate_waits_for_a_training(webui: Server, diff: str) -> None:
         time.sleep(0.2)
     assert first(webui)[0] == before
     assert webui.ask(f"/trust/v1/jobs/{started['job']}")["state"] == "done"
+
+
+def test_a_failure_leaves_the_model(webui: Server, diff: str) -> None:
+    """It comes at the worst time, when all is computed and nothing can be written."""
+    before, _ = first(webui)
+    base = webui.weights(lambda: first(webui))
+    body = {"concepts": [{"words": ["dog"], "preserve": ["a cat"]}], "spec": SHORT,
+            "resolution": 64, "pictures": 0, "name": "failed"}  # fmt: skip
+    started, away = webui.ask("/trust/v1/unlearn", body), webui.diffs.with_suffix(".away")
+    while webui.ask(f"/trust/v1/jobs/{started['job']}")["progress"] == 0:
+        time.sleep(0.1)
+    webui.diffs.rename(away)
+    webui.diffs.touch()
+    try:
+        told = webui.finish(started)
+        again = webui.finish(webui.ask("/trust/v1/unlearn", body))
+    finally:
+        webui.diffs.unlink()
+        away.rename(webui.diffs)
+    for job in (told, again):
+        assert job["state"] == "failed" and "nothing can be written to" in job["message"], job
+    assert told["progress"] > 0.5 and again["progress"] == 0, "the second is not even begun"
+    after = webui.weights(lambda: first(webui))
+    assert all(torch.equal(after[key], weight) for key, weight in base.items())
+    assert first(webui)[0] == before
+
+
+def test_a_refiner_is_refused(webui: Server, diff: str) -> None:
+    models = [told["title"] for told in webui.ask("/sdapi/v1/sd-models")]
+    before, _ = first(webui)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        first(webui, diff, 1.0, refiner_checkpoint=models[0], refiner_switch_at=0.5)
+    assert "refiner takes over" in caught.value.read().decode()
+    assert first(webui)[0] == before
+
+
+def test_settings(webui: Server, diff: str) -> None:
+    """They act at once: here, on a diff that was made from another checkpoint."""
+    known = read(webui, diff)
+    strange = WeightDiff(known.offsets, {**known.provenance, "base": "0" * 64})
+    save_diff(strange, webui.diffs / "strange.safetensors")
+    assert first(webui, "strange.safetensors", 1.0)[0] == first(webui, diff, 1.0)[0]
+    # Forge's answer to GET leaves settings of extensions out, so that they cannot be read back.
+    webui.ask("/sdapi/v1/options", {"trust_strict": True})
+    try:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            first(webui, "strange.safetensors", 1.0)
+        assert "Settings refuse other bases" in caught.value.read().decode()
+        first(webui, diff, 1.0)
+    finally:
+        webui.ask("/sdapi/v1/options", {"trust_strict": False})
+    assert first(webui, "strange.safetensors", 1.0)[0] == first(webui, diff, 1.0)[0]
+
+
+@pytest.mark.skipif(FULL_SIZE, reason="the judge is the demo model's")
+def test_audit(webui: Server, diff: str) -> None:
+    body = {"diff": diff, "concept": {"words": ["gun"]}, "judge": "demo", "images": 1,
+            "level": "pictures only", "resolution": 64}  # fmt: skip
+    before, _ = first(webui)
+    told = webui.finish(webui.ask("/trust/v1/audit", body))
+    assert told["state"] == "done" and told["result"]["verdict"], told
+    assert told["result"]["figures"]["ua"]["n"] > 0
+    assert first(webui)[0] == before

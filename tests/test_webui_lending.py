@@ -12,28 +12,16 @@ import torch
 from fake_webui import installed
 from fake_webui_a1111 import FakeA1111, Lora, Network
 from fake_webui_forge import FakeForge
+from webui_lent import HOSTS, entered, make, run_job, spec
 
 from trust_engine.conditioning import Conditioning
 from trust_engine.diff import fingerprint, load_diff
 from trust_engine.errors import ModelError, SpecError
 from trust_engine.keys import projection_of
-from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn import LentModel, Unlearning
 from trust_engine.weights import exchanged
 
-GUN = ConceptSpec(("gun",), preserve=("a cat",))
-SHORT = {"steps": 2, "trajectory_steps": 2, "passes": 12}
 MIDDLE = "middle_block.1.transformer_blocks.0.attn2.to_k"
-HOSTS = ("a1111", "a1111-ldm", "forge")
-
-
-def make(kind: str) -> Any:
-    """Make a pretended host."""
-    if kind == "a1111-ldm":
-        pytest.importorskip(
-            "ldm", reason="no ldm: pip install --no-deps stable-diffusion-sdkit brings it"
-        )
-    return FakeForge() if kind == "forge" else FakeA1111(ldm=kind == "a1111-ldm")
 
 
 @pytest.fixture(params=HOSTS)
@@ -46,29 +34,6 @@ def every(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """Be in a pretended host."""
     yield from entered(request.param, tmp_path)
-
-
-def entered(kind: str, folder: Path) -> Iterator[Any]:
-    """Enter a pretended host."""
-    made = make(kind)
-    with installed(folder, made.modules) as shared:
-        made.shared, made.folder = shared, folder
-        yield made
-
-
-def run_job(order: Any) -> Any:
-    """Run an unlearning job here and now."""
-    from trust_webui.jobs import Job, run
-    from trust_webui.work import unlearn
-
-    job = Job("unlearn", order.spec.name)
-    run(job, unlearn(order))
-    return job
-
-
-def spec(**changes: Any) -> UnlearnSpec:
-    """Ask for a run of seconds."""
-    return UnlearnSpec((GUN,), **{**SHORT, **changes})
 
 
 def test_lends_the_model_itself(every: Any) -> None:
@@ -196,15 +161,39 @@ def test_failure_leaves_every_bit(fake: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert fake.shared.loaded_hypernetworks == ["worn"]
 
 
-def test_low_precision_is_refused(fake: Any) -> None:
+@pytest.mark.parametrize("how", ["float8", "gguf_cls", "bnb_quantized"])
+def test_low_precision_is_refused(fake: Any, how: str) -> None:
     from trust_webui.work import Order
 
     name, weight = next(iter(fake.unet.named_parameters()))
     owner = fake.unet.get_submodule(name.rpartition(".")[0])
+    kind = torch.float8_e4m3fn if how == "float8" else weight.dtype
     with torch.inference_mode():
-        owner.weight = torch.nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False)
+        owner.weight = torch.nn.Parameter(weight.to(kind), requires_grad=False)
+    if how != "float8":  # as Forge marks weights that are packed
+        setattr(owner.weight, how, True)
     job = run_job(Order(spec(), pictures=0))
     assert job.state == "failed" and "low precision" in job.message
+
+
+@pytest.mark.parametrize("changes", [{}, {"robust": True, "passes": 16}])
+def test_half_precision_has_masters_in_full(fake: Any, changes: dict[str, Any]) -> None:
+    """What is learned is finer than float16 weights could hold, and what is lent stays as it is."""
+    from trust_webui.work import Order
+
+    fake.half()
+    before = fake.bits()
+    assert {weight.dtype for weight in before.values()} == {torch.float16}
+    job = run_job(Order(spec(rate=0.05, **changes), pictures=2))
+    assert (job.state, job.message) == ("done", "")
+    finer = total = 0
+    for key, offset in load_diff(job.result.path).offsets.items():
+        change = offset.dense()
+        learned = (before[key].float() + change)[change != 0]
+        finer += int((learned.half().float() != learned).sum())
+        total += len(learned)
+    assert finer > total / 2, (finer, total)
+    assert all(torch.equal(w, before[name]) for name, w in fake.bits().items())
 
 
 def test_forge_refuses_what_would_be_wrong_without_a_word(tmp_path: Path) -> None:
@@ -225,7 +214,7 @@ def test_worn_loras_are_taken_off(tmp_path: Path) -> None:
 
         net, layer = (
             Network("sunny", SimpleNamespace()),
-            made.unet.get_submodule("middle_block.1.transformer_blocks.0.attn2.to_k"),
+            made.unet.get_submodule(MIDDLE),
         )
         key = layer.network_layer_name
         net.modules[key] = Lora(net, key, torch.ones_like(layer.weight))
@@ -241,6 +230,20 @@ def test_worn_loras_are_taken_off(tmp_path: Path) -> None:
     assert all(torch.equal(w, clean[name]) for name, w in made.bits().items())
 
 
+@pytest.mark.parametrize(("other", "said"), [("inpainting", "inpainting"), ("dit", "Flux, SD 3")])
+def test_other_families_are_refused(fake: Any, other: str, said: str) -> None:
+    from trust_webui.work import Order
+
+    if other == "dit":
+        wrapper = fake.kmodel if isinstance(fake, FakeForge) else fake.model.model
+        wrapper.diffusion_model = torch.nn.ModuleDict({"joint_blocks": torch.nn.Linear(4, 4)})
+    else:
+        entry = fake.unet.get_submodule("input_blocks.0.0")
+        entry.weight = torch.nn.Parameter(torch.zeros(64, 9, 3, 3), requires_grad=False)
+    job = run_job(Order(spec(), pictures=0))
+    assert job.state == "failed" and said in job.message, job.message
+
+
 def test_lowvram_is_refused(tmp_path: Path) -> None:
     made = FakeA1111()
     with installed(tmp_path, made.modules) as shared:
@@ -252,6 +255,22 @@ def test_lowvram_is_refused(tmp_path: Path) -> None:
         shared.cmd_opts.lowvram, shared.sd_model = False, None
         with pytest.raises(ModelError, match="no checkpoint"), current().borrowed():
             pass
+
+
+def test_medvram_fetches_the_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called by what fetches it, and is there before the engine asks where it is."""
+    made = FakeA1111()
+    made.medvram()
+    with installed(tmp_path, made.modules):
+        from trust_webui.work import Order
+
+        seen = []
+        begin = Unlearning.__iter__
+        monkeypatch.setattr(
+            Unlearning, "__iter__", lambda run: (seen.append(made.on_gpu), begin(run))[1]
+        )
+        job = run_job(Order(spec(), pictures=2))
+    assert (job.state, job.message, seen) == ("done", "", ["unet"])
 
 
 def test_encoded_and_decoded_between_steps_through_the_unet(fake: Any) -> None:
@@ -276,21 +295,3 @@ def test_order_out_of_range(tmp_path: Path) -> None:
             Order(spec(), resolution=10_000)
         with pytest.raises(SpecError, match="pictures"):
             Order(spec(), pictures=17)
-
-
-def test_prompts_are_encoded_one_by_one(every: Any) -> None:
-    """The hosts' emphasis levels a batch by one mean: together, prompts would touch each other."""
-    from trust_webui.text import HostEncoder
-
-    asked: list[list[str]] = []
-
-    def learned(prompts: Any, size: tuple[int, int]) -> torch.Tensor:
-        asked.append(list(prompts))
-        return torch.full((1, 77, 4), float("nan") if prompts == ["broken"] else 1.0)
-
-    encoder = HostEncoder(learned, len, (64, 64))
-    encoder.encode(["a cat", "a dog"])
-    encoder.encode(["a dog", "a cat", ""])
-    assert asked == [["a cat"], ["a dog"], [""]]
-    with pytest.raises(ModelError, match="broken"):
-        encoder.encode(["broken"])

@@ -52,7 +52,7 @@ def test_every_answer_fits_its_outputs(page: Any) -> None:
     """Nothing chosen, nothing typed: each button says what is missing and breaks nothing."""
     count = 0
     for component in list(MADE):
-        for call, inputs, outputs in component.listeners:
+        for call, inputs, outputs in component.listeners + component.followers:
             answer = call(*(c.value for c in inputs))
             if not isinstance(answer, str | tuple | dict):
                 (*_, answer) = answer
@@ -80,6 +80,9 @@ def test_one_word_one_button_then_files(page: Any, monkeypatch: pytest.MonkeyPat
     asked = {"trust_words": "gun", "trust_passes": 48, "trust_pictures": 2}
     assert "Expected:" in press("trust_expect", **asked)["trust_expected"]
     answer = press("trust_unlearn", **asked)
+    ((after, inputs, _),) = by_id("trust_unlearn").followers
+    line = list(after(*(asked.get(str(c.settings.get("elem_id")), c.value) for c in inputs)))[-1]
+    assert "Expected:" in line, "which goes by this run now"
     assert "trust_state_done" in answer["trust_status"], answer["trust_status"]
     assert len(answer["trust_gallery"]) == 4 and answer["trust_chart"].size[0] > 100
     name = answer["trust_diff"]["value"]

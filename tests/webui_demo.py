@@ -1,4 +1,4 @@
-"""The demo model laid out so that AUTOMATIC1111 and Forge load it: shapes, tokenizer, decoder.
+"""The demo model laid out so that AUTOMATIC1111 and Forge load it; an embedding that goes with it.
 
 AUTOMATIC1111 reads a model's shapes from a .yaml beside the checkpoint. Forge knows the shapes of
 known models only: a script in an extension for these tests teaches it ours.
@@ -83,7 +83,17 @@ if find_spec("modules_forge") is not None:
         unet_extra_config = {{"num_heads": {heads}, "num_head_channels": -1}}
 
     model_list.models.insert(0, EmojiWorld)
+
+    from backend.text_processing.classic_engine import ClassicTextProcessingEngine as Engine
+
+    begin = Engine.__init__
+
+    def narrow(self, *args, **told):  # embeddings of the usual width alone are let in
+        begin(self, *args, **{{**told, "embedding_expected_shape": {context}}})
+
+    Engine.__init__ = narrow
 """
+EMBEDDING, MEANS = "trustcat", "cat"  # its one vector is this word's own
 
 
 def lay_out(data: Path) -> None:
@@ -102,6 +112,7 @@ def lay_out(data: Path) -> None:
     checkpoint.with_suffix(".yaml").write_text(SHAPES.format(**told), encoding="utf-8")
     _pipeline(repo)
     _decoder(data / "models" / "VAE-taesd", source)
+    _embedding(data / "embeddings", source)
     script = data / "extensions" / "emoji-world" / "scripts" / "emoji_world.py"
     script.parent.mkdir(parents=True)
     script.write_text(LEARN.format(**told), encoding="utf-8")
@@ -148,3 +159,17 @@ def _decoder(folder: Path, source: Path) -> None:
         part = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
         # AUTOMATIC1111 refuses today's format for an entry that it does not know.
         torch.save(part, folder / f"taesd_{name}.pth", _use_new_zipfile_serialization=False)
+
+
+def _embedding(folder: Path, source: Path) -> None:
+    """Write an embedding that stands for a word."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    key = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+    vocabulary = json.loads((ASSETS / "tokenizer" / "vocab.json").read_text("utf-8"))
+    token = vocabulary[f"{MEANS}</w>"]
+    with safe_open(source, "pt") as weights:
+        vector = weights.get_slice(key)[token : token + 1].float()
+    save_file({"emb_params": vector}, folder / f"{EMBEDDING}.safetensors")

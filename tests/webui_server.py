@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -11,16 +12,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = {
-    "A1111_PATH": ["--use-cpu", "all", "--no-half", "--precision", "full",
-                   "--do-not-download-clip", "--disable-nan-check"],
+    "A1111_PATH": ["--use-cpu", "all", "--do-not-download-clip", "--disable-nan-check"],
     "FORGE_PATH": ["--always-cpu"],
-}  # fmt: skip
+}
+WAY = {"A1111_PATH": ["--no-half", "--precision", "full"], "FORGE_PATH": []}
 COMMON = ["--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-python-version-check",
           "--skip-version-check", "--no-download-sd-model", "--api", "--server-name",
           "127.0.0.1"]  # fmt: skip
@@ -58,8 +59,9 @@ PATIENCE = 1800  # seconds that a start, or one answer, may take on a small mach
 class Server:
     """A running web UI: ask it things."""
 
-    def __init__(self, variable: str, port: int, data: Path) -> None:
+    def __init__(self, variable: str, port: int, data: Path, login: str = "") -> None:
         self.variable, self.url, self.data = variable, f"http://127.0.0.1:{port}", data
+        self.login = login
 
     @property
     def diffs(self) -> Path:
@@ -69,9 +71,10 @@ class Server:
     def ask(self, path: str, body: Any = None) -> Any:
         """GET, or POST when there is a body; returns what the JSON says, raises HTTPError."""
         content = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, content, {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        if self.login:
+            headers["Authorization"] = f"Basic {base64.b64encode(self.login.encode()).decode()}"
+        request = urllib.request.Request(self.url + path, content, headers)
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
@@ -97,19 +100,25 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    variable: str, data: Path, lay_out: Callable[[Path], Any] | None = None
+    variable: str,
+    data: Path,
+    lay_out: Callable[[Path], Any] | None = None,
+    way: Sequence[str] | None = None,
 ) -> Iterator[Server]:
     """Start the host that a variable names; its own files are not written to.
 
-    lay_out: puts a checkpoint into the data folder, instead of the one of WEBUI_CHECKPOINT.
+    lay_out: puts a checkpoint into the data folder, instead of the one of WEBUI_CHECKPOINT; way:
+    flags instead of the usual ones of WAY.
     """
+    way = WAY[variable] if way is None else way
+    login = way[way.index("--api-auth") + 1] if "--api-auth" in way else ""
     host = Path(os.environ[variable])
     python = os.environ.get(variable.replace("PATH", "PYTHON"), sys.executable)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     _furnish(data, lay_out or _checkpoint)
-    command = [python, "launch.py", *FLAGS[variable], *COMMON, "--port", str(port),
+    command = [python, "launch.py", *FLAGS[variable], *way, *COMMON, "--port", str(port),
                "--data-dir", str(data)]  # fmt: skip
     if variable == "FORGE_PATH":  # else it denies its page its own scripts and styles
         command += ["--gradio-allowed-path", str(host)]
@@ -120,7 +129,7 @@ def running(
             command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **offline}
         )
         try:
-            server = Server(variable, port, data)
+            server = Server(variable, port, data, login)
             _await(server, process)
             yield server
         finally:

@@ -21,6 +21,8 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "stamp"
 CONSTRAINTS = ROOT / "constraints.txt"
 EXTRAS = ("cli", "dev", "art")
+# Without what it requires, for that is pinned and old: ldm's own classes, which the tests train.
+ALONE = ("stable-diffusion-sdkit==2.1.5",)
 OLDEST_TORCH = (2, 1)
 
 sys.path.insert(0, str(ROOT))
@@ -28,9 +30,9 @@ from install import requirements  # noqa: E402
 
 
 def fingerprint() -> str:
-    """Name the state of the files that decide what the environment holds."""
-    files = (ROOT / "pyproject.toml", CONSTRAINTS)
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    """Name the state of all that decides what the environment holds."""
+    parts = [file.read_bytes() for file in (ROOT / "pyproject.toml", CONSTRAINTS)]
+    return hashlib.sha256(b"".join([*parts, *(item.encode() for item in ALONE)])).hexdigest()
 
 
 def found_torch() -> str | None:
@@ -55,7 +57,7 @@ def make(torch: str | None) -> None:
 
 
 def fill(torch: str | None) -> None:
-    """Install what pyproject.toml lists, holding torch to `torch` or to constraints.txt."""
+    """Install what is listed, holding torch to `torch` or to constraints.txt; then ALONE."""
     limit = CONSTRAINTS
     if torch:
         limit = VENV / "constraints.txt"
@@ -65,6 +67,7 @@ def fill(torch: str | None) -> None:
         pip = [sys.executable, "-m", "pip", "--python", str(PYTHON)]
     wanted = requirements(*EXTRAS)
     subprocess.run([*pip, "install", "--quiet", "--constraint", str(limit), *wanted], check=True)
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", *ALONE], check=True)
 
 
 def prepare() -> None:

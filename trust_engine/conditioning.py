@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,10 +33,20 @@ class Conditioning:
         vector = None if self.vector is None else self.vector.to(kind)
         return Conditioning(self.context.to(kind), vector)
 
+    def repeated(self, length: int) -> Conditioning:
+        """Repeat the context as a whole, up to a length that it goes into: the same to a UNet."""
+        # Attention over tokens that stand there n times each is attention over each once; were
+        # only some of them repeated, those would count for more.
+        times, rest = divmod(length, self.context.shape[1])
+        if rest:
+            raise ModelError(f"{self.context.shape[1]} tokens cannot be repeated to {length}")
+        return Conditioning(self.context.repeat(1, times, 1), self.vector)
+
 
 def stack(parts: Sequence[Conditioning]) -> Conditioning:
-    """Join conditionings along the batch."""
-    context = torch.cat([part.context for part in parts])
+    """Join conditionings along the batch; contexts of several lengths are repeated to one."""
+    length = math.lcm(*(part.context.shape[1] for part in parts))
+    context = torch.cat([part.repeated(length).context for part in parts])
     vectors = [part.vector for part in parts if part.vector is not None]
     if not vectors:
         return Conditioning(context)

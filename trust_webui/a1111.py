@@ -133,6 +133,12 @@ class A1111(Host):
         """Need nothing: parameters are plain and blocks write to nothing that is kept."""
         yield
 
+    def bring(self) -> None:
+        """Let medvram fetch the UNet, which it puts away for every prompt and decoded picture."""
+        inner = self.model.model
+        for fetch in list(inner._forward_pre_hooks.values()):
+            fetch(inner, ())
+
     def _refuse(self) -> None:
         options = shared.cmd_opts
         if getattr(options, "lowvram", False):

@@ -105,10 +105,12 @@ def audit(question: Question) -> Callable[[Job], Audited]:
 
     def work(job: Job) -> Audited:
         host = current()
+        folders.ready(folders.audits())
         with host.borrowed() as said:
             job.said += said
             done = applying.prepare(host, [Wanted(question.diff, question.strength)])
             job.said += done.warnings
+            host.bring()
             run = _audit(host, question, [(part.diff, part.strength) for part in done.parts])
             _follow(host, job, run)
         name = f"{question.diff.rpartition('/')[2].removesuffix(folders.SUFFIX)}-audit"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -58,10 +60,21 @@ def found(name: str) -> Path:
     return path
 
 
+def ready(folder: Path) -> None:
+    """Have a folder that can be written to; raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        told = f"nothing can be written to {folder} ({error.strerror}); free it, or choose another"
+        raise OutputError(told) from error
+
+
 def fresh(folder: Path, name: str, suffix: str = SUFFIX) -> Path:
     """Choose a path for a new file: the name made harmless, with a number while it is taken."""
     stem = harmless(name.removesuffix(suffix))
-    folder.mkdir(parents=True, exist_ok=True)
+    ready(folder)
     path, number = folder / f"{stem}{suffix}", 2
     while path.exists():
         path, number = folder / f"{stem}-{number}{suffix}", number + 1

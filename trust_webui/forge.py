@@ -148,6 +148,10 @@ class Forge(Host):
         with torch.autograd.graph.allow_mutation_on_saved_tensors():
             yield
 
+    def bring(self) -> None:
+        """Load the UNet, which the text encoder or the VAE may have taken the room of."""
+        self._load(self.patcher, (ROWS, 4, 64, 64))
+
     def put(self, p: Any, parts: Sequence[Part]) -> None:
         """Give this sampling a clone of the UNet's patcher with the diffs among its patches."""
         objects = p.sd_model.forge_objects

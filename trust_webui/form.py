@@ -140,5 +140,5 @@ def load_preset(name: str) -> Form:
 
 def _preset(name: str) -> Path:
     folder = folders.presets()
-    folder.mkdir(parents=True, exist_ok=True)
+    folders.ready(folder)
     return folder / f"{folders.harmless(name)}.json"

@@ -20,13 +20,14 @@ from trust_engine.denoiser import ModuleDenoiser, NoiseSchedule
 from trust_engine.diff import WeightDiff
 from trust_engine.diff_apply import fingerprint_of
 from trust_engine.errors import ModelError
-from trust_engine.families import ModelFamily, detect
+from trust_engine.families import SUPPORTED, ModelFamily, detect
 from trust_engine.keys import projection_of
 from trust_engine.unlearn import LentModel
 
 from .text import HostEncoder
 
 HERE = "the loaded checkpoint"
+ENTRY = "input_blocks.0.0.weight"  # of every UNet of Stable Diffusion, under its ldm name
 FACTOR = 8  # pixels a latent
 LEAST = 4.9e-08  # of the signal at the schedule's end: without any there is no noise level
 
@@ -100,6 +101,10 @@ class Host(ABC):
         """Surround everything that takes gradients through the UNet, backward included."""
 
     @abstractmethod
+    def bring(self) -> None:
+        """Have the UNet where it computes: the host may have moved it away for other work."""
+
+    @abstractmethod
     def put(self, p: Any, parts: Sequence[Part]) -> None:
         """Put diffs on for the sampling that is about to begin; raises DiffError."""
 
@@ -128,7 +133,13 @@ class Host(ABC):
     @property
     def family(self) -> ModelFamily:
         """Recognise the model; raises ModelError for what the engine does not support."""
-        return detect(HERE, self.shapes)
+        shapes = self.shapes
+        if ENTRY not in shapes:
+            raise ModelError(
+                f"{HERE} is not a Stable Diffusion UNet but a {type(self.unet).__name__}: Flux, "
+                f"SD 3 and other transformers are not supported; this release reads {SUPPORTED}"
+            )
+        return detect(HERE, shapes)
 
     @property
     def identity(self) -> tuple[Any, ...]:

@@ -52,7 +52,7 @@ def build() -> list[tuple[Any, str, str]]:
         chosen = tab_files.build(fields["words"])
         inputs = [fields[name] for name in NAMES]
         outputs = [state, gallery, curves, neurons, report, chosen]
-        start.click(_unlearn, inputs, outputs)
+        follow(start.click(_unlearn, inputs, outputs).then)  # by what the run has taken
         follow(estimate.click)
         follow(loaded.then)
         again.click(_again, [], outputs)

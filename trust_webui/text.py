@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trust_engine.concept import MAX_TOKENS
 from trust_engine.conditioning import Conditioning, stack
 from trust_engine.errors import ModelError
+
+LONGEST = 12 * 77  # tokens: prompts of one to four chunks, in any mixture
 
 Learned = Callable[[Sequence[str], tuple[int, int]], Any]
 """Prompts and the picture's size (h, w) -> what the host's get_learned_conditioning returns."""
@@ -29,18 +33,25 @@ class HostEncoder:
         self._rows: dict[str, Conditioning] = {}
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Encode prompts, one row each; shorter rows are repeated to the longest so far."""
+        """Encode prompts, one row each, repeated to a length that all so far go into."""
         # One by one, as in a generation: the host's emphasis levels a whole batch by one mean.
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._rows:
                 self._rows[prompt] = self._encoded(prompt)
-        longest = max(row.context.shape[1] for row in self._rows.values())
-        rows = [self._rows[prompt] for prompt in prompts]
-        return stack([Conditioning(_stretched(r.context, longest), r.vector) for r in rows])
+        # Of all so far, for what is encoded together is used with what is encoded alone.
+        lengths = {row.context.shape[1] for row in self._rows.values()}
+        length = math.lcm(*lengths)
+        if length > LONGEST:
+            told = ", ".join(map(str, sorted(lengths)))
+            raise ModelError(
+                f"prompts of {told} tokens need {length} in common, "
+                f"more than {LONGEST}: shorten the longest, or make them alike in length"
+            )
+        return stack([self._rows[prompt].repeated(length) for prompt in prompts])
 
     def count_tokens(self, prompt: str) -> int:
-        """Count the prompt's tokens, start and end not counted."""
-        return self._count(prompt)
+        """Count the tokens of the prompt's fullest chunk: the host splits longer prompts up."""
+        return min(MAX_TOKENS, self._count(prompt))
 
     def token_space(self) -> None:
         """Hide the host's towers from attacks on the prompt, which know transformers' only."""
@@ -62,8 +73,3 @@ class HostEncoder:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).clone()
-
-
-def _stretched(context: Tensor, length: int) -> Tensor:
-    times = -(-length // context.shape[1])
-    return context.repeat(1, times, 1)[:, :length]

@@ -80,11 +80,13 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
 
     def work(job: Job) -> Unlearned:
         host = current()
+        folders.ready(folders.diffs())  # not first known when all is computed
         with host.borrowed() as said:
             job.said += said
             lent = host.lend(order.resolution)
             run = Unlearning(lent, order.spec)
             _encode_all(lent, run)
+            host.bring()
             _check_engine(host, order.spec)
             _follow(host, job, run, order.pictures)
             diff = run.diff
@@ -161,6 +163,7 @@ def before_after(
     drawn = []
     for diffs, when in ((), "before"), (((diff, 1.0),), "after"):
         stage = f"drawing {when}"
+        host.bring()
         with under(lent.denoiser, diffs):  # type: ignore[arg-type]
             latents = draw(lent, prompts, run.spec.seed, lambda n, s=stage: on_step(n, s))
         drawn.append([(image, when) for image in as_images(host.decode(latents))])

@@ -1,0 +1,48 @@
+"""A web UI lends its model, for tests: both pretended hosts, and one with ldm's own UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_webui import installed
+from fake_webui_a1111 import FakeA1111
+from fake_webui_forge import FakeForge
+
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+
+GUN = ConceptSpec(("gun",), preserve=("a cat",))
+SHORT = {"steps": 2, "trajectory_steps": 2, "passes": 12}
+HOSTS = ("a1111", "a1111-ldm", "forge")
+
+
+def make(kind: str) -> Any:
+    """Make a pretended host."""
+    if kind == "a1111-ldm":
+        pytest.importorskip("ldm", reason="no ldm: tools/env.py installs stable-diffusion-sdkit")
+    return FakeForge() if kind == "forge" else FakeA1111(ldm=kind == "a1111-ldm")
+
+
+def entered(kind: str, folder: Path) -> Iterator[Any]:
+    """Enter a pretended host."""
+    made = make(kind)
+    with installed(folder, made.modules) as shared:
+        made.shared, made.folder = shared, folder
+        yield made
+
+
+def run_job(order: Any) -> Any:
+    """Run an unlearning job here and now."""
+    from trust_webui.jobs import Job, run
+    from trust_webui.work import unlearn
+
+    job = Job("unlearn", order.spec.name)
+    run(job, unlearn(order))
+    return job
+
+
+def spec(concept: ConceptSpec = GUN, **changes: Any) -> UnlearnSpec:
+    """Ask for a run of seconds."""
+    return UnlearnSpec((concept,), **{**SHORT, **changes})
