@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.model_management as mm
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
@@ -20,15 +22,17 @@ from ..trust_engine.files import write_atomically
 from ..trust_engine.model import LoadedModel
 from ..trust_engine.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.spec import ConceptSpec
+from ..trust_engine.speed import pass_seconds, spelled
 from .changes import between_models
 from .charts import to_image
 from .folders import report_file
 from .inputs import choice, number, seed, socket, text
 from .kinds import CATEGORY, CONCEPT, REPORT
-from .lending import lend
+from .lending import Lent, lend
 from .private import private_denoiser
 from .progress import Bar, sparing, tell
 
+log = logging.getLogger(__name__)
 TILE = 160
 GONE = 0.8  # of its pictures, at least, are without the concept
 
@@ -42,6 +46,7 @@ class HostDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode a batch."""
+        mm.throw_exception_if_processing_interrupted()
         with torch.inference_mode():
             image = self.vae.decode(self.format.process_out(latents))
         return image[..., :3].movedim(-1, 1).clone() * 2 - 1
@@ -123,11 +128,7 @@ class TrustAudit:
             seer = load_judge(judge, topic, "cpu")
             run = Audit(model, seer, [(diff, 1.0)], topic, pick_level(level), images, seed,
                         aligner=load_aligner(judge, seer))  # fmt: skip
-            bar = Bar(unique_id, run.total)
-            for step in run:
-                bar.update(step.done, step.total)
-                if bar.due:
-                    bar.tell(kind="audit", stage=step.stage, done=step.done, total=step.total)
+            _follow(run, lent, Bar(unique_id, run.total))
             return run.report
 
         report = sparing(work, "with fewer rows at a time", "choose level quick, or fewer images",
@@ -138,6 +139,24 @@ class TrustAudit:
         ui = {"text": [figures["verdict"]], "trust_audit": [json.dumps(badge(figures, page.name))]}
         sheet = to_image(_sheet(report.pictures))
         return {"ui": ui, "result": (figures, sheet, figures["verdict"])}
+
+
+def _follow(run: Audit, lent: Lent, bar: Bar) -> None:
+    """Say what an audit will take, then iterate it under the bar."""
+    every = sum(torch.Size(shape).numel() for shape in lent.host.weights.shapes.values())
+    needs = f"{run.total} UNet passes, {4 * every / 2**30:.1f} GB for a private UNet"
+    about = {"kind": "audit", "stage": "", "done": 0, "total": run.total, "needs": needs}
+    bar.tell(**about, left=None)
+    expected = run.total * pass_seconds(run.studio.models["untouched"])
+    bar.tell(**about, left=round(expected))
+    log.info("the audit is expected to take about %s and the judge's time; %s",
+             spelled(expected), needs)  # fmt: skip
+    for step in run:
+        bar.update(step.done, step.total)
+        if bar.due:
+            left = bar.remaining(step.done, step.total, expected)
+            bar.tell(kind="audit", stage=step.stage, done=step.done, total=step.total,
+                     left=round(left))  # fmt: skip
 
 
 def topic_of(concept: ConceptSpec, judge: str, retain: str) -> Topic:

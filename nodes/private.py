@@ -27,6 +27,7 @@ def private_denoiser(model: Any) -> ModuleDenoiser:
     options["optimized_attention_override"] = _plain
 
     def forward(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()  # a step may take many passes
         extra = {} if cond.vector is None else {"y": cond.vector}
         told = {"context": cond.context, "transformer_options": dict(options)}
         device = next(net.parameters()).device

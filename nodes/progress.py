@@ -17,7 +17,7 @@ from ..trust_engine.errors import ModelError
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 EVERY = 0.25  # seconds between two messages to the browser
-SETTLED = 2.0  # seconds after which the pace tells how long it will take
+SETTLED = 2.0  # seconds after which the pace itself tells how long it will take
 PREVIEW = 512  # pixels
 
 
@@ -48,8 +48,8 @@ class Bar:
         self._told = time.monotonic()
         tell(self.node, **data)
 
-    def remaining(self, done: int, total: int) -> float | None:
-        """Estimate the seconds that are left; None while the pace is not known.
+    def remaining(self, done: int, total: int, expected: float) -> float:
+        """Estimate the seconds that are left: by what was `expected`, then by the pace itself.
 
         Before the first report the host loads the model, which says nothing of the pace.
         """
@@ -58,7 +58,7 @@ class Bar:
             self._first = (now, done)
         began, before = self._first
         if now - began < SETTLED or done <= before:
-            return None
+            return max(0.0, expected - (now - began))
         return (now - began) / (done - before) * max(0, total - done)
 
 

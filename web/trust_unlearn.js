@@ -38,12 +38,16 @@ function chain(object, name, after) {
   };
 }
 
+function warn(error) {
+  console.warn("TRUST Unlearn:", error);
+}
+
 /** Our mistakes must not stop the host's own work. */
 function guarded(work) {
   try {
     work();
   } catch (error) {
-    console.warn("TRUST Unlearn:", error);
+    warn(error);
   }
 }
 
@@ -115,7 +119,7 @@ function setUpLabel(node) {
     showLine(node, diffLine(told), told.label ?? told.error ?? "");
     widget.tooltip = told.label ?? told.error; // shown when the name is hovered over
   };
-  const soon = () => refresh().catch((error) => console.warn("TRUST Unlearn:", error));
+  const soon = () => refresh().catch(warn);
   chain(widget, "callback", soon);
   chain(node, "onConfigure", soon);
   setTimeout(soon, 0);
@@ -141,6 +145,18 @@ function onProgress({ detail }) {
   }
 }
 
+/** Show what a node showed when it ran: a host that answers from its cache may not say it again. */
+async function onCached({ detail }) {
+  for (const id of detail.nodes ?? []) {
+    const node = findNode(id);
+    if (!node || !runs.has(node)) continue;
+    const asked = new URLSearchParams({ prompt: detail.prompt_id, node: id });
+    const answer = await api.fetchApi(`/trust/run?${asked}`);
+    const told = answer.ok ? (await answer.json()).run : null;
+    if (told) showRun(node, finishedRun(told));
+  }
+}
+
 function toast(detail) {
   app.extensionManager?.toast?.add({
     severity: "success",
@@ -163,7 +179,8 @@ app.registerExtension({
   name: "trust.unlearn",
   async setup() {
     api.addEventListener("trust.progress", (event) => guarded(() => onProgress(event)));
-    await loadTexts().catch((error) => console.warn("TRUST Unlearn:", error));
+    api.addEventListener("execution_cached", (event) => onCached(event).catch(warn));
+    await loadTexts().catch(warn);
   },
   nodeCreated(node) {
     guarded(() => {
