@@ -7,6 +7,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as mm
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
 from ..trust_engine.audit.judges import check_judge, load_aligner, load_judge
+from ..trust_engine.audit.levels import Level
 from ..trust_engine.audit.verdict import BACK
 from ..trust_engine.errors import SpecError
 from ..trust_engine.files import write_atomically
@@ -34,6 +36,7 @@ from .progress import Bar, sparing, tell
 
 log = logging.getLogger(__name__)
 TILE = 160
+SMALL = 2  # rows of a batch on the second try
 GONE = 0.8  # of its pictures, at least, are without the concept
 
 
@@ -119,26 +122,27 @@ class TrustAudit:
 
         def work(small: bool) -> Any:
             lent = lend(before, clip)
-            if small:
-                lent.host.rows = 2
+            net, decoder = private_denoiser(before, SMALL if small else 0), HostDecoder(vae, before)
             model = LoadedModel(
-                private_denoiser(before), lent.encoder, HostDecoder(vae, before),  # type: ignore[arg-type]
-                lent.model.latent_size, tuple(lent.model.vocabulary), tuple(lent.model.styles),
+                net, lent.encoder, decoder, lent.model.latent_size,  # type: ignore[arg-type]
+                tuple(lent.model.vocabulary), tuple(lent.model.styles),
             )  # fmt: skip
             seer = load_judge(judge, topic, "cpu")
-            run = Audit(model, seer, [(diff, 1.0)], topic, pick_level(level), images, seed,
+            chosen = slim(pick_level(level)) if small else pick_level(level)
+            run = Audit(model, seer, [(diff, 1.0)], topic, chosen, images, seed,
                         aligner=load_aligner(judge, seer))  # fmt: skip
             _follow(run, lent, Bar(unique_id, run.total))
             return run.report
 
-        report = sparing(work, "with fewer rows at a time", "choose level quick, or fewer images",
-                         lambda _text: None)  # fmt: skip
+        smaller = f"{SMALL} rows at a time, also for attackers who train"
+        report, said = sparing(unique_id, work, smaller, _advice(level))
         write_atomically(page, render_page(report).encode())
         figures = report.figures
         tell(unique_id, kind="finished", concept=topic.name)
-        ui = {"text": [figures["verdict"]], "trust_audit": [json.dumps(badge(figures, page.name))]}
+        verdict = "\n".join([figures["verdict"], *said])
+        ui = {"text": [verdict], "trust_audit": [json.dumps(badge(figures, page.name))]}
         sheet = to_image(_sheet(report.pictures))
-        return {"ui": ui, "result": (figures, sheet, figures["verdict"])}
+        return {"ui": ui, "result": (figures, sheet, verdict)}
 
 
 def _follow(run: Audit, lent: Lent, bar: Bar) -> None:
@@ -157,6 +161,17 @@ def _follow(run: Audit, lent: Lent, bar: Bar) -> None:
             left = bar.remaining(step.done, step.total, expected)
             bar.tell(kind="audit", stage=step.stage, done=step.done, total=step.total,
                      left=round(left))  # fmt: skip
+
+
+def slim(level: Level) -> Level:
+    """Let attackers who train see fewer pictures at once: their gradients take the most memory."""
+    budgets = replace(level.budgets, inversion_batch=SMALL, relearn_batch=SMALL)
+    return replace(level, budgets=budgets)
+
+
+def _advice(level: str) -> str:
+    closed = "close other programs that use the GPU"
+    return closed if level == "quick" else f"set `level` to quick, or {closed}"
 
 
 def topic_of(concept: ConceptSpec, judge: str, retain: str) -> Topic:

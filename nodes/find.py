@@ -87,13 +87,13 @@ class TrustFindNeurons:
             return lent, run_engine(lent, first, unique_id, None)
 
         advice = "lower `resolution` in Unlearn Settings"
-        lent, ran = sparing(work, "2 rows at a time", advice, lambda _text: None)
+        (lent, ran), said = sparing(unique_id, work, "2 rows at a time", advice)
         seen = _attention(lent, first, model, vae, ran, unique_id)
         title = f"Concept neurons of {spec.name}"
         picture = stacked([seen, neuron_map(title, ran.run.neurons, NOTES)])
         shown = {**for_browser(ran), "curves": {}}
         remember(prompt, unique_id, shown)
-        ui = {"trust_run": [json.dumps(shown)]}
+        ui = {"text": said, "trust_run": [json.dumps(shown)]}
         return {"ui": ui, "result": (found_by(ran), to_image(picture))}
 
 

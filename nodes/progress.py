@@ -73,22 +73,26 @@ def tell(node: str | None, **data: Any) -> None:
         server.send_sync("trust.progress", {"node": node, **data}, server.client_id)
 
 
-def sparing(work: Callable[[bool], Result], smaller: str, advice: str, say: Callable) -> Result:
-    """Do `work(False)`; out of memory, free it and do `work(True)` once.
+def sparing(
+    node: str | None, work: Callable[[bool], Result], smaller: str, advice: str
+) -> tuple[Result, list[str]]:
+    """Do `work(False)`; out of memory, free it and do `work(True)` once; also returns what it said.
 
     smaller: what the second try does differently; advice: what the user can change after it.
     """
     try:
-        return work(False)
+        return work(False), []
     except Exception as error:
         if not out_of_memory(error):
             raise
         told = str(error).splitlines()[0]
     # Here the exception, and with it the tensors of its frames, is gone.
-    say(f"out of memory ({told}); trying once more, {smaller}")
+    said = f"out of memory ({told}); trying once more, {smaller}"
+    log.warning("%s", said)
+    tell(node, kind="notice", text=said)
     release()
     try:
-        return work(True)
+        return work(True), [said]
     except Exception as error:
         if not out_of_memory(error):
             raise

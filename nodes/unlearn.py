@@ -103,7 +103,6 @@ class TrustUnlearn:
         spec = compose(concept, settings, effort, objective=objective, engine=engine,
                        budget=budget, robust=robust, seed=seed)  # fmt: skip
         resolution = settings.resolution if settings else 0
-        said: list[str] = []
 
         def work(small: bool) -> tuple[Lent, Ran]:
             mine = replace(spec, checkpointing=True) if small and _checkpoints(spec) else spec
@@ -113,7 +112,7 @@ class TrustUnlearn:
             start = neurons if mine is spec else None
             return lent, run_engine(lent, mine, unique_id, start, 2 * DRAWN if vae else 0)
 
-        lent, ran = sparing(work, f"{SMALL} rows at a time", _advice(spec), said.append)
+        (lent, ran), said = sparing(unique_id, work, f"{SMALL} rows at a time", _advice(spec))
         diff = labelled(ran.run.diff, lent)
         after = patched(model, diff)
         picture = summary_picture(

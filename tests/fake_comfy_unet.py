@@ -80,7 +80,7 @@ class FakeUNet(nn.Module):
         control: Any = None, transformer_options: dict | None = None,
     ) -> Tensor:  # fmt: skip
         if type(self).begin is not None:
-            type(self).begin()
+            type(self).begin(len(x))
         options = transformer_options or {}
         b, _, h, w = x.shape
 

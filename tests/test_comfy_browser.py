@@ -165,9 +165,8 @@ def test_chart_is_there_again_after_a_reload(page: Any, tmp_path: Path) -> None:
     assert page.evaluate(LOAD, [graph, "compare"]) == []
     page.evaluate(FIT)
     assert page.locator("polyline").count() == 0
-    page.evaluate("""() => {
-        app.api.addEventListener("execution_cached", ({detail}) => { window.cached = detail.nodes; });
-    }""")
+    page.evaluate("""() => app.api.addEventListener(
+        "execution_cached", ({detail}) => { window.cached = detail.nodes; })""")
     queue(page)
     wait(page)
     page.wait_for_function("() => document.querySelectorAll('polyline').length > 2")

@@ -110,19 +110,42 @@ def test_interrupt(
     assert drawn_anew(server) == baseline
 
 
+def audited(before: list, after: list) -> Prompt:
+    """Audit what was unlearned."""
+    sockets = {"before": before, "after": after, "clip": ["1", 1], "vae": ["1", 2]}
+    more = {"level": "full", "judge": "demo", "images": 4, "seed": 0}
+    audit = node("TrustAudit", **sockets, concept=["10", 0], filename_prefix="stopped", **more)
+    return {"1": node("TrustDemoModel"), **unlearned(), "50": audit}
+
+
 def test_interrupt_of_an_audit(server: ComfyServer, baseline: list[str]) -> None:
     """While it draws for the judge; then the host goes on."""
-    socket = {"before": DIRECT, "after": PATCHED, "clip": ["1", 1], "vae": ["1", 2]}
-    audit = node("TrustAudit", **socket, concept=["10", 0], level="full", judge="demo", images=4,
-                 seed=0, filename_prefix="cancelled")  # fmt: skip
-    cancelled(server, {**drawn(PATCHED), **unlearned(), "50": audit}, "core")
-    assert not list((server.base / "output").glob("cancelled*"))
+    cancelled(server, audited(DIRECT, PATCHED), "core")
+    assert not list((server.base / "output").glob("stopped*"))
     assert drawn_anew(server) == baseline
 
 
-def cancelled(server: ComfyServer, prompt: Prompt, stage: str) -> None:
+def test_audit_out_of_memory(server: ComfyServer, baseline: list[str]) -> None:
+    """It tries once more with fewer rows, and then says what to change."""
+
+    def scarce(rows: int) -> Prompt:
+        limit = node("TestScarceMemory", model=DIRECT, rows=rows)
+        apply = node("TrustApplyDiff", model=["40", 0], diff=["11", 1], strength=1.0)
+        return {**audited(["40", 0], ["41", 0]), "40": limit, "41": apply}
+
+    cancelled(server, scarce(2), "core", ("trying once more", len(server.log.read_text())))
+    ended = server.run(scarce(1))
+    assert ended.status == "error" and "set `level` to quick" in ended.error, ended.error
+    assert drawn_anew(server) == baseline
+
+
+def cancelled(
+    server: ComfyServer, prompt: Prompt, stage: str, after: tuple[str, int] | None = None
+) -> None:
     """Queue a prompt, press Cancel in a stage, and see how much is done after that."""
     started = server.queue(prompt)
+    if after is not None:
+        server.wait_for_log(*after)
     server.wait_for_stage(stage)
     server.post("/interrupt")
     asked = time.monotonic()

@@ -70,3 +70,25 @@ def test_cancel_stops_before_the_next_pass(
             audit()
         assert host.late == 0 and host.passes == at
     assert frozen(model) == before and pages(models) == written
+
+
+def test_out_of_memory_is_retried_once_and_said(part: Part, audit: Any, host: Host) -> None:
+    host.room = 2
+    told = audit()
+    verdict = told["result"][2]
+    assert "out of memory" in verdict and "2 rows at a time" in verdict
+    assert told["ui"]["text"] == [verdict]
+    notices = [data["text"] for _, data in host.events if data["kind"] == "notice"]
+    assert len(notices) == 1 and notices[0] in verdict
+    host.room = 1
+    for level, advice in (("quick", "close other programs"), ("full", "set `level` to quick")):
+        with pytest.raises(part("trust_engine.errors").ModelError, match=advice):
+            audit(level=level)
+
+
+def test_second_try_lets_attackers_see_less_at_once(part: Part) -> None:
+    pick = part("trust_engine.audit").pick_level
+    for level in (pick("quick"), pick("full")):
+        slim = part("nodes.audit").slim(level)
+        assert slim.budgets.inversion_batch == slim.budgets.relearn_batch == 2
+        assert slim.attacks == level.attacks

@@ -112,12 +112,17 @@ test("a chosen diff is described, the whole label on hover", async () => {
   assert.equal(line.title, "the label");
 });
 
-test("a toast says that a run is over, where there are toasts", () => {
+test("a toast says that a run is over or what went wrong, where there are toasts", () => {
   const toasts = [];
-  app.extensionManager = { toast: { add: (toast) => toasts.push(toast.detail) } };
+  app.extensionManager = { toast: { add: (toast) => toasts.push([toast.severity, toast.detail]) } };
   say(FINISHED);
   say({ ...FINISHED, seconds: undefined });
-  assert.deepEqual(toasts, ["gun: done in 12 s", "gun: the audit is done"]);
+  say({ node: "7", kind: "notice", text: "out of memory; trying once more" });
+  assert.deepEqual(toasts, [
+    ["success", "gun: done in 12 s"],
+    ["success", "gun: the audit is done"],
+    ["warn", "out of memory; trying once more"],
+  ]);
 });
 
 test("a mistake of ours does not stop the host's own work", () => {

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,8 +53,9 @@ def pass_seconds(lent: LentModel | LoadedModel) -> float:
 def step_seconds(lent: LentModel, objective: str) -> float:
     """Time one step of one layer of each shape, on states drawn by chance."""
     spec = UnlearnSpec((ConceptSpec(("something",)),), objective=objective)  # type: ignore[arg-type]
-    layers, prompts = layers_of(lent), 2 * PROMPTS_A_STEP
-    kinds = {name: tuple(module.to_q.weight.shape) for name, module in layers.items()}  # type: ignore[union-attr]
+    layers: dict[str, Any] = {**layers_of(lent)}
+    prompts = 2 * PROMPTS_A_STEP
+    kinds = {name: tuple(module.to_q.weight.shape) for name, module in layers.items()}
     counts, firsts = Counter(kinds.values()), {kind: name for name, kind in kinds.items()}
     device, spent = device_of(lent.denoiser), 0.0
     chance = torch.Generator().manual_seed(0)

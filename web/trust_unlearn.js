@@ -138,6 +138,8 @@ function onProgress({ detail }) {
   if (detail.kind === "finished") {
     const key = detail.seconds === undefined ? "audited" : "finished";
     toast(text(key, detail));
+  } else if (detail.kind === "notice") {
+    toast(detail.text, "warn");
   } else if (detail.kind === "run" && node && runs.has(node)) {
     showRun(node, withProgress(runs.get(node), detail));
   } else if (detail.kind === "audit" && node && elements.has(node)) {
@@ -157,9 +159,9 @@ async function onCached({ detail }) {
   }
 }
 
-function toast(detail) {
+function toast(detail, severity = "success") {
   app.extensionManager?.toast?.add({
-    severity: "success",
+    severity,
     summary: "TRUST Unlearn",
     detail,
     life: 6000,
