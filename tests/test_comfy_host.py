@@ -16,6 +16,8 @@ import pytest
 from comfy_prompts import DIRECT, PATCHED, Prompt, drawn, hurried, hurry, node, unlearned
 from comfy_server import FOLDER, ROOT, ComfyServer, Ended, as_prompt
 
+from trust_engine.demo.clip import CHECKPOINT
+from trust_engine.demo.judge import ASSETS
 from trust_engine.diff import load_diff
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
@@ -244,6 +246,16 @@ def test_files_and_stock_loaders_draw_the_same(
     ended = server.run({**drawn(["31", 0]), "31": half})
     assert server.furthest(ended, "7", first) <= 2, "16 bits round the smallest changes"
     assert drawn_anew(server) == baseline
+
+
+def test_stock_loader_takes_the_demos_file(server: ComfyServer, baseline: list[str]) -> None:
+    folder, file = server.base / "models" / "checkpoints", ASSETS / CHECKPOINT
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file.name).symlink_to(file)
+    loader = node("CheckpointLoaderSimple", ckpt_name=file.name)
+    ended = server.run({**drawn(DIRECT), "1": loader})
+    assert ended.status == "success", ended.error
+    assert server.pixels(ended, "7") == baseline
 
 
 def test_label_is_told(server: ComfyServer) -> None:
