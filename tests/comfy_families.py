@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -151,7 +152,7 @@ def learnable() -> dict[str, Any]:
             rows = space.table[ids][None].requires_grad_()
             mine = space.encode(rows)
             for name in ("context", "vector"):
-                apart = (getattr(mine, name) - getattr(wanted, name)).abs().max()
+                apart = (getattr(mine, name) - getattr(wanted, name)).detach().abs().max()
                 found[name] = max(found[name], float(apart))
             total = mine.context.square().sum() + mine.vector.square().sum()
             slope = torch.autograd.grad(total, rows)[0][0, :2].abs()
@@ -168,6 +169,11 @@ def audited(model: Any, clip: Any) -> dict[str, Any]:
     assert after.add_patches({key: ("diff", (torch.ones(128, WIDTH + WIDE) / 8,))})
     folder_paths.set_output_directory(os.path.dirname(OUT))
     part("nodes.lending").latent_side = lambda *_: 4
+    quick = part("trust_engine.audit").pick_level("quick")
+    spend = {"judged": 2, "bait": 2, "inversion_steps": 3, "inversion_batch": 2}
+    small = replace(quick, shots=1, neutral=1, pairs=1, samplers=(), cfgs=(), strengths=(),
+                    budgets=replace(quick.budgets, **spend))  # fmt: skip
+    part("nodes.audit").pick_level = lambda _name: small
     concept = part("nodes.concept").TrustConcept().describe("gun", "single")[0]
     told = part("nodes.audit").TrustAudit().audit(
         model, after, clip, Vae(), concept, "quick", "demo", 1, 0, "towers"
