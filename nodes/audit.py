@@ -5,31 +5,38 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import comfy.model_management as mm
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
 from ..trust_engine.audit.judges import check_judge, load_aligner, load_judge
+from ..trust_engine.audit.levels import Level
 from ..trust_engine.audit.verdict import BACK
 from ..trust_engine.errors import SpecError
 from ..trust_engine.files import write_atomically
 from ..trust_engine.model import LoadedModel
 from ..trust_engine.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.spec import ConceptSpec
+from ..trust_engine.speed import pass_seconds, spelled
 from .changes import between_models
 from .charts import to_image
 from .folders import report_file
 from .inputs import choice, number, seed, socket, text
 from .kinds import CATEGORY, CONCEPT, REPORT
-from .lending import lend
+from .lending import Lent, lend
 from .private import private_denoiser
 from .progress import Bar, sparing, tell
 
+log = logging.getLogger(__name__)
 TILE = 160
+SMALL = 2  # rows of a batch on the second try
 GONE = 0.8  # of its pictures, at least, are without the concept
 
 
@@ -42,6 +49,7 @@ class HostDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode a batch."""
+        mm.throw_exception_if_processing_interrupted()
         with torch.inference_mode():
             image = self.vae.decode(self.format.process_out(latents))
         return image[..., :3].movedim(-1, 1).clone() * 2 - 1
@@ -114,30 +122,56 @@ class TrustAudit:
 
         def work(small: bool) -> Any:
             lent = lend(before, clip)
-            if small:
-                lent.host.rows = 2
+            net, decoder = private_denoiser(before, SMALL if small else 0), HostDecoder(vae, before)
             model = LoadedModel(
-                private_denoiser(before), lent.encoder, HostDecoder(vae, before),  # type: ignore[arg-type]
-                lent.model.latent_size, tuple(lent.model.vocabulary), tuple(lent.model.styles),
+                net, lent.encoder, decoder, lent.model.latent_size,  # type: ignore[arg-type]
+                tuple(lent.model.vocabulary), tuple(lent.model.styles),
             )  # fmt: skip
             seer = load_judge(judge, topic, "cpu")
-            run = Audit(model, seer, [(diff, 1.0)], topic, pick_level(level), images, seed,
+            chosen = slim(pick_level(level)) if small else pick_level(level)
+            run = Audit(model, seer, [(diff, 1.0)], topic, chosen, images, seed,
                         aligner=load_aligner(judge, seer))  # fmt: skip
-            bar = Bar(unique_id, run.total)
-            for step in run:
-                bar.update(step.done, step.total)
-                if bar.due:
-                    bar.tell(kind="audit", stage=step.stage, done=step.done, total=step.total)
+            _follow(run, lent, Bar(unique_id, run.total))
             return run.report
 
-        report = sparing(work, "with fewer rows at a time", "choose level quick, or fewer images",
-                         lambda _text: None)  # fmt: skip
+        smaller = f"{SMALL} rows at a time, also for attackers who train"
+        report, said = sparing(unique_id, work, smaller, _advice(level))
         write_atomically(page, render_page(report).encode())
         figures = report.figures
         tell(unique_id, kind="finished", concept=topic.name)
-        ui = {"text": [figures["verdict"]], "trust_audit": [json.dumps(badge(figures, page.name))]}
+        verdict = "\n".join([figures["verdict"], *said])
+        ui = {"text": [verdict], "trust_audit": [json.dumps(badge(figures, page.name))]}
         sheet = to_image(_sheet(report.pictures))
-        return {"ui": ui, "result": (figures, sheet, figures["verdict"])}
+        return {"ui": ui, "result": (figures, sheet, verdict)}
+
+
+def _follow(run: Audit, lent: Lent, bar: Bar) -> None:
+    """Say what an audit will take, then iterate it under the bar."""
+    every = sum(torch.Size(shape).numel() for shape in lent.host.weights.shapes.values())
+    needs = f"{run.total} UNet passes, {4 * every / 2**30:.1f} GB for a private UNet"
+    about = {"kind": "audit", "stage": "", "done": 0, "total": run.total, "needs": needs}
+    bar.tell(**about, left=None)
+    expected = run.total * pass_seconds(run.studio.models["untouched"])
+    bar.tell(**about, left=round(expected))
+    log.info("the audit is expected to take about %s and the judge's time; %s",
+             spelled(expected), needs)  # fmt: skip
+    for step in run:
+        bar.update(step.done, step.total)
+        if bar.due:
+            left = bar.remaining(step.done, step.total, expected)
+            bar.tell(kind="audit", stage=step.stage, done=step.done, total=step.total,
+                     left=round(left))  # fmt: skip
+
+
+def slim(level: Level) -> Level:
+    """Let attackers who train see fewer pictures at once: their gradients take the most memory."""
+    budgets = replace(level.budgets, inversion_batch=SMALL, relearn_batch=SMALL)
+    return replace(level, budgets=budgets)
+
+
+def _advice(level: str) -> str:
+    closed = "close other programs that use the GPU"
+    return closed if level == "quick" else f"set `level` to quick, or {closed}"
 
 
 def topic_of(concept: ConceptSpec, judge: str, retain: str) -> Topic:

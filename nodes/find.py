@@ -17,6 +17,7 @@ from .inputs import number, seed, socket
 from .kinds import CATEGORY, CONCEPT, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .progress import Bar, sparing
+from .recall import Prompt, remember
 from .running import Ran, for_browser, found_by, run_engine
 from .settings import DEFAULTS, Settings, compose
 
@@ -57,7 +58,7 @@ class TrustFindNeurons:
                 "vae": socket("VAE", "Shows the picture itself below the heat map."),
                 "settings": socket(SETTINGS, "From Unlearn Settings; Unlearn needs the same."),
             },
-            "hidden": {"unique_id": "UNIQUE_ID"},
+            "hidden": {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"},
         }  # fmt: skip
 
     def find(
@@ -70,6 +71,7 @@ class TrustFindNeurons:
         vae: Any = None,
         settings: Settings | None = None,
         unique_id: str | None = None,
+        prompt: Prompt | None = None,
     ) -> dict[str, Any]:
         """Record, take the first mask, and draw."""
         spec = compose(concept, settings, "normal", budget=budget, seed=seed)
@@ -85,11 +87,13 @@ class TrustFindNeurons:
             return lent, run_engine(lent, first, unique_id, None)
 
         advice = "lower `resolution` in Unlearn Settings"
-        lent, ran = sparing(work, "2 rows at a time", advice, lambda _text: None)
+        (lent, ran), said = sparing(unique_id, work, "2 rows at a time", advice)
         seen = _attention(lent, first, model, vae, ran, unique_id)
         title = f"Concept neurons of {spec.name}"
         picture = stacked([seen, neuron_map(title, ran.run.neurons, NOTES)])
-        ui = {"trust_run": [json.dumps({**for_browser(ran), "curves": {}})]}
+        shown = {**for_browser(ran), "curves": {}}
+        remember(prompt, unique_id, shown)
+        ui = {"text": said, "trust_run": [json.dumps(shown)]}
         return {"ui": ui, "result": (found_by(ran), to_image(picture))}
 
 

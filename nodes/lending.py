@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..trust_engine import everyday
 from ..trust_engine.demo.vocabulary import OBJECTS, STYLES
-from ..trust_engine.memory import TRAINED
-from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn import LentModel
 from .host import HostDenoiser, See, family_named, latent_side
 from .text import HostEncoder
@@ -53,21 +49,3 @@ def words_of(weights: Weights) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if family_named(weights) == "demo":
         return tuple(OBJECTS), tuple(STYLES)
     return everyday.THINGS, everyday.STYLES
-
-
-def needs(lent: Lent, spec: UnlearnSpec, kept: int, total: int, whole: bool) -> str:
-    """Say what a run will take before it starts; kept: prompts recorded, total: units of work."""
-    if spec.robust:
-        every = sum(torch.Size(shape).numel() for shape in lent.host.weights.shapes.values())
-        room = 4 * TRAINED * every / 2**30
-        return f"{total} units of work, {kept} pictures, {room:.1f} GB for a private UNet"
-    shapes = lent.host.weights.shapes
-    trained = [torch.Size(shapes[key]).numel() for key in lent.host.weights.projections]
-    widths = [shapes[key][1] for key in lent.host.weights.projections if key.endswith("q.weight")]
-    states = 2 * kept * 8 * 24 * 2 * sum(widths)
-    one = 4 * max(trained, default=0) * 3 * 8
-    text = f"{total} units of work, about {states / 2**20:.0f} MB of recorded states"
-    if whole:
-        copy = 4 * sum(torch.Size(shape).numel() for shape in shapes.values())
-        return text + f", {(copy + 4 * 6 * sum(trained)) / 2**30:.1f} GB for a private UNet"
-    return text + f" and {one / 2**20:.0f} MB at a time for training"

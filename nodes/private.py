@@ -16,8 +16,11 @@ from .weights import Weights
 
 
 @torch.inference_mode(False)
-def private_denoiser(model: Any) -> ModuleDenoiser:
-    """Build a float32 copy of a MODEL's UNet, of ordinary tensors, frozen, on its device."""
+def private_denoiser(model: Any, rows: int = 0) -> ModuleDenoiser:
+    """Build a float32 copy of a MODEL's UNet, of ordinary tensors, frozen, on its device.
+
+    rows: how much of a batch it takes at once, 0 for all of it; gradients hold all of it anyway.
+    """
     schedule = schedule_of(model)
     weights, device = Weights(model), model.load_device
     with torch.inference_mode():
@@ -27,6 +30,13 @@ def private_denoiser(model: Any) -> ModuleDenoiser:
     options["optimized_attention_override"] = _plain
 
     def forward(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        if not rows or len(x) <= rows or torch.is_grad_enabled():
+            return whole(x, t, cond)
+        parts = (slice(i, i + rows) for i in range(0, len(x), rows))
+        return torch.cat([whole(x[part], t[part], cond.select(part)) for part in parts])
+
+    def whole(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()  # a step may take many passes
         extra = {} if cond.vector is None else {"y": cond.vector}
         told = {"context": cond.context, "transformer_options": dict(options)}
         device = next(net.parameters()).device

@@ -17,7 +17,7 @@ from ..trust_engine.errors import ModelError
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 EVERY = 0.25  # seconds between two messages to the browser
-SETTLED = 2.0  # seconds after which the pace tells how long it will take
+SETTLED = 2.0  # seconds after which the pace itself tells how long it will take
 PREVIEW = 512  # pixels
 
 
@@ -48,8 +48,8 @@ class Bar:
         self._told = time.monotonic()
         tell(self.node, **data)
 
-    def remaining(self, done: int, total: int) -> float | None:
-        """Estimate the seconds that are left; None while the pace is not known.
+    def remaining(self, done: int, total: int, expected: float) -> float:
+        """Estimate the seconds that are left: by what was `expected`, then by the pace itself.
 
         Before the first report the host loads the model, which says nothing of the pace.
         """
@@ -58,7 +58,7 @@ class Bar:
             self._first = (now, done)
         began, before = self._first
         if now - began < SETTLED or done <= before:
-            return None
+            return max(0.0, expected - (now - began))
         return (now - began) / (done - before) * max(0, total - done)
 
 
@@ -73,22 +73,26 @@ def tell(node: str | None, **data: Any) -> None:
         server.send_sync("trust.progress", {"node": node, **data}, server.client_id)
 
 
-def sparing(work: Callable[[bool], Result], smaller: str, advice: str, say: Callable) -> Result:
-    """Do `work(False)`; out of memory, free it and do `work(True)` once.
+def sparing(
+    node: str | None, work: Callable[[bool], Result], smaller: str, advice: str
+) -> tuple[Result, list[str]]:
+    """Do `work(False)`; out of memory, free it and do `work(True)` once; also returns what it said.
 
     smaller: what the second try does differently; advice: what the user can change after it.
     """
     try:
-        return work(False)
+        return work(False), []
     except Exception as error:
         if not out_of_memory(error):
             raise
         told = str(error).splitlines()[0]
     # Here the exception, and with it the tensors of its frames, is gone.
-    say(f"out of memory ({told}); trying once more, {smaller}")
+    said = f"out of memory ({told}); trying once more, {smaller}"
+    log.warning("%s", said)
+    tell(node, kind="notice", text=said)
     release()
     try:
-        return work(True)
+        return work(True), [said]
     except Exception as error:
         if not out_of_memory(error):
             raise

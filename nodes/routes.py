@@ -1,4 +1,4 @@
-"""What our browser extension asks the server: the label of a diff file."""
+"""What our browser extension asks the server: a diff file's label, a cached node's chart."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import asyncio
 import logging
 from typing import Any
 
+from ..trust_engine import diff_label
 from ..trust_engine.diff import load_diff
-from ..trust_engine.diff_label import describe, label
 from ..trust_engine.errors import TrustError
 from .folders import found
+from .recall import recalled
 
 log = logging.getLogger(__name__)
-PATH = "/trust/label"
+LABEL, RUN = "/trust/label", "/trust/run"
 
 
 def register() -> None:
-    """Answer GET /trust/label?name=FILE, if there is a server."""
+    """Answer GET /trust/label?name=FILE and /trust/run?prompt=ID&node=ID, if there is a server."""
     try:
         from aiohttp import web
         from server import PromptServer
@@ -26,12 +27,26 @@ def register() -> None:
     if routes is None:
         return
 
-    @routes.get(PATH)
-    async def answer(request: Any) -> Any:
+    @routes.get(LABEL)
+    async def label(request: Any) -> Any:
         name = request.rel_url.query.get("name", "")
         loop = asyncio.get_running_loop()
         told = await loop.run_in_executor(None, label_of, name)
         return web.json_response(told)
+
+    @routes.get(RUN)
+    async def run(request: Any) -> Any:
+        asked = request.rel_url.query
+        prompt = prompt_of(PromptServer.instance.prompt_queue, asked.get("prompt", ""))
+        return web.json_response({"run": recalled(prompt, asked.get("node", ""))})
+
+
+def prompt_of(queue: Any, number: str) -> dict[str, Any] | None:
+    """Find a prompt by its id among those that run or have run; None if there is none."""
+    running, _ = queue.get_current_queue()
+    past = queue.get_history(prompt_id=number).values()
+    items = [*running, *(told["prompt"] for told in past)]
+    return next((item[2] for item in items if item[1] == number), None)
 
 
 def label_of(name: str) -> dict[str, Any]:
@@ -43,7 +58,7 @@ def label_of(name: str) -> dict[str, Any]:
     except (TrustError, OSError) as error:
         log.info("no label for %r: %s", name, error)
         return {"error": str(error)}
-    told = describe(diff, size)
+    told = diff_label.describe(diff, size)
     audit = told["notes"].get("audit")
     figure = audit.get("ua") if isinstance(audit, dict) else None
     gone = figure.get("value") if isinstance(figure, dict) else None
@@ -53,5 +68,5 @@ def label_of(name: str) -> dict[str, Any]:
         "base": told["base"],
         "audited": bool(audit),
         "gone": gone if isinstance(gone, int | float) else None,
-        "label": label(path.name, told),
+        "label": diff_label.label(path.name, told),
     }

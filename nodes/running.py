@@ -15,7 +15,8 @@ from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn import StepReport, Unlearning
 from .charts import chart
 from .drawing import previewed
-from .lending import Lent, needs
+from .expecting import Stopwatch, expect, needs
+from .lending import Lent
 from .progress import Bar, tell
 
 log = logging.getLogger(__name__)
@@ -43,18 +44,20 @@ class Neurons:
     found: Mapping[str, Mapping[str, Any]]
 
 
-def run_engine(lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons | None) -> Ran:
-    """Iterate a run to its end; the host's interrupt ends it at the next report."""
+def run_engine(
+    lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons | None, drawing: int = 0
+) -> Ran:
+    """Iterate a run to its end; the host's interrupt ends it at the next report.
+
+    drawing: UNet passes of one sample that the node will make after it.
+    """
     resume = None if start is None else _taken_up(start, spec)
     run = Unlearning(lent.model, spec, resume)
     ran, curves, fresh = Ran(run), defaultdict(list), []
-    bar, whole = Bar(node, run.total), lent.model.denoiser is not lent.host
-    kept = run.recorded
-    needed = needs(lent, spec, kept, run.total, whole)
-    log.info("unlearning %r: %s", spec.name, needed)
-    bar.tell(kind="run", stage="", done=0, total=run.total, left=None, steps=spec.steps, points=[],
-             neurons={}, needs=needed)  # fmt: skip
+    bar, watch = Bar(node, run.total), Stopwatch(lent, spec)
+    expected = _announced(lent, run, bar, ran, drawing)
     for report in run:
+        watch.see(report)
         if report.standing is not None:
             piece = report.stage.removeprefix("unlearning ")
             here = (round(report.standing.effect, 4), round(report.standing.harm, 4))
@@ -62,19 +65,31 @@ def run_engine(lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons |
             fresh.append([piece, len(curves[piece]) - 1, *here])
         picture = None
         if bar.due:
-            left = bar.remaining(report.done, report.total)
-            if left is not None and not ran.said:
-                ran.said.append(f"expected to take about {_minutes(left)}")
-                log.info("unlearning %r is %s", spec.name, ran.said[0])
             picture = _picture(lent, spec, report, curves)
+            left = bar.remaining(report.done, report.total, expected)
             bar.tell(kind="run", stage=report.stage, done=report.done, total=report.total,
-                     left=None if left is None else round(left), steps=spec.steps, points=fresh,
+                     left=round(left), steps=spec.steps, points=fresh,
                      neurons=shares(run.neurons))  # fmt: skip
             fresh = []
         bar.update(report.done, report.total, picture)
+    watch.remember()
     ran.curves, ran.seconds = dict(curves), time.monotonic() - bar.started
     tell(node, kind="finished", concept=spec.name, seconds=round(ran.seconds))
     return ran
+
+
+def _announced(lent: Lent, run: Unlearning, bar: Bar, ran: Ran, drawing: int) -> float:
+    """Say what a run will take before it starts; returns the seconds."""
+    spec, whole = run.spec, lent.model.denoiser is not lent.host
+    needed = needs(lent, spec, run.recorded, run.total, whole)
+    about = {"kind": "run", "done": 0, "total": run.total, "steps": spec.steps, "points": [],
+             "neurons": {}, "needs": needed}  # fmt: skip
+    bar.tell(**about, stage="timing", left=None)
+    expected = expect(lent, run, drawing)
+    bar.tell(**about, stage="", left=round(expected.seconds))
+    log.info("unlearning %r is expected to take %s; %s", spec.name, expected, needed)
+    ran.said.append(f"It was expected to take {expected}.")
+    return expected.seconds
 
 
 def _picture(lent: Lent, spec: UnlearnSpec, report: StepReport, curves: Any) -> Any:
@@ -117,7 +132,3 @@ def for_browser(ran: Ran) -> dict[str, Any]:
         kept = sorted({*range(0, len(points), stride), len(points) - 1})
         curves[piece] = [[i, *points[i]] for i in kept]
     return {"curves": curves, "steps": ran.run.spec.steps, "neurons": shares(ran.run.neurons)}
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

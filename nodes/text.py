@@ -43,9 +43,9 @@ class HostEncoder:
         return sum(token not in self._special for token, _ in _entries(self.clip.tokenize(prompt)))
 
     def token_space(self) -> Any:
-        """Return what attacks that learn tokens need; None if the CLIP is not one text tower."""
+        """Return what attacks that learn tokens need; None if the CLIP is of another kind."""
         if self._tokens is None:
-            self._tokens = tokens_of(self.clip, self.device)
+            self._tokens = tokens_of(self.clip, self.device, self._composed)
         return self._tokens
 
     def places_of(self, prompt: str, word: str) -> list[int]:
@@ -67,6 +67,10 @@ class HostEncoder:
         height, width = self.size
         told = {"pooled_output": pooled, "height": height, "width": width, "device": "cpu"}
         return self.model.model.encode_adm(**told, prompt_type="positive")
+
+    def _composed(self, pooled: Tensor) -> Tensor | None:
+        told = self._vector(pooled)
+        return None if told is None else told.float().to(self.device)
 
 
 def _entries(tokens: Any) -> Iterator[tuple[Any, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.clip_model
@@ -13,29 +13,82 @@ from torch import Tensor, nn
 from ..trust_engine.conditioning import Conditioning
 from .weights import Weights
 
+Compose = Callable[[Tensor], Tensor | None]
+WORDS, PROJECTION = "text_model.", "text_projection.weight"
 
-class HostTokens:
-    """The engine's TokenSpace on a CLIP of one text tower, clip skip and LoRAs as in the host."""
+
+class Tower:
+    """One text tower, copied in float32, of ordinary tensors, frozen; clip skip as in the host."""
 
     @torch.inference_mode(False)  # what is made in it can never be differentiated
-    def __init__(self, clip: Any, device: torch.device) -> None:
-        """Copy the tower in float32, of ordinary tensors, frozen."""
-        self.clip, stage = clip, clip.cond_stage_model
-        self.inner = getattr(stage, stage.clip)
-        weights = Weights(clip.patcher, prefix=f"{stage.clip}.transformer.text_model.")
-        tower = _like(self.inner.transformer, device)
-        tower.load_state_dict({key: weights.read(key) for key in weights.shapes})
-        self.tower = tower.to(device).eval().requires_grad_(False)
-        self.empty = [token for token, _ in next(iter(clip.tokenize("").values()))[0]]
+    def __init__(self, clip: Any, name: str, device: torch.device) -> None:
+        self.clip, self.inner = clip, getattr(clip.cond_stage_model, name)
+        weights = Weights(clip.patcher, prefix=f"{name}.transformer.")
+        words = {k.removeprefix(WORDS): weights.read(k) for k in weights.shapes if WORDS in k}
+        net = _like(self.inner.transformer, device)
+        net.load_state_dict(words)
+        self.net = net.to(device).eval().requires_grad_(False)
+        projected = PROJECTION in weights.shapes
+        self.projection = weights.read(PROJECTION).to(device) if projected else None
+        self.empty = [token for token, _ in clip.tokenize("")[name.removeprefix("clip_")][0]]
 
     @property
     def table(self) -> Tensor:
         """Return the embedding table (vocabulary, d)."""
-        return self.tower.embeddings.token_embedding.weight
+        return self.net.embeddings.token_embedding.weight
+
+    def states(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode rows (b, n, d): what the host takes of it, and the end of the tower."""
+        from comfy.ldm.modules.attention import attention_pytorch
+
+        layers = self.net.encoder.layers
+        last = self._last(len(layers))
+        x = taken = rows + self.net.embeddings.position_embedding.weight
+        side = x.shape[1]
+        mask = torch.full((side, side), -torch.finfo(x.dtype).max, device=x.device).triu_(1)
+        for number, layer in enumerate(layers):
+            # The host's own forward adds in place, which a backward pass does not survive.
+            x = x + layer.self_attn(layer.layer_norm1(x), mask, attention_pytorch)
+            x = x + layer.mlp(layer.layer_norm2(x))
+            if number == last:
+                taken = x
+        end = self.net.final_layer_norm(x)
+        if last is None:
+            return end, end
+        if self.inner.layer_norm_hidden_state:
+            taken = self.net.final_layer_norm(taken)
+        return taken, end
+
+    def _last(self, count: int) -> int | None:
+        """Number the layer whose output the host takes; None: the last, as the model ends."""
+        kind, index, *_ = self.inner.options_default
+        if (skip := self.clip.layer_idx) is not None:
+            kind, index = ("hidden", skip) if abs(skip) <= count else ("last", None)
+        return None if kind == "last" or index is None else index % count
+
+
+class HostTokens:
+    """The engine's TokenSpace on a CLIP of one tower, or of SDXL's two.
+
+    Two towers read the same tokens: a token's row is both of its rows, side by side. compose: what
+    the UNet is told beside the text, of the pooled text (1, d) of the second tower.
+    """
+
+    def __init__(self, clip: Any, towers: Sequence[Tower], compose: Compose | None) -> None:
+        self.clip, self.towers, self.compose = clip, list(towers), compose
+        self.empty = towers[0].empty
+        tables = [tower.table for tower in towers]
+        self._table = tables[0] if len(tables) == 1 else torch.cat(tables, 1)
+
+    @property
+    def table(self) -> Tensor:
+        """Return the embedding table (vocabulary, d)."""
+        return self._table
 
     def tokens(self, text: str) -> list[int]:
         """Turn text into token ids, start and end not among them."""
-        chunks = next(iter(self.clip.tokenize(text).values()))
+        told = self.clip.tokenize(text)
+        chunks = told.get("l") or next(iter(told.values()))
         return [t for chunk in chunks for t, _ in chunk if t not in self.empty]
 
     def frame(self, tokens: Sequence[int]) -> Tensor:
@@ -52,35 +105,42 @@ class HostTokens:
 
     def encode(self, rows: Tensor) -> Conditioning:
         """Encode embedded prompts (b, 77, d), differentiably."""
-        from comfy.ldm.modules.attention import attention_pytorch
+        parts = rows.float().split([tower.table.shape[1] for tower in self.towers], -1)
+        if len(self.towers) == 1:
+            return Conditioning(self.towers[0].states(parts[0])[0])
+        (first, second), padding = self.towers, self._padding(parts[0])
+        # Each tower pads in its own way; what is framed is padded in the first one's.
+        other = torch.where(padding[..., None], second.table[second.empty[-1]], parts[1])
+        states, (others, end) = first.states(parts[0])[0], second.states(other)
+        context = torch.cat([states, others], -1)
+        if self.compose is None or second.projection is None:
+            return Conditioning(context)
+        ended = (parts[0] == first.table[first.empty[1]]).all(-1).int().argmax(1)
+        pooled = end[torch.arange(len(end)), ended] @ second.projection.T
+        told = [self.compose(one[None]) for one in pooled]
+        return Conditioning(context, None if told[0] is None else torch.cat(told))  # type: ignore[arg-type]
 
-        layers = self.tower.encoder.layers
-        last = self._last(len(layers))
-        x = rows.float() + self.tower.embeddings.position_embedding.weight
-        side = x.shape[1]
-        mask = torch.full((side, side), -torch.finfo(x.dtype).max, device=x.device).triu_(1)
-        for layer in layers[: len(layers) if last is None else last + 1]:
-            # The host's own forward adds in place, which a backward pass does not survive.
-            x = x + layer.self_attn(layer.layer_norm1(x), mask, attention_pytorch)
-            x = x + layer.mlp(layer.layer_norm2(x))
-        if last is None or self.inner.layer_norm_hidden_state:
-            x = self.tower.final_layer_norm(x)
-        return Conditioning(x)
-
-    def _last(self, count: int) -> int | None:
-        """Number the layer whose output the host takes; None: the last, as the model ends."""
-        kind, index, *_ = self.inner.options_default
-        if (skip := self.clip.layer_idx) is not None:
-            kind, index = ("hidden", skip) if abs(skip) <= count else ("last", None)
-        return None if kind == "last" or index is None else index % count
+    def _padding(self, rows: Tensor) -> Tensor:
+        """Find the padding after a prompt's end in the first tower's rows: (b, n) bool."""
+        _start, end, *_, pad = self.towers[0].empty
+        run = (rows == self.towers[0].table[pad]).all(-1).flip(1).int().cumprod(1).flip(1).bool()
+        if pad == end:  # the first of the run is the end itself
+            run = torch.cat([torch.zeros_like(run[:, :1]), run[:, 1:] & run[:, :-1]], 1)
+        return run
 
 
-def tokens_of(clip: Any, device: torch.device) -> HostTokens | None:
-    """Return a CLIP's tokens, None unless it is one tower of CLIP's kind."""
+def tokens_of(clip: Any, device: torch.device, compose: Compose | None = None) -> HostTokens | None:
+    """Return a CLIP's tokens, None unless it is one tower of CLIP's kind, or SDXL's two."""
     stage = getattr(clip, "cond_stage_model", None)
-    inner = getattr(stage, getattr(stage, "clip", ""), None)
-    tower = getattr(inner, "transformer", None)
-    return HostTokens(clip, device) if isinstance(tower, comfy.clip_model.CLIPTextModel) else None
+    children = stage.named_children() if isinstance(stage, nn.Module) else ()
+    inner = {name: child.transformer for name, child in children if hasattr(child, "transformer")}
+    kind = comfy.clip_model.CLIPTextModel
+    if not inner or not all(isinstance(tower, kind) for tower in inner.values()):
+        return None
+    if len(inner) > 1 and set(inner) != {"clip_l", "clip_g"}:
+        return None
+    names = ("clip_l", "clip_g") if len(inner) > 1 else tuple(inner)
+    return HostTokens(clip, [Tower(clip, name, device) for name in names], compose)
 
 
 def _like(tower: Any, device: torch.device) -> nn.Module:

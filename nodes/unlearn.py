@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..trust_engine.diff_weights import WeightDiff
+from ..trust_engine.sampler import SamplerSettings
 from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
 from ..trust_engine.wording import some
 from .charts import side_by_side, stacked, summary_picture, to_image
@@ -18,11 +19,13 @@ from .kinds import CATEGORY, CONCEPT, DIFF, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .patching import patched
 from .progress import Bar, sparing
+from .recall import Prompt, remember
 from .running import Neurons, Ran, for_browser, run_engine
 from .settings import DEFAULTS, EFFORTS, Settings, compose
 
 log = logging.getLogger(__name__)
 SHOWN = 4  # pictures before and after
+DRAWN = SamplerSettings().passes(SHOWN)
 SMALL = 2  # rows of a batch on the second try
 
 
@@ -77,7 +80,7 @@ class TrustUnlearn:
                                   "settings: saves recording once more. The diff is the same."),
                 "settings": socket(SETTINGS, "From Unlearn Settings, for everything else."),
             },
-            "hidden": {"unique_id": "UNIQUE_ID"},
+            "hidden": {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"},
         }  # fmt: skip
 
     def unlearn(
@@ -95,21 +98,22 @@ class TrustUnlearn:
         neurons: Neurons | None = None,
         settings: Settings | None = None,
         unique_id: str | None = None,
+        prompt: Prompt | None = None,
     ) -> dict[str, Any]:
         """Run the engine; out of memory, once more with less of it."""
         spec = compose(concept, settings, effort, objective=objective, engine=engine,
                        budget=budget, robust=robust, seed=seed)  # fmt: skip
         resolution = settings.resolution if settings else 0
-        said: list[str] = []
 
         def work(small: bool) -> tuple[Lent, Ran]:
             mine = replace(spec, checkpointing=True) if small and _checkpoints(spec) else spec
             lent = lend(model, clip, resolution, mine.through_unet)
             if small:
                 lent.host.rows = SMALL
-            return lent, run_engine(lent, mine, unique_id, neurons if mine is spec else None)
+            start = neurons if mine is spec else None
+            return lent, run_engine(lent, mine, unique_id, start, 2 * DRAWN if vae else 0)
 
-        lent, ran = sparing(work, f"{SMALL} rows at a time", _advice(spec), said.append)
+        (lent, ran), said = sparing(unique_id, work, f"{SMALL} rows at a time", _advice(spec))
         diff = labelled(ran.run.diff, lent)
         after = patched(model, diff)
         picture = summary_picture(
@@ -118,7 +122,9 @@ class TrustUnlearn:
         if vae is not None:
             picture = stacked([picture, _before_after(lent, after, clip, vae, ran, unique_id)])
         report = _report(spec, ran, diff, [*said, *ran.said])
-        ui = {"text": [report], "trust_run": [json.dumps(for_browser(ran))]}
+        shown = for_browser(ran)
+        remember(prompt, unique_id, shown)
+        ui = {"text": [report], "trust_run": [json.dumps(shown)]}
         return {"ui": ui, "result": (after, diff, to_image(picture), report)}
 
 

@@ -9,11 +9,13 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 import sys
-import zlib
+from dataclasses import replace
 from typing import Any
 
 import torch
+from comfy_standins import WIDE, WIDTH, Clip, Lowvram, Vae
 
 HOST, ROOT, TOLD, OUT = sys.argv[1:]
 sys.argv = ["main.py", "--cpu"]
@@ -23,11 +25,13 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 import comfy.model_management as mm  # noqa: E402
 import comfy.model_patcher  # noqa: E402
+import comfy.sd  # noqa: E402
 import comfy.supported_models as kinds  # noqa: E402
 import comfy.utils  # noqa: E402
+import folder_paths  # noqa: E402
 from comfy.ldm.flux.model import FluxParams  # noqa: E402
 
-NAME, WIDTH = "/comfy/custom_nodes/trust-unlearn_x_v1", 64
+NAME = "/comfy/custom_nodes/trust-unlearn_x_v1"
 UNET: dict[str, Any] = {
     "use_checkpoint": False, "image_size": 32, "use_spatial_transformer": True, "legacy": False,
     "in_channels": 4, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1, 1],
@@ -82,10 +86,10 @@ def part(name: str) -> Any:
 
 
 @torch.inference_mode()
-def built(family: str, dtype: torch.dtype) -> Any:
+def built(family: str, dtype: torch.dtype, **special: Any) -> Any:
     """Build a MODEL of random weights."""
     kind, more = FAMILIES[family]
-    config = kind({**UNET, **more})
+    config = kind({**UNET, **more, **special})
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = config.get_model(TELLS.get(family, {}), "", device="cpu")
     chance = torch.Generator().manual_seed(0)
@@ -117,43 +121,65 @@ def refusal(family: str) -> str:
     return "it was taken"
 
 
-class Clip:
-    """Words to rows by their hash, in the shape of the host's CLIP."""
+@torch.inference_mode()
+def towers() -> Any:
+    """Build SDXL's CLIP of random weights, with three layers a tower."""
+    small = {
+        "num_hidden_layers": 3, "hidden_size": WIDTH, "num_attention_heads": 2,
+        "intermediate_size": 2 * WIDTH,
+    }  # fmt: skip
+    wide = {**small, "hidden_size": WIDE, "num_attention_heads": 20}
+    options = {"clip_l_model_config": small, "clip_g_model_config": wide, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(kinds.SDXL({**UNET, **XL}).clip_target({}), model_options=options)
+    chance = torch.Generator().manual_seed(0)
+    for weight in clip.cond_stage_model.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=chance) * 0.05)
+    return clip
 
-    def tokenize(self, text: str) -> dict[str, list]:
-        """Cut a text into (token, weight)."""
-        words = [(100 + zlib.crc32(word.encode()) % 49_000, 1.0) for word in text.split()[:10]]
-        return {"l": [[(1, 1.0), *words] + [(2, 1.0)] * (11 - len(words))]}
 
-    def encode_from_tokens(self, tokens: dict, return_pooled: bool = False) -> Any:
-        """Return rows (1, n, 64) and the pooled text (1, 1280)."""
-        seeds = [token for token, _ in tokens["l"][0]]
-        rows = [torch.randn(WIDTH, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        rows = torch.stack(rows)
-        return (rows + rows.mean(0))[None], rows.mean().expand(1, 1280)
+def learnable() -> dict[str, Any]:
+    """Compare what attacks encode by SDXL's towers with what the host does; then audit."""
+    model, clip = built("sdxl", torch.float32, context_dim=WIDTH + WIDE), towers()
+    found: dict[str, Any] = {"context": 0.0, "vector": 0.0, "slope": 1.0}
+    for skip in (None, -1, -2, -3):
+        clip.layer_idx = skip
+        encoder = part("nodes.text").HostEncoder(clip, model, (64, 64), torch.device("cpu"))
+        with torch.inference_mode():
+            space = encoder.token_space()
+        for text in ("a gun on red", "", "gun " * 75):
+            wanted = encoder.encode([text])
+            ids = space.frame(space.tokens(text))
+            rows = space.table[ids][None].requires_grad_()
+            mine = space.encode(rows)
+            for name in ("context", "vector"):
+                apart = (getattr(mine, name) - getattr(wanted, name)).detach().abs().max()
+                found[name] = max(found[name], float(apart))
+            total = mine.context.square().sum() + mine.vector.square().sum()
+            slope = torch.autograd.grad(total, rows)[0][0, :2].abs()
+            both = slope[:, :WIDTH].amax(-1), slope[:, WIDTH:].amax(-1)
+            found["slope"] = min(found["slope"], *(float(one.min()) for one in both))
+    return {**found, "text": space.text(space.tokens("a gun on red")), **audited(model, clip)}
 
 
-class Lowvram:
-    """Load as the host does when memory is short: each weight is patched anew where it is used."""
-
-    def __init__(self) -> None:
-        self.loaded: Any = None
-        self.patches = 0
-
-    def load(self, models: Any, **_more: Any) -> None:
-        """Be the host's load_models_gpu."""
-        (model,) = models
-        if self.loaded is not model:
-            self.unload()
-            self.loaded = model
-            model.patch_model(torch.device("cpu"), lowvram_model_memory=1)
-            self.patches = max(self.patches, model.model.lowvram_patch_counter)
-
-    def unload(self) -> None:
-        """Take everything off again."""
-        if self.loaded is not None:
-            self.loaded.detach()
-        self.loaded = None
+@torch.inference_mode()
+def audited(model: Any, clip: Any) -> dict[str, Any]:
+    """Audit a change by chance with our node, on small pictures."""
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    clip.layer_idx, after = None, model.clone()
+    assert after.add_patches({key: ("diff", (torch.ones(128, WIDTH + WIDE) / 8,))})
+    folder_paths.set_output_directory(os.path.dirname(OUT))
+    part("nodes.lending").latent_side = lambda *_: 4
+    quick = part("trust_engine.audit").pick_level("quick")
+    spend = {"judged": 2, "bait": 2, "inversion_steps": 3, "inversion_batch": 2}
+    small = replace(quick, shots=1, neutral=1, pairs=1, samplers=(), cfgs=(), strengths=(),
+                    budgets=replace(quick.budgets, **spend))  # fmt: skip
+    part("nodes.audit").pick_level = lambda _name: small
+    concept = part("nodes.concept").TrustConcept().describe("gun", "single")[0]
+    told = part("nodes.audit").TrustAudit().audit(
+        model, after, clip, Vae(), concept, "quick", "demo", 1, 0, "towers"
+    )  # fmt: skip
+    figures = told["result"][0]
+    return {"attacks": list(figures["attacks"]), "not_covered": str(figures["not_covered"])}
 
 
 def digest(model: Any) -> str:
@@ -188,6 +214,10 @@ def main() -> None:
     if told["family"] in REFUSED:
         with open(OUT, "w", encoding="utf-8") as out:
             json.dump({"refused": refusal(told["family"])}, out)
+        return
+    if told.get("towers"):
+        with open(OUT, "w", encoding="utf-8") as out:
+            json.dump(learnable(), out)
         return
     model = built(told["family"], getattr(torch, told["dtype"]))
     if told.get("lora"):

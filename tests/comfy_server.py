@@ -55,7 +55,8 @@ class ComfyServer:
         packs = self.base / "custom_nodes"
         packs.mkdir(parents=True)
         (packs / FOLDER).symlink_to(ROOT, target_is_directory=True)
-        (packs / "memory.py").symlink_to(ROOT / "tests" / "comfy_memory.py")
+        for name in ("memory", "watch"):
+            (packs / f"{name}.py").symlink_to(ROOT / "tests" / f"comfy_{name}.py")
         command = [
             os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu",
             "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base),
@@ -140,6 +141,13 @@ class ComfyServer:
         """Wait until the host has logged a text, after a number of characters."""
         end = time.monotonic() + PATIENCE
         while text not in self.log.read_text()[after:]:
+            assert time.monotonic() < end, self.log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def wait_for_stage(self, start: str) -> None:
+        """Wait until our node has told of a stage that begins so."""
+        end = time.monotonic() + PATIENCE
+        while not self.get("/test/watch")["stage"].startswith(start):
             assert time.monotonic() < end, self.log.read_text()[-3000:]
             time.sleep(0.1)
 

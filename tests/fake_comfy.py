@@ -38,6 +38,25 @@ class Host:
         self.loaded: Any = None
         self.out_of_memory = 0  # how many UNet calls run out of memory
         self.most_rows = 0
+        self.room: int | None = None  # rows of a batch that memory has room for
+        self.press_at: int | None = None  # the number of the UNet pass in which Cancel is pressed
+        self.pressed = False
+        self.passes = self.late = 0  # UNet passes; those begun after Cancel was pressed
+
+    def begin_pass(self, rows: int) -> None:
+        """Count a UNet pass, of the model or of a private copy."""
+        if self.room is not None and rows > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB")
+        self.passes += 1
+        self.late += self.pressed
+        if self.passes == self.press_at:
+            self.pressed, self.press_at = True, None
+
+    def check(self) -> None:
+        """Raise the interrupt that was asked for, once."""
+        if self.pressed:
+            self.pressed = False
+            raise self.interrupt()
 
 
 class EPS:
@@ -233,9 +252,11 @@ def installed(host: Host, models: Path, sparse: bool = True) -> Iterator[None]:
     modules: dict[str, ModuleType] = modules_of(host, models, sparse)
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
+    FakeUNet.begin = host.begin_pass
     try:
         yield
     finally:
+        FakeUNet.begin = None
         for name, module in before.items():
             if module is None:
                 del sys.modules[name]

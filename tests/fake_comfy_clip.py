@@ -11,7 +11,7 @@ from fake_comfy import Clip, Patcher
 from fake_comfy_modules import attention
 from torch import Tensor, nn
 
-START, END, PAD, LENGTH, WIDTH, HEADS, LAYERS, WORDS = 1, 2, 2, 8, 16, 2, 3, 40
+START, END, PAD, LENGTH, WIDTH, WIDE, HEADS, LAYERS, WORDS = 1, 2, 2, 8, 16, 24, 2, 3, 40
 ACTIVATIONS = {"quick_gelu": lambda a: a * torch.sigmoid(1.702 * a), "gelu": F.gelu}
 
 
@@ -74,11 +74,25 @@ class CLIPTextModel(nn.Module):
     def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
         super().__init__()
         self.text_model = CLIPTextModel_(config, dtype, device, operations)
+        self.text_projection = nn.Linear(config["hidden_size"], config["hidden_size"], bias=False)
 
 
 class _TextPatcher(Patcher):
     def _state(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())
+
+
+def _inner(width: int, options: tuple[str, int | None]) -> nn.Module:
+    """Make what the host holds a tower in."""
+    config = {
+        "num_hidden_layers": LAYERS, "hidden_size": width, "num_attention_heads": HEADS,
+        "intermediate_size": 2 * width, "hidden_act": "quick_gelu", "eos_token_id": END,
+        "max_position_embeddings": LENGTH,
+    }  # fmt: skip
+    inner = nn.Module()
+    inner.transformer = CLIPTextModel(config, None, None, None)
+    vars(inner).update(options_default=options, layer_norm_hidden_state=options[0] == "last")
+    return inner
 
 
 class TowerClip(Clip):
@@ -87,15 +101,8 @@ class TowerClip(Clip):
     @torch.inference_mode()
     def __init__(self) -> None:
         super().__init__()
-        config = {
-            "num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS,
-            "intermediate_size": 2 * WIDTH, "hidden_act": "quick_gelu", "eos_token_id": END,
-            "max_position_embeddings": LENGTH,
-        }  # fmt: skip
         stage = nn.Module()
-        stage.clip, stage.clip_l = "clip_l", nn.Module()  # type: ignore[assignment]
-        stage.clip_l.transformer = CLIPTextModel(config, None, None, None)
-        vars(stage.clip_l).update(options_default=("last", None), layer_norm_hidden_state=True)
+        stage.clip_l = _inner(WIDTH, ("last", None))
         self.cond_stage_model, self.layer_idx = stage, None
         self.patcher = _TextPatcher(stage)  # type: ignore[arg-type]
         words = {i: f"w{i}</w>" for i in range(WORDS)}
@@ -116,3 +123,38 @@ class TowerClip(Clip):
         for layer in tower.encoder.layers[:stop]:
             x = layer(x, mask)
         return tower.final_layer_norm(x)
+
+
+class TwoTowerClip(TowerClip):
+    """A CLIP of SDXL's two towers: the second is wider, pads with 0, and is named first."""
+
+    @torch.inference_mode()
+    def __init__(self) -> None:
+        super().__init__()
+        stage = self.cond_stage_model
+        for name, width in (("clip_l", WIDTH), ("clip_g", WIDE)):
+            setattr(stage, name, _inner(width, ("hidden", -2)))
+
+    def tokenize(self, text: str) -> dict[str, list]:
+        """Take "w7 w9" for tokens 7 and 9, and pad for each tower."""
+        (entries,) = super().tokenize(text)["l"]
+        end = entries.index((END, 1.0))
+        return {"g": [entries[: end + 1] + [(0, 1.0)] * (LENGTH - end - 1)], "l": [entries]}
+
+    @torch.inference_mode()
+    def by_the_towers(self, text: str) -> tuple[Tensor, Tensor]:
+        """Encode by the host's own forward: the context, and the second tower's pooled text."""
+        told, parts = self.tokenize(text), []
+        for name in ("l", "g"):
+            ids = torch.tensor([[token for token, _ in told[name][0]]])
+            whole = getattr(self.cond_stage_model, f"clip_{name}").transformer
+            tower = whole.text_model
+            x = tower.embeddings.token_embedding(ids) + tower.embeddings.position_embedding.weight
+            mask = torch.full((LENGTH, LENGTH), -1e9).triu_(1)
+            for number, layer in enumerate(tower.encoder.layers):
+                x = layer(x, mask)
+                if number == (self.layer_idx or -2) % LAYERS:
+                    parts.append(x.clone())
+        end = (ids == END).int().argmax(1)
+        pooled = whole.text_projection(tower.final_layer_norm(x)[torch.arange(len(x)), end])
+        return torch.cat(parts, -1), pooled

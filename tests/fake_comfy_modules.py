@@ -103,6 +103,7 @@ def _progress(host: Host) -> type:
 
         def update_absolute(self, value: int, total: Any = None, preview: Any = None) -> None:
             host.updates += 1
+            host.check()
             if host.interrupt_at == host.updates:
                 host.interrupt_at = None  # the host forgets it once it has raised
                 raise host.interrupt()
@@ -136,7 +137,7 @@ def _management(host: Host) -> dict[str, Any]:
         "get_free_memory": lambda *_: 1e9,
         "unload_all_models": unload,
         "soft_empty_cache": lambda: None,
-        "throw_exception_if_processing_interrupted": lambda: None,
+        "throw_exception_if_processing_interrupted": lambda: host.check(),
         "InterruptProcessingException": host.interrupt,
     }
 

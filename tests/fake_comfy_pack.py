@@ -81,8 +81,8 @@ def quick(part: Part, **fields: Any) -> Any:
     return part("nodes.settings").Settings(told, fields.pop("resolution", 64))
 
 
-def unlearn(part: Part, model: Patcher, **changes: Any) -> Any:
-    """Run the Unlearn node as the host does: in inference mode."""
+def unlearn(part: Part, model: Patcher, whole: bool = False, **changes: Any) -> Any:
+    """Run the Unlearn node as the host does: in inference mode. whole: also what it shows."""
     told = {
         "model": model, "clip": Clip(), "concept": concept(part), "objective": "csr",
         "engine": "local", "effort": "tiny", "budget": 0.05, "robust": False, "seed": 0,
@@ -90,7 +90,8 @@ def unlearn(part: Part, model: Patcher, **changes: Any) -> Any:
     }  # fmt: skip
     part("nodes.settings").EFFORTS["tiny"] = STEPS / part("nodes.settings").DEFAULTS["steps"]
     with torch.inference_mode():
-        return part("nodes.unlearn").TrustUnlearn().unlearn(**told)["result"]
+        answer = part("nodes.unlearn").TrustUnlearn().unlearn(**told)
+    return answer if whole else answer["result"]
 
 
 def content(diff: Any) -> dict[str, tuple]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,8 @@ class Block(nn.Module):
 class FakeUNet(nn.Module):
     """Three cross-attention layers in the places they have in the host's UNet."""
 
+    begin: ClassVar[Any] = None  # told of each pass
+
     def __init__(
         self, in_channels: int = 4, dtype: Any = None, device: Any = None, operations: Any = None
     ) -> None:
@@ -77,6 +79,8 @@ class FakeUNet(nn.Module):
         self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None,
         control: Any = None, transformer_options: dict | None = None,
     ) -> Tensor:  # fmt: skip
+        if type(self).begin is not None:
+            type(self).begin(len(x))
         options = transformer_options or {}
         b, _, h, w = x.shape
 

@@ -154,6 +154,29 @@ def test_chart_is_live(page: Any, tmp_path: Path) -> None:
     shot(page, "demo", tmp_path)
 
 
+def test_chart_is_there_again_after_a_reload(page: Any, tmp_path: Path) -> None:
+    """The host answers from its cache, and some then do not say what the nodes showed."""
+    graph = hurried("2_unlearn_and_compare")
+    run(page, graph, "compare")
+    wait(page)
+    page.reload()
+    page.wait_for_function("() => window.app?.graph && window.app.extensionManager")
+    page.wait_for_function("() => app.extensions.some(({name}) => name === 'trust.unlearn')")
+    assert page.evaluate(LOAD, [graph, "compare"]) == []
+    page.evaluate(FIT)
+    assert page.locator("polyline").count() == 0
+    page.evaluate("""() => app.api.addEventListener(
+        "execution_cached", ({detail}) => { window.cached = detail.nodes; })""")
+    queue(page)
+    wait(page)
+    page.wait_for_function("() => document.querySelectorAll('polyline').length > 2")
+    kinds = {str(one["id"]): one["type"] for one in graph["nodes"]}
+    cached = {kinds.get(key) for key in page.evaluate("() => window.cached")}
+    assert {"TrustUnlearn", "TrustFindNeurons"} <= cached, "nothing was trained again"
+    assert page.locator("svg rect title").count() >= 2 * 9, "both maps"
+    shot(page, "reloaded", tmp_path)
+
+
 def test_badge_and_label(page: Any, tmp_path: Path) -> None:
     run(page, hurried("4_audit"), "audit")
     page.evaluate(PAUSE, True)

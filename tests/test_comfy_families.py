@@ -62,3 +62,11 @@ def test_family(tmp_path: Path, family: str, prediction: str, more: dict) -> Non
 )
 def test_refused_in_a_sentence(tmp_path: Path, family: str, text: str) -> None:
     assert told(tmp_path, family=family)["refused"].startswith(text)
+
+
+def test_attacks_learn_tokens_of_both_of_sdxls_towers(tmp_path: Path) -> None:
+    found = told(tmp_path, family="sdxl", towers=True)
+    assert found["context"] < 1e-4 and found["vector"] < 1e-4, "as CLIPTextEncode encodes"
+    assert found["slope"] > 0 and found["text"] == "a gun on red"
+    assert any("inversion" in name for name in found["attacks"]), found
+    assert "not possible with this text encoder" not in found["not_covered"]

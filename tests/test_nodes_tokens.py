@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fake_comfy import Clip
-from fake_comfy_clip import TowerClip
+from fake_comfy_clip import WIDTH, TowerClip, TwoTowerClip
 from fake_comfy_pack import Part, host, model, models, part  # noqa: F401
 
 CPU = torch.device("cpu")
@@ -47,6 +47,45 @@ def test_a_lora_on_the_text_counts_and_nothing_is_written(part: Part) -> None:
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
+@pytest.mark.parametrize("skip", [None, -1, -3])
+@pytest.mark.parametrize("text", ["w7 w9", "", "w3 w4 w5 w6 w7 w8"])
+def test_two_towers_encode_as_the_host_and_differentiably(
+    part: Part, text: str, skip: int | None
+) -> None:
+    clip = TwoTowerClip()
+    clip.layer_idx = skip
+    with torch.inference_mode():
+        space = part("nodes.tokens").tokens_of(clip, CPU, lambda pooled: pooled)
+    ids = space.frame(space.tokens(text))
+    rows = space.table[ids][None].requires_grad_()
+    mine = space.encode(rows)
+    context, pooled = clip.by_the_towers(text)
+    torch.testing.assert_close(mine.context, context.clone(), rtol=1e-5, atol=1e-6)
+    assert mine.vector is not None
+    torch.testing.assert_close(mine.vector, pooled.clone(), rtol=1e-5, atol=1e-6)
+    total = mine.context.square().sum() + mine.vector.square().sum()
+    slope = torch.autograd.grad(total, rows)[0].abs()
+    read = len(space.tokens(text)) + 2
+    assert (slope[0, :read, :WIDTH].amax(-1) > 0).all()
+    assert (slope[0, :read, WIDTH:].amax(-1) > 0).all(), "a learned token is a row of each tower"
+
+
+def test_several_prompts_at_once_end_where_each_ends(part: Part) -> None:
+    clip = TwoTowerClip()
+    space = part("nodes.tokens").tokens_of(clip, CPU, lambda pooled: pooled)
+    texts = ["w7", "w3 w4 w5", ""]
+    ids = torch.stack([space.frame(space.tokens(text)) for text in texts])
+    mine = space.encode(space.table[ids])
+    for i, text in enumerate(texts):
+        context, pooled = clip.by_the_towers(text)
+        torch.testing.assert_close(mine.context[i : i + 1], context.clone(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(mine.vector[i : i + 1], pooled.clone(), rtol=1e-5, atol=1e-6)
+
+
 def test_other_text_encoders_have_none(part: Part) -> None:
-    """Two towers, or none of CLIP's kind: the audit says which attacks it left out."""
+    """None of CLIP's kind, or with another beside it: the audit says what it left out."""
     assert part("nodes.tokens").tokens_of(Clip(), CPU) is None
+    clip = TwoTowerClip()
+    clip.cond_stage_model.t5xxl = torch.nn.Module()
+    clip.cond_stage_model.t5xxl.transformer = torch.nn.Linear(1, 1)
+    assert part("nodes.tokens").tokens_of(clip, CPU) is None

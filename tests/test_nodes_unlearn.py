@@ -77,6 +77,40 @@ def test_interrupt_leaves_nothing_behind(part: Part, host: Host, model: Patcher,
     assert unlearn(part, model)[1].changed, "and the next job runs"
 
 
+PRIVATE = [
+    {"engine": "global"},
+    {"settings": {"saliency": "noise"}},
+    {"robust": True, "settings": {"passes": 16}},
+]
+
+
+def with_settings(part: Part, changes: dict) -> dict:
+    """Turn settings' fields into settings."""
+    return {**changes, "settings": quick(part, **changes.get("settings", {}))}
+
+
+@pytest.mark.parametrize("changes", [{}, PRIVATE[0], PRIVATE[2]], ids=["local", "global", "robust"])
+def test_cancel_stops_before_the_next_pass(
+    part: Part, host: Host, model: Patcher, changes: dict
+) -> None:
+    """A step of the engines that go through the UNet takes several passes."""
+    before, changes = frozen(model), with_settings(part, changes)
+
+    def pressed_in(at: int) -> None:
+        host.passes, host.press_at = 0, at
+        with pytest.raises(InterruptProcessingException):
+            unlearn(part, model, **changes)
+        assert host.late == 0 and host.passes == at
+        assert frozen(model) == before and not model.patches
+
+    pressed_in(2)  # while its speed is measured, for the expected time
+    unlearn(part, model, **changes)
+    host.passes = 0
+    unlearn(part, model, **changes)
+    for at in (host.passes // 2, host.passes):
+        pressed_in(at)
+
+
 def test_exception_leaves_nothing_behind(part: Part, host: Host, model: Patcher) -> None:
     before = frozen(model)
     with pytest.raises(part("trust_engine.errors").SpecError, match="no entry stands out"):
@@ -95,19 +129,10 @@ def test_out_of_memory_is_retried_once_and_said(part: Part, host: Host, model: P
         unlearn(part, model)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"engine": "global"},
-        {"settings": {"saliency": "noise"}},
-        {"robust": True, "settings": {"passes": 16}},
-    ],
-)
+@pytest.mark.parametrize("changes", PRIVATE)
 def test_private_copy_for_gradients(part: Part, host: Host, model: Patcher, changes: dict) -> None:
-    if "settings" in changes:
-        changes = {**changes, "settings": quick(part, **changes["settings"])}
     before = frozen(model)
-    _, diff, _, report = unlearn(part, model, **changes)
+    _, diff, _, report = unlearn(part, model, **with_settings(part, changes))
     assert diff.changed and frozen(model) == before
     assert ("of the UNet's weights" in report) == changes.get("robust", False)
 
@@ -150,8 +175,9 @@ def test_browser_hears_of_it(part: Part, host: Host, model: Patcher, monkeypatch
     assert kinds[-1] == "finished" and all(data["node"] == "7" for _, data in host.events)
     points = [point for _, data in host.events for point in data.get("points", [])]
     assert len(points) == 3 * 4 and points[0][0].startswith("input_blocks.1")
-    first = host.events[0][1]
+    first, second = host.events[0][1], host.events[1][1]
     assert first["done"] == 0 and "units of work" in first["needs"] and "MB" in first["needs"]
+    assert first["left"] is None and second["left"] >= 0 == second["done"]
     json.dumps(host.events)
 
 

@@ -69,8 +69,8 @@ test("nothing yet is said, and figures that are not finite do no harm", () => {
 test("before the first curve it says what the run takes, and how long", () => {
   const needs = "716 units of work, about 4 MB of recorded states";
   const begun = withProgress(finishedRun({ curves: { a: [[0, 1, 0]] }, neurons: { [Q]: 1 }, steps: 1 }),
-    { kind: "run", done: 0, total: 10, steps: 4, stage: "", left: null, points: [], neurons: {}, needs });
-  assert.match(runPicture(begun), new RegExp(`>0 %<.*${needs}`));
+    { kind: "run", done: 0, total: 10, steps: 4, stage: "", left: 30, points: [], neurons: {}, needs });
+  assert.match(runPicture(begun), new RegExp(`>0 %<.*30 s left.*${needs}`));
   const later = withProgress(begun, { ...message(2, []), stage: "recording", neurons: {} });
   assert.match(runPicture(later), new RegExp(`recording 20 %.*3 s left.*${needs}`));
 });
@@ -83,6 +83,9 @@ test("text from files cannot become markup", () => {
 
 test("an audit says how far it is", () => {
   assert.equal(auditLine({ stage: "drawing", done: 1, total: 4 }), "drawing 25 %");
+  assert.equal(auditLine({ stage: "core", done: 1, total: 4, left: 9 }), "core 25 % · 9 s left");
+  const begun = { stage: "", done: 0, total: 900, left: 600, needs: "900 UNet passes" };
+  assert.equal(auditLine(begun), "0 % · 10 min left · 900 UNet passes");
 });
 
 test("badge says what is gone, kept and brought back", () => {

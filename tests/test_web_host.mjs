@@ -12,18 +12,24 @@ const RUN = { node: "7", kind: "run", done: 1, total: 9, steps: 3, points: [["a"
 const AUDIT = { node: "7", kind: "audit", stage: "drawing", done: 1, total: 4 };
 const FINISHED = { node: "7", kind: "finished", concept: "gun", seconds: 12 };
 
+const answers = {
+  "/trust/label": { concepts: ["gun"], family: "demo", audited: false, label: "the label" },
+  "/trust/run": { run: { curves: { a: [[0, 1, 0], [1, 0.5, 0]] }, steps: 2, neurons: {} } },
+};
 const warned = [];
 console.warn = (...said) => warned.push(said.map(String).join(" "));
-let say, extension, node;
+const heard = {}; // event -> who listens
+const say = (detail) => heard["trust.progress"]({ detail });
+let extension, node;
 const app = {
   graph: { getNodeById: () => node },
   registerExtension: (registered) => (extension = registered),
 };
 const api = {
-  addEventListener: (_name, heard) => (say = (detail) => heard({ detail })),
+  addEventListener: (name, listener) => (heard[name] = listener),
   fetchApi: async (path) => ({
     ok: !path.startsWith("/i18n"), // an old server has no texts
-    json: async () => ({ concepts: ["gun"], family: "demo", audited: false, label: "the label" }),
+    json: async () => answers[path.split("?")[0]],
   }),
 };
 globalThis.frontEnd = { api, app };
@@ -70,6 +76,20 @@ test("the chart follows the messages, and what is finished stays", () => {
   assert.doesNotMatch(element.innerHTML, /polyline/);
 });
 
+test("a node that the host answers from its cache shows its chart again", async () => {
+  node = current("TrustUnlearn");
+  extension.nodeCreated(node);
+  const [{ element }] = node.shown;
+  await heard.execution_cached({ detail: { nodes: ["7"], prompt_id: "p" } });
+  assert.match(element.innerHTML, /polyline/);
+  answers["/trust/run"] = { run: null }; // long ago: what is shown stays
+  await heard.execution_cached({ detail: { nodes: ["7"], prompt_id: "p" } });
+  assert.match(element.innerHTML, /polyline/);
+  node = current("KSampler");
+  await heard.execution_cached({ detail: { nodes: ["7"], prompt_id: "p" } });
+  assert.deepEqual(warned, []);
+});
+
 test("an audit says how far it is, then its verdict by colour and on hover", () => {
   node = current("TrustAudit");
   extension.nodeCreated(node);
@@ -92,12 +112,17 @@ test("a chosen diff is described, the whole label on hover", async () => {
   assert.equal(line.title, "the label");
 });
 
-test("a toast says that a run is over, where there are toasts", () => {
+test("a toast says that a run is over or what went wrong, where there are toasts", () => {
   const toasts = [];
-  app.extensionManager = { toast: { add: (toast) => toasts.push(toast.detail) } };
+  app.extensionManager = { toast: { add: (toast) => toasts.push([toast.severity, toast.detail]) } };
   say(FINISHED);
   say({ ...FINISHED, seconds: undefined });
-  assert.deepEqual(toasts, ["gun: done in 12 s", "gun: the audit is done"]);
+  say({ node: "7", kind: "notice", text: "out of memory; trying once more" });
+  assert.deepEqual(toasts, [
+    ["success", "gun: done in 12 s"],
+    ["success", "gun: the audit is done"],
+    ["warn", "out of memory; trying once more"],
+  ]);
 });
 
 test("a mistake of ours does not stop the host's own work", () => {

@@ -10,15 +10,21 @@ import torch
 
 from trust_engine.conditioning import Conditioning
 from trust_engine.memory import TRAINED
-from trust_engine.robust import BATCH
 from trust_engine.spec import UnlearnSpec
+from trust_engine.speed import (
+    Speed,
+    expected_seconds,
+    layers_of,
+    recording_passes,
+    spelled,
+)
 from trust_engine.trajectory import POSITIONS
 from trust_engine.unlearn import LentModel, Unlearning
 from trust_engine.wording import some
 
 from .host import Host, current
 from .jobs import Job
-from .speed import Speed, correct, known, layers_of, timed
+from .speed import correct, known, timed
 from .work import Order, Unlearned, drawing_passes, unlearn
 
 MB, GB = 2**20, 2**30
@@ -55,13 +61,6 @@ class Expected:
     def to_dict(self) -> dict[str, Any]:
         """Spell out what the API tells."""
         return {"seconds": round(self.seconds), "bytes": round(self.memory), "text": str(self)}
-
-
-def spelled(seconds: float) -> str:
-    """Spell a span of time out."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def expect(order: Order) -> Callable[[Job], Expected]:
@@ -118,23 +117,11 @@ class _Counting:
 
 
 def _expected(run: Unlearning, order: Order, speed: Speed) -> Expected:
-    spec, one = order.spec, speed.one
-    if spec.robust:
-        training = 7 * BATCH * one * spec.steps  # two batches there and back, one there
-    elif spec.through_unet:
-        training = 3 * 4 * 8 * one * spec.steps  # forward and back, two batches, twice
-    else:
-        training = speed.step[spec.objective] * spec.steps
-    recording, drawing = recording_passes(run) * one, drawing_passes(order.pictures) * one
-    return Expected(recording, training, drawing, _memory(run.model, run, spec),
+    recording, training = expected_seconds(run, speed)
+    drawing = drawing_passes(order.pictures) * speed.one
+    return Expected(recording, training, drawing, _memory(run.model, run, order.spec),
                     len(run.prompts.targets) * 2 + len(run.prompts.preserve),
                     tuple(dict.fromkeys(run.prompts.preserve)))  # fmt: skip
-
-
-def recording_passes(run: Unlearning) -> int:
-    """Count the UNet passes, one sample each, that a run records with."""
-    pieces = 1 if run.spec.together else len(layers_of(run.model))
-    return run.total - pieces * run.spec.steps
 
 
 def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:

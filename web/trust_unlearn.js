@@ -38,12 +38,16 @@ function chain(object, name, after) {
   };
 }
 
+function warn(error) {
+  console.warn("TRUST Unlearn:", error);
+}
+
 /** Our mistakes must not stop the host's own work. */
 function guarded(work) {
   try {
     work();
   } catch (error) {
-    console.warn("TRUST Unlearn:", error);
+    warn(error);
   }
 }
 
@@ -115,7 +119,7 @@ function setUpLabel(node) {
     showLine(node, diffLine(told), told.label ?? told.error ?? "");
     widget.tooltip = told.label ?? told.error; // shown when the name is hovered over
   };
-  const soon = () => refresh().catch((error) => console.warn("TRUST Unlearn:", error));
+  const soon = () => refresh().catch(warn);
   chain(widget, "callback", soon);
   chain(node, "onConfigure", soon);
   setTimeout(soon, 0);
@@ -134,6 +138,8 @@ function onProgress({ detail }) {
   if (detail.kind === "finished") {
     const key = detail.seconds === undefined ? "audited" : "finished";
     toast(text(key, detail));
+  } else if (detail.kind === "notice") {
+    toast(detail.text, "warn");
   } else if (detail.kind === "run" && node && runs.has(node)) {
     showRun(node, withProgress(runs.get(node), detail));
   } else if (detail.kind === "audit" && node && elements.has(node)) {
@@ -141,9 +147,21 @@ function onProgress({ detail }) {
   }
 }
 
-function toast(detail) {
+/** Show what a node showed when it ran: a host that answers from its cache may not say it again. */
+async function onCached({ detail }) {
+  for (const id of detail.nodes ?? []) {
+    const node = findNode(id);
+    if (!node || !runs.has(node)) continue;
+    const asked = new URLSearchParams({ prompt: detail.prompt_id, node: id });
+    const answer = await api.fetchApi(`/trust/run?${asked}`);
+    const told = answer.ok ? (await answer.json()).run : null;
+    if (told) showRun(node, finishedRun(told));
+  }
+}
+
+function toast(detail, severity = "success") {
   app.extensionManager?.toast?.add({
-    severity: "success",
+    severity,
     summary: "TRUST Unlearn",
     detail,
     life: 6000,
@@ -163,7 +181,8 @@ app.registerExtension({
   name: "trust.unlearn",
   async setup() {
     api.addEventListener("trust.progress", (event) => guarded(() => onProgress(event)));
-    await loadTexts().catch((error) => console.warn("TRUST Unlearn:", error));
+    api.addEventListener("execution_cached", (event) => onCached(event).catch(warn));
+    await loadTexts().catch(warn);
   },
   nodeCreated(node) {
     guarded(() => {

@@ -1,7 +1,7 @@
 // Pictures as SVG text: colours follow the theme, numbers and names are all that goes in.
 
 import { meanCurve, neuronGrid } from "./run.js";
-import { percent, text } from "./texts.js";
+import { percent, text, timeLeft } from "./texts.js";
 
 const WIDTH = 400;
 const CHART = 118;
@@ -62,12 +62,6 @@ function chart(run) {
     label(LEFT + 165, CHART - 8, `● ${text("harm")}`, "start", 10, HARM) +
     label(WIDTH - 8, CHART - 8, timeLeft(run.left), "end");
   return [...grid, ...faint, harm, effect, key].join("");
-}
-
-function timeLeft(seconds) {
-  if (!Number.isFinite(seconds)) return ""; // at first nobody knows
-  if (seconds < 100) return text("left", { seconds });
-  return text("leftMinutes", { minutes: Math.round(seconds / 60) });
 }
 
 function neuronMap(neurons) {

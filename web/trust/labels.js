@@ -1,10 +1,11 @@
 // Lines for the Audit and Load Diff nodes. No DOM and no ComfyUI in here.
 
-import { percent, text } from "./texts.js";
+import { percent, text, timeLeft } from "./texts.js";
 
-/** Say how far an audit is. */
+/** Say how far an audit is, how long it still takes, and before it starts what it needs. */
 export function auditLine(told) {
-  return `${told.stage} ${percent(told.done / Math.max(1, told.total))}`;
+  const far = `${told.stage} ${percent(told.done / Math.max(1, told.total))}`.trim();
+  return [far, timeLeft(told.left), told.needs].filter(Boolean).join(" · ");
 }
 
 /** Say an audit in one line: {text, kind} with kind "good", "bad" or "mixed". */

@@ -35,3 +35,10 @@ export function text(key, values = {}) {
 export function percent(share) {
   return typeof share === "number" && Number.isFinite(share) ? `${Math.round(share * 100)} %` : "–";
 }
+
+/** Say how long it still takes; nothing while nobody knows. */
+export function timeLeft(seconds) {
+  if (!Number.isFinite(seconds)) return "";
+  if (seconds < 100) return text("left", { seconds });
+  return text("leftMinutes", { minutes: Math.round(seconds / 60) });
+}

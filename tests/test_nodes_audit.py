@@ -1,0 +1,94 @@
+"""The Audit node from end to end on the pretended host, and Cancel in the midst of it."""
+
+# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_comfy import Clip, Host, InterruptProcessingException, Patcher, Vae
+from fake_comfy_pack import (  # noqa: F401
+    Part,
+    concept,
+    frozen,
+    host,
+    model,
+    models,
+    part,
+    unlearn,
+)
+
+
+@pytest.fixture
+def audit(part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the node at work on small pictures."""
+    monkeypatch.setattr(part("nodes.lending"), "latent_side", lambda *_: 4)
+    monkeypatch.setattr(part("nodes.progress"), "EVERY", 0.0)
+    after = unlearn(part, model)[0]
+    host.passes = host.updates = 0
+    host.events.clear()
+
+    def run(**changes: Any) -> dict[str, Any]:
+        told = {"clip": Clip(), "vae": Vae(), "concept": concept(part), "level": "quick",
+                "judge": "demo", "images": 1, "seed": 0, "filename_prefix": "page",
+                "unique_id": "9", **changes}  # fmt: skip
+        with torch.inference_mode():
+            return part("nodes.audit").TrustAudit().audit(model, after, **told)
+
+    return run
+
+
+def pages(models: Path) -> list[Path]:
+    """List the pages that were written."""
+    return sorted((models / "output").glob("page*.html"))
+
+
+def test_audits_and_leaves_the_model(audit: Any, host: Host, model: Patcher, models: Path) -> None:
+    before = frozen(model)
+    told = audit()
+    figures, sheet, verdict = told["result"]
+    assert verdict == figures["verdict"] and figures["ua"]["n"] > 0
+    assert sheet.shape[0] == 1 and sheet.shape[-1] == 3
+    assert "Textual inversion" in str(figures["not_covered"]), "what this CLIP does not allow"
+    assert pages(models) and frozen(model) == before and not model.patches
+    told = [data for _, data in host.events]
+    assert told[0]["done"] == 0 and "UNet passes" in told[0]["needs"] and "GB" in told[0]["needs"]
+    assert told[1]["left"] is not None
+    assert told[-1]["kind"] == "finished"
+
+
+def test_cancel_stops_before_the_next_pass(
+    audit: Any, host: Host, model: Patcher, models: Path
+) -> None:
+    before, written = frozen(model), pages(models)
+    for at in (1, 5, 60):
+        host.passes, host.press_at = 0, at
+        with pytest.raises(InterruptProcessingException):
+            audit()
+        assert host.late == 0 and host.passes == at
+    assert frozen(model) == before and pages(models) == written
+
+
+def test_out_of_memory_is_retried_once_and_said(part: Part, audit: Any, host: Host) -> None:
+    host.room = 2
+    told = audit()
+    verdict = told["result"][2]
+    assert "out of memory" in verdict and "2 rows at a time" in verdict
+    assert told["ui"]["text"] == [verdict]
+    notices = [data["text"] for _, data in host.events if data["kind"] == "notice"]
+    assert len(notices) == 1 and notices[0] in verdict
+    host.room = 1
+    for level, advice in (("quick", "close other programs"), ("full", "set `level` to quick")):
+        with pytest.raises(part("trust_engine.errors").ModelError, match=advice):
+            audit(level=level)
+
+
+def test_second_try_lets_attackers_see_less_at_once(part: Part) -> None:
+    pick = part("trust_engine.audit").pick_level
+    for level in (pick("quick"), pick("full")):
+        slim = part("nodes.audit").slim(level)
+        assert slim.budgets.inversion_batch == slim.budgets.relearn_batch == 2
+        assert slim.attacks == level.attacks

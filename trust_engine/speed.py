@@ -1,0 +1,109 @@
+"""How fast a lent model is on this machine, and what a run will therefore take."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .attention import cross_attention_modules, read_layer
+from .denoiser import device_of
+from .forgetting import Forgetting
+from .local import PROMPTS_A_STEP, LayerProblem, Situation
+from .model import LoadedModel
+from .robust import BATCH as PICTURES
+from .spec import ConceptSpec, UnlearnSpec
+from .trajectory import POSITIONS
+from .unlearn import LentModel, Unlearning
+from .whole import BATCH
+
+ROWS = 2  # of the UNet pass that is timed
+BACK = 2  # passes forward that a pass back takes
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a UNet pass of one sample, and of a training step of all layers by objective."""
+
+    one: float
+    step: Mapping[str, float]
+
+
+@torch.inference_mode(False)
+def pass_seconds(lent: LentModel | LoadedModel) -> float:
+    """Time a pass, the faster of two; one before them may still bring the UNet to its device."""
+    cond = lent.encoder.encode(["a picture"] * ROWS)
+    x = torch.randn(ROWS, 4, *lent.latent_size, generator=torch.Generator().manual_seed(0))
+    t, spent = torch.full((ROWS,), 500), list[float]()
+    with torch.no_grad():
+        for _ in range(3):
+            started = time.perf_counter()
+            float(lent.denoiser(x, t, cond).float().sum())  # waits for the GPU
+            spent.append(time.perf_counter() - started)
+    return min(spent[1:]) / ROWS
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def step_seconds(lent: LentModel, objective: str) -> float:
+    """Time one step of one layer of each shape, on states drawn by chance."""
+    spec = UnlearnSpec((ConceptSpec(("something",)),), objective=objective)  # type: ignore[arg-type]
+    layers: dict[str, Any] = {**layers_of(lent)}
+    prompts = 2 * PROMPTS_A_STEP
+    kinds = {name: tuple(module.to_q.weight.shape) for name, module in layers.items()}
+    counts, firsts = Counter(kinds.values()), {kind: name for name, kind in kinds.items()}
+    device, spent = device_of(lent.denoiser), 0.0
+    chance = torch.Generator().manual_seed(0)
+    context = lent.encoder.encode([""]).context.float().to(device)
+    for kind, name in firsts.items():
+        layer, states = read_layer(layers[name]), spec.trajectory_steps * POSITIONS
+        x = torch.randn(prompts, states, kind[1], generator=chance).to(device)
+        far = context.expand(prompts, -1, -1)
+        goal = far + 0.1 * torch.randn(far.shape, generator=chance).to(device)
+        rows = torch.arange(prompts, device=device)
+        problem = LayerProblem(
+            layer, Situation(x, rows, goal, far), Situation(x, rows, far, far), spec.eta, spec.seed
+        )
+        training = Forgetting(problem, spec)
+        training.step()
+        started = time.perf_counter()
+        training.step()
+        spent += (time.perf_counter() - started) * counts[kind]
+    return spent
+
+
+def layers_of(lent: LentModel) -> dict[str, nn.Module]:
+    """List the cross-attention layers."""
+    return cross_attention_modules(lent.denoiser)
+
+
+def recording_passes(run: Unlearning) -> int:
+    """Count the UNet passes, one sample each, that a run records with."""
+    pieces = 1 if run.spec.together else len(layers_of(run.model))
+    return run.total - pieces * run.spec.steps
+
+
+def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
+    """Say how long a run records and trains if it does not stop early; a resumed one all of it."""
+    spec, one = run.spec, speed.one
+    if spec.robust:
+        # Two batches there and back, one there.
+        training = (2 * (1 + BACK) + 1) * PICTURES * one * spec.steps
+    elif spec.through_unet:
+        # Two batches there and back, and again for the objective's penalty.
+        training = 2 * 2 * (1 + BACK) * BATCH * one * spec.steps
+    else:
+        training = speed.step[spec.objective] * spec.steps
+    return recording_passes(run) * one, training
+
+
+def spelled(seconds: float) -> str:
+    """Spell a span of time out."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
