@@ -15,7 +15,7 @@ from ..trust_engine.speed import Speed, expected_seconds, pass_seconds, spelled,
 from ..trust_engine.unlearn import StepReport, Unlearning
 from .lending import Lent
 
-LEAST = 10  # steps of a run from which a step's time is learned
+LEAST = 10  # steps of a run from which a step's time is learned, and at least half of what it may
 # The host's model, which its clones share -> what was measured on it, by what it was measured for.
 _known: WeakKeyDictionary[Any, dict[Any, Speed]] = WeakKeyDictionary()
 
@@ -95,7 +95,7 @@ class Stopwatch:
             (began, before), (ended, passes) = self.first, self.last
             speed = replace(speed, one=(ended - began) / (passes - before))
         steps = sum(self.pieces.values()) / max(1, len(self.pieces))
-        if not spec.through_unet and steps >= LEAST:
+        if not spec.through_unet and steps >= max(LEAST, spec.steps / 2):
             spent = (time.monotonic() - self.last[0]) / steps
             speed = replace(speed, step={**speed.step, spec.objective: spent})
         known[key] = speed

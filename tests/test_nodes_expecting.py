@@ -73,6 +73,23 @@ def test_a_run_corrects_what_was_measured(part: Part, host: Host, model: Patcher
     assert after.recording < before.recording / 100 and after.training < before.training / 100
 
 
+def test_a_run_that_stopped_early_says_nothing_of_a_step(
+    part: Part, host: Host, model: Patcher
+) -> None:
+    """What sets a layer up would count as if it belonged to its few steps."""
+    expecting, report = part("nodes.expecting"), part("trust_engine.unlearn").StepReport
+    lent = part("nodes.lending").lend(model, Clip(), 64)
+    spec = part("trust_engine.spec").UnlearnSpec(concept(part), steps=100)
+    before = expecting.measured(lent, spec)
+    for steps, learns in ((20, False), (60, True)):
+        watch = expecting.Stopwatch(lent, spec)
+        watch.last = (watch.last[0] - 1000.0, 0)  # training has taken 1000 seconds
+        for number in range(steps):
+            watch.see(report(number, 100, "unlearning a", 0, 0, object()))
+        watch.remember()
+        assert (expecting.measured(lent, spec) != before) == learns
+
+
 def test_what_is_left_goes_by_what_was_expected_at_first(part: Part, host: Host) -> None:
     progress = part("nodes.progress")
     bar = progress.Bar(None, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from .unlearn import LentModel, Unlearning
 from .whole import BATCH
 
 ROWS = 2  # of the UNet pass that is timed
+STEPS = 3  # that are timed
 BACK = 2  # passes forward that a pass back takes
 
 
@@ -70,11 +72,19 @@ def step_seconds(lent: LentModel, objective: str) -> float:
             layer, Situation(x, rows, goal, far), Situation(x, rows, far, far), spec.eta, spec.seed
         )
         training = Forgetting(problem, spec)
-        training.step()
+        spent += _usual_seconds(training) * counts[kind]
+    return spent
+
+
+def _usual_seconds(training: Forgetting) -> float:
+    """Time some steps after the first; the middle one, for another process may hold one up."""
+    training.step()
+    spent = []
+    for _ in range(STEPS):
         started = time.perf_counter()
         training.step()
-        spent += (time.perf_counter() - started) * counts[kind]
-    return spent
+        spent.append(time.perf_counter() - started)
+    return statistics.median(spent)
 
 
 def layers_of(lent: LentModel) -> dict[str, nn.Module]:
