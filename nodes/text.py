@@ -33,10 +33,7 @@ class HostEncoder:
 
     @torch.inference_mode()  # the host loads and moves its weights in this mode only
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        rows = [self._row(prompt) for prompt in prompts]
-        longest = max(row.context.shape[1] for row in rows)
-        even = [Conditioning(_stretched(row.context, longest), row.vector) for row in rows]
-        return stack(even).to(self.device)
+        return stack([self._row(prompt) for prompt in prompts]).to(self.device)
 
     def count_tokens(self, prompt: str) -> int:
         """Count the prompt's tokens, start, end and padding not counted."""
@@ -80,9 +77,3 @@ def _entries(tokens: Any) -> Iterator[tuple[Any, float]]:
             token = entry[0]
             # An embedding's vectors stand where a number would; they are never special.
             yield (token if isinstance(token, int) else id(token)), float(entry[1])
-
-
-def _stretched(context: Tensor, length: int) -> Tensor:
-    """Repeat a context (1, n, d), as the host does when it joins prompts of several lengths."""
-    times = -(-length // context.shape[1])
-    return context.repeat(1, times, 1)[:, :length]
