@@ -24,7 +24,8 @@ from ..trust_engine.files import write_atomically
 from ..trust_engine.model import LoadedModel
 from ..trust_engine.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.spec import ConceptSpec
-from ..trust_engine.speed import pass_seconds, spelled
+from ..trust_engine.speed import pass_seconds
+from ..trust_engine.wording import spelled
 from .changes import between_models
 from .charts import to_image
 from .folders import report_file

@@ -110,10 +110,3 @@ def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
     else:
         training = speed.step[spec.objective] * spec.steps
     return recording_passes(run) * one, training
-
-
-def spelled(seconds: float) -> str:
-    """Spell a span of time out."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

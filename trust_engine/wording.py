@@ -14,3 +14,10 @@ def some(prompts: Iterable[str], few: int = FEW) -> str:
         return ", ".join(all_of_them)
     shown = all_of_them[:: len(all_of_them) // few][:few]
     return f"{', '.join(shown)} and {len(all_of_them) - few} more"
+
+
+def spelled(seconds: float) -> str:
+    """Spell a span of time out."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

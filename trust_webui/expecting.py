@@ -16,11 +16,10 @@ from trust_engine.speed import (
     expected_seconds,
     layers_of,
     recording_passes,
-    spelled,
 )
 from trust_engine.trajectory import POSITIONS
 from trust_engine.unlearn import LentModel, Unlearning
-from trust_engine.wording import some
+from trust_engine.wording import some, spelled
 
 from .host import Host, current
 from .jobs import Job

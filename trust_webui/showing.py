@@ -12,8 +12,8 @@ from PIL import Image
 
 from trust_engine.charts import chart, stacked
 from trust_engine.pictures import PAPER
+from trust_engine.wording import spelled
 
-from .expecting import spelled
 from .jobs import JOBS, Job
 from .work import Unlearned
 
