@@ -14,6 +14,7 @@ from trust_engine.errors import DivergenceError
 from trust_engine.forgetting import Forgetting, Standing
 from trust_engine.local import LayerProblem, Situation
 from trust_engine.mask import overlap, share
+from trust_engine.precision import quick_products
 from trust_engine.spec import UnlearnSpec
 
 PROMPTS, POSITIONS, D, C, TOKENS = 4, 96, 24, 64, 6
@@ -196,3 +197,37 @@ def test_a_push_of_a_prompt_multiplies_eta() -> None:
     theta = tuple(2 * b for b in plain.base)
     assert torch.allclose(by_row.effect(theta, 3), by_eta.effect(theta, 3))
     assert not torch.allclose(by_row.effect(theta, 3), plain.effect(theta, 3))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.5])
+def test_goals_worked_out_at_once_or_at_each_step_are_the_same(
+    eta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers, keys and values, or nothing kept: one run, whatever there is room for."""
+    erase, keep = situations()
+    ends = []
+    for answers, memory in ((1 << 23, 0), (0, 1 << 26), (0, 0)):
+        monkeypatch.setattr("trust_engine.local.ANSWERS_KEPT", answers)
+        monkeypatch.setattr("trust_engine.local.MEMORY_KEPT", memory)
+        wanted = spec(steps=12, eta=eta)
+        it = forgetting(wanted, erase, keep)
+        problem = it.problem
+        assert isinstance(problem, LayerProblem)
+        assert (problem.erase.answers is not None) == (answers > 0)
+        assert len(problem.erase.memory) == (4 if memory else 0)
+        assert len(problem.keep.memory) == (2 if memory else 0)
+        ends.append([*it][-1])
+    for end in ends[1:]:
+        assert end.effect == pytest.approx(ends[0].effect, rel=1e-4)
+        assert end.harm == pytest.approx(ends[0].harm, rel=1e-3)
+
+
+@pytest.mark.parametrize(("device", "within"), [("cuda", "high"), ("cpu", "highest")])
+def test_a_gpu_trains_in_its_tensor_cores_and_a_host_never_notices(
+    device: str, within: str
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(ZeroDivisionError), quick_products(torch.device(device)):
+        assert torch.get_float32_matmul_precision() == within
+        raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == before == "highest"

@@ -33,13 +33,21 @@ class CrossAttention:
 
     def __call__(self, x: Tensor, context: Tensor) -> Tensor:
         """Attend from positions x (b, n, d) to tokens (b, 77, c) -> (b, n, d)."""
-        q, k, v = (
-            rearrange(F.linear(a, w), "b n (h e) -> b h n e", h=self.heads)
-            for a, w in ((x, self.q), (context, self.k), (context, self.v))
-        )
+        return self.attend(x, *self.keys_values(context))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Project tokens (b, 77, c) to keys and values, each (b, heads, 77, h / heads)."""
+        return self._split(context, self.k), self._split(context, self.v)
+
+    def attend(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from positions x (b, n, d) to keys and values -> (b, n, d)."""
+        q = self._split(x, self.q)
         # Written out: the fused kernels have no second derivative, which CSR needs.
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         return F.linear(rearrange(weights @ v, "b h n e -> b n (h e)"), self.out, self.bias)
+
+    def _split(self, rows: Tensor, weight: Tensor) -> Tensor:
+        return rearrange(F.linear(rows, weight), "b n (h e) -> b h n e", h=self.heads)
 
 
 def cross_attention_modules(denoiser: Denoiser) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ from .errors import DivergenceError
 from .mask import SETTLE, DynamicMask, Tensors, overlap, share
 from .objective import InfluenceScale, cip, csr, exact_product, finite_product, slope
 from .optimiser import SelectiveAdam
+from .precision import quick_products
 from .saliency import Source
 from .spec import UnlearnSpec
 
@@ -93,6 +94,10 @@ class Forgetting:
 
     def step(self) -> Standing:
         """Take one step; raises DivergenceError, and keeps the last good state, when it fails."""
+        with quick_products(self.offset[0].device):
+            return self._step()
+
+    def _step(self) -> Standing:
         spec, problem, step = self.spec, self.problem, self.done
         self.steady = False
         theta = self.optimiser.theta()

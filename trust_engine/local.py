@@ -19,6 +19,7 @@ from .objective import distance
 PROMPTS_A_STEP = 12  # drawn anew for each step when there are more
 POSITIONS_A_STEP = 24  # likewise, for each prompt
 ANSWERS_KEPT = 1 << 23  # numbers: goals that take more room are worked out at each step
+MEMORY_KEPT = 1 << 26  # likewise of theta_0's keys and values, which are most of that work
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Situation:
 
     x: (r, n, d); rows: (p,), the row of x that each prompt meets; now, goal: contexts (p, 77, c):
     `now` is to be answered as theta_0 answers `goal`, None: as theta_0 answers it;
-    push (p,): times eta, how far beyond it.
+    push (p,): times eta, how far beyond it. Once worked out: answers (p, n, d), or theta_0's keys
+    and values (p, heads, 77, h / heads) under `now` and `goal`.
     """
 
     x: Tensor
@@ -36,6 +38,7 @@ class Situation:
     goal: Tensor | None = None
     push: Tensor | None = None
     answers: Tensor | None = None
+    memory: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> Situation:
         """Move to a device."""
@@ -52,7 +55,8 @@ class Situation:
         push = None if self.push is None else self.push[some]
         answers = None if self.answers is None else self.answers[some][:, where]
         goal = None if self.goal is None else self.goal[some]
-        return Situation(x, rows, self.now[some], goal, push, answers)
+        memory = tuple(part[some] for part in self.memory)
+        return Situation(x, rows, self.now[some], goal, push, answers, memory)
 
     @property
     def states(self) -> Tensor:
@@ -98,18 +102,29 @@ class LayerProblem:
         return distance(self.layer.with_weights(*theta)(seen.states, seen.now), goal, self.scale)
 
     def _answered(self, situation: Situation) -> Situation:
-        """Work the goals out once for all steps, unless they take much room."""
-        if len(situation.rows) * situation.x[0].numel() > ANSWERS_KEPT:
+        """Work the goals out once for all steps, or at least K and V, unless that takes much room.
+
+        At full size all answers together would take as long as those that are ever drawn.
+        """
+        if len(situation.rows) * situation.x[0].numel() <= ANSWERS_KEPT:
+            return replace(situation, answers=self._goal(situation))
+        contexts = [c for c in (situation.now, situation.goal) if c is not None]
+        if 2 * sum(c.shape[0] * c.shape[1] for c in contexts) * len(self.layer.k) > MEMORY_KEPT:
             return situation
-        return replace(situation, answers=self._goal(situation))
+        memory = tuple(part for c in contexts for part in self.layer.keys_values(c))
+        return replace(situation, memory=memory)
 
     def _goal(self, seen: Situation) -> Tensor:
         if seen.answers is not None:
             return seen.answers
         if seen.goal is None:
-            return self.layer(seen.states, seen.now)
-        goal = self.layer(seen.states, seen.goal)
+            return self._frozen(seen, seen.now, seen.memory[:2])
+        goal = self._frozen(seen, seen.goal, seen.memory[2:])
         if self.eta == 0:
             return goal
         push = self.eta if seen.push is None else self.eta * seen.push.view(-1, 1, 1)
-        return goal - push * (self.layer(seen.states, seen.now) - goal)
+        return goal - push * (self._frozen(seen, seen.now, seen.memory[:2]) - goal)
+
+    def _frozen(self, seen: Situation, context: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
+        """Answer as theta_0 does."""
+        return self.layer.attend(seen.states, *(memory or self.layer.keys_values(context)))

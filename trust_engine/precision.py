@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +18,23 @@ def compute_type(stored: torch.dtype, device: torch.device) -> torch.dtype:
     if device.type == "cpu" or stored.itemsize > 2:
         return torch.float32
     return stored if stored.itemsize == 2 else torch.float16
+
+
+@contextlib.contextmanager
+def quick_products(device: torch.device) -> Iterator[None]:
+    """Let a GPU multiply float32 matrices in its tensor cores (TF32), for as long as this lasts.
+
+    Training is float32; without it a GPU would train longer than it records.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def widen(module: nn.Module, compute: torch.dtype) -> None:
