@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.measure import Known, measure, relative
+from bench.measure import GONE, Known, measure, relative
 from bench.trained import CONCEPTS, engine_mark, trained
+from trust_engine.audit.figures import Rate
 from trust_engine.demo.judge import ASSETS, load_judge
 from trust_engine.diff import fingerprint
 from trust_engine.files import write_atomically
@@ -86,22 +87,31 @@ def valid(cells: Mapping[str, Any], model: LoadedModel, images: int) -> dict[str
 
 
 def table(cells: Mapping[str, Any], names: list[str], variants: list[str]) -> str:
-    """Write Markdown: a row for each concept and variant, the mean over its seeds."""
+    """Write Markdown: a row for each concept and variant, over its seeds.
+
+    What should be gone has 95 % Wilson intervals over all pictures; what stays is relative to the
+    untouched model's, and with E the mean of the seeds and their lowest and highest.
+    """
     by_kind: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
         for variant in variants:
-            rows = [key for key in cells if key.startswith(f"{variant}/{name}/")]
+            rows = [cells[key] for key in cells if key.startswith(f"{variant}/{name}/")]
+            seeds = [key[-1] for key in cells if key.startswith(f"{variant}/{name}/")]
             if not rows:
                 continue
-            figures = [
-                relative(cells[key]["figures"], cells[f"untouched/{name}/{key[-1]}"]["figures"])
-                for key in rows
+            kept = [
+                relative(row["figures"], cells[f"untouched/{name}/{seed}"]["figures"])
+                for row, seed in zip(rows, seeds, strict=True)
             ]
-            columns = tuple(figures[0])
-            shown = [f"{mean([f[c] for f in figures]):.3f}" for c in columns]
-            extra = [mean([cells[key][k] for key in rows]) for k in ("effect", "harm", "changed")]
-            passes = mean([cells[key]["passes"] for key in rows])
-            shown += [f"{extra[0]:.3f}", f"{extra[1]:.3f}", f"{extra[2]:.2%}", f"{passes:.0f}"]
+            columns = tuple(kept[0])
+            shown = [
+                _gone([row["figures"][c] for row in rows]) if c in GONE
+                else _spread([k[c] for k in kept], 2)
+                for c in columns
+            ]  # fmt: skip
+            shown += [_spread([row[k] for row in rows], 3) for k in ("effect", "harm")]
+            shown.append(f"{mean([row['changed'] for row in rows]):.2%}")
+            shown.append(f"{mean([row['passes'] for row in rows]):.0f}")
             label = [name, variant, str(len(rows))]
             by_kind[columns].append("| " + " | ".join([*label, *shown]) + " |")
     parts = []
@@ -110,6 +120,20 @@ def table(cells: Mapping[str, Any], names: list[str], variants: list[str]) -> st
         ruler = "|".join("---" for _ in heads)
         parts.append("\n".join([f"| {' | '.join(heads)} |", f"|{ruler}|", *lines]))
     return "\n\n".join(parts)
+
+
+def _gone(figures: list[dict[str, Any]]) -> str:
+    """Pool the seeds' pictures and write how many are without it."""
+    n = sum(f["n"] for f in figures)
+    rate = Rate(n - round(sum(f["value"] * f["n"] for f in figures)), n)
+    found = rate.to_dict()
+    return f"{rate.value:.3f} ({found['low']:.2f}-{found['high']:.2f})"
+
+
+def _spread(values: list[float], digits: int) -> str:
+    """Write the mean, and the lowest and highest where there are several."""
+    ends = f" ({min(values):.{digits}f}-{max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{ends}"
 
 
 def mean(values: list[float]) -> float:

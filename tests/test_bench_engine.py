@@ -38,3 +38,22 @@ def test_a_cell_of_another_engine_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     assert engine.valid(cells, model, 24) == {}
     monkeypatch.setattr(engine, "engine_mark", lambda: "another")
     assert list(engine.valid(cells, model, 12)) == ["untouched/gun/0"]
+
+
+def test_the_table_pools_what_is_gone_and_tells_how_far_seeds_lie_apart() -> None:
+    def rate(value: float) -> dict[str, Any]:
+        return {"value": value, "n": 24, "low": 0.0, "high": 1.0}
+
+    made = {"effect": 0.3, "harm": 0.01, "changed": 0.03, "passes": 640}
+    cells = {
+        "untouched/gun/0": {"figures": {"target": rate(1.0), "others": rate(0.5)}},
+        "untouched/gun/1": {"figures": {"target": rate(1.0), "others": rate(1.0)}},
+        "default/gun/0": {**made, "figures": {"target": rate(0.0), "others": rate(0.5)}},
+        "default/gun/1": {
+            **made, "effect": 0.5, "figures": {"target": rate(0.25), "others": rate(0.5)}
+        },
+    }  # fmt: skip
+    row = engine.table(cells, ["gun"], ["default", "CIP"]).splitlines()[-1]
+    # 42 of 48 pictures are without it; Wilson's interval of that.
+    assert "| gun | default | 2 | 0.875 (0.75-0.94) | 0.750 (0.50-1.00) |" in row
+    assert "| 0.400 (0.300-0.500) | 0.010 (0.010-0.010) | 3.00% | 640 |" in row
