@@ -1,9 +1,9 @@
-"""Where concept neurons sit: overlap of the three saliencies, and of a condition with its parts.
+"""Where concept neurons sit and move: three saliencies, a condition and its parts, layer by layer.
 
     python -m bench.neurons
 
 A Jaccard overlap of 1 means the same entries; chance is what two random masks of these sizes
-would share. Masks are taken at theta_0, without training.
+would share. Masks are taken at theta_0, without training; the last table follows one through it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import cast
 
 import torch
 
+from bench.engine import BOUNDED
+from bench.trained import trained
 from trust_engine.mask import DynamicMask, Tensors, overlap, share
 from trust_engine.model import LoadedModel, load_model
 from trust_engine.saliency import AttentionSaliency, NoiseSaliency, averaged
@@ -71,6 +73,26 @@ def both(a: Tensors, b: Tensors) -> Tensors:
     return tuple(x & y for x, y in zip(a, b, strict=True))
 
 
+def moves(model: LoadedModel) -> str:
+    """Follow the bounded mask of gun through training: entries a layer, and which stayed."""
+    neurons = trained(model, "gun", 0, "bounded", BOUNDED)[0].provenance["neurons"]
+    lines = [
+        "| layer | q: at first | at last | of both | k: at first | at last | of both "
+        "| v: at first | at last | of both |",
+        "|---" * 10 + "|",
+    ]
+    for layer in dict.fromkeys(key.rsplit(".to_", 1)[0] for key in neurons):
+        cells = []
+        for letter in "qkv":
+            told = neurons[f"{layer}.to_{letter}"]
+            shares = (told[when] / told["entries"] for when in ("first", "last"))
+            cells += [*(f"{share:.1%}" for share in shares), f"{told['overlap']:.2f}"]
+        lines.append(
+            f"| {layer.removesuffix('.transformer_blocks.0.attn2')} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the tables."""
     model = load_model("demo")
@@ -102,6 +124,8 @@ def main() -> None:
         cells = [overlap(whole, a), overlap(whole, b), overlap(whole, cut), chance(whole, cut)]
         shown = " | ".join(f"{value:.3f}" for value in cells)
         print(f"| {thing} {phrase} | {shown} | {inside:.2f} |")
+    print("\nwhere neurons move (gun, bounded mask, taken anew at every step)\n")
+    print(moves(model))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Ten concepts, unlearned one by one, their ten diffs applied together: what is gone and kept.
+"""Ten concepts: unlearned one by one, their diffs applied together, or all in one run.
 
     python -m bench.stacked --seeds 3
 
-Every diff is made on the untouched model, as a shared one is. Resumable: runs/diffs holds the diffs
-and bench/figures/stacked.json the figures. A cell of another model, engine or number of pictures is
-made again.
+Every diff that is stacked is made on the untouched model, as a shared one is. Resumable: runs/diffs
+holds the diffs and bench/figures/stacked.json the figures. A cell of another model, engine or
+number of pictures is made again.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from trust_engine.sampler import SamplerSettings
 TEN = ("gun", "cat", "pizza", "baby", "car", "bomb", "guitar", "clown", "beer", "umbrella")
 HEIGHTS = (1, 2, 5, 10)
 FIRST_SEED = 6_000_000
+WAYS = {"stacked": "", "together": "together "}  # before a cell's height
 STORE = Path("bench/figures/stacked.json")
 
 
@@ -58,21 +59,22 @@ def rates(model: LoadedModel, judge: Judge, images: int, seed: int) -> dict[str,
 
 def summary(cells: dict[str, Any], seeds: int) -> str:
     """Write a row for each height of the stack: means over seeds, retention relative."""
-    lines = ["| diffs | UA | IRA rel. | style rel. | background rel. |", "|---|---|---|---|---|"]
-    for height in HEIGHTS:
+    lines = ["| | UA | IRA rel. | style rel. | background rel. |", "|---|---|---|---|---|"]
+    for what, count in [(f"{way}{height}", height) for way in WAYS.values() for height in HEIGHTS]:
         rows = []
         for seed in range(seeds):
-            now, before = cells.get(f"{height}/{seed}"), cells.get(f"0/{seed}")
+            now, before = cells.get(f"{what}/{seed}"), cells.get(f"0/{seed}")
             if now is None or before is None:
                 continue
-            gone = mean([1 - now[name]["value"] for name in TEN[:height]])
+            gone = mean([1 - now[name]["value"] for name in TEN[:count]])
             kept = mean([now[name]["value"] for name in OBJECTS if name not in TEN])
             was = mean([before[name]["value"] for name in OBJECTS if name not in TEN])
             looks = [now[k]["value"] / before[k]["value"] for k in ("style", "background")]
             rows.append([gone, kept / was, *looks])
         if rows:
             shown = [f"{mean(list(column)):.3f}" for column in zip(*rows, strict=True)]
-            lines.append(f"| {height} | " + " | ".join(shown) + " |")
+            title = f"{count} in one run" if what.startswith("together") else f"{count} diffs"
+            lines.append(f"| {title} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -82,22 +84,27 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=10, help="an object")
     parser.add_argument("--heights", type=int, nargs="+", default=HEIGHTS, choices=HEIGHTS)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     args = parser.parse_args()
     STORE.parent.mkdir(parents=True, exist_ok=True)
     model, judge = load_model("demo"), load_judge()
     mark = f"{fingerprint(model.denoiser)} {engine_mark()} {args.images}"
     found = json.loads(STORE.read_text()) if STORE.exists() else {}
     cells = found["cells"] if found.get("mark") == mark else {}
+    asked = [(WAYS[way], h) for way in args.ways for h in args.heights if h > 1 or not WAYS[way]]
     for seed in range(args.seeds):
-        for height in (0, *args.heights):
-            if f"{height}/{seed}" in cells:
+        for way, height in [("", 0), *asked]:
+            key = f"{way}{height}/{seed}"
+            if key in cells:
                 continue
-            diffs = [(trained(model, name, seed)[0], 1.0) for name in TEN[:height]]
+            names = TEN[:height]
+            made = [", ".join(names)] if way else names
+            diffs = [(trained(model, name, seed)[0], 1.0) for name in made]
             here = patched(model, diffs) if diffs else model
-            cells[f"{height}/{seed}"] = rates(here, judge, args.images, seed)
+            cells[key] = rates(here, judge, args.images, seed)
             kept = json.dumps({"mark": mark, "cells": cells}, indent=0) + "\n"
             write_atomically(STORE, kept.encode())
-            print(f"{height} diffs, seed {seed}: measured", flush=True)
+            print(f"{key}: measured", flush=True)
     print(summary(cells, args.seeds))
 
 

@@ -36,7 +36,8 @@ CONCEPTS = {
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "attention", "concept", "forgetting", "local", "mask", "objective", "optimiser", "phrases",
-    "pieces", "recording", "saliency", "sampler", "spec", "trajectory", "unlearn", "whole",
+    "pieces", "recording", "saliency", "sampler", "scaling", "spec", "trajectory", "unlearn",
+    "whole",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""
 Made = tuple[WeightDiff, dict[str, Any]]
@@ -56,11 +57,14 @@ def trained(
     variant: str = "default",
     changes: Mapping[str, Any] | None = None,
 ) -> Made:
-    """Read a diff and its run's figures back, or make them; changes: of the default spec."""
-    concept = CONCEPTS.get(name) or ConceptSpec((name,))
+    """Read a diff and its run's figures back, or make them.
+
+    name: a concept's, or several's, ", " between them; changes: of the default spec.
+    """
+    concepts = tuple(CONCEPTS.get(part) or ConceptSpec((part,)) for part in name.split(", "))
     path = FOLDER / variant.replace(" ", "-") / f"{name.replace(' ', '-')}-{seed}.safetensors"
     story = path.with_suffix(".json")
-    spec = UnlearnSpec((concept,), seed=seed, **(changes or {}))
+    spec = UnlearnSpec(concepts, seed=seed, **(changes or {}))
     wanted = {"base": fingerprint(model.denoiser), "spec": spec.to_json()}
     if path.exists() and story.exists():
         diff, figures = load_diff(path), json.loads(story.read_text())

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..trust_engine.memory import TRAINED
+from ..trust_engine.scaling import followed
 from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.speed import Speed, expected_seconds, pass_seconds, step_seconds
 from ..trust_engine.unlearn import StepReport, Unlearning
@@ -96,7 +97,7 @@ class Stopwatch:
             (began, before), (ended, passes) = self.first, self.last
             speed = replace(speed, one=(ended - began) / (passes - before))
         steps = sum(self.pieces.values()) / max(1, len(self.pieces))
-        if not spec.through_unet and steps >= max(LEAST, spec.steps / 2):
+        if not spec.through_unet and steps >= max(LEAST, followed(spec).steps / 2):
             spent = (time.monotonic() - self.last[0]) / steps
             speed = replace(speed, step={**speed.step, spec.objective: spent})
         known[key] = speed

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..trust_engine.errors import SpecError
 from ..trust_engine.resume import RunState
+from ..trust_engine.scaling import followed
 from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn import StepReport, Unlearning
 from .charts import chart
@@ -68,7 +69,7 @@ def run_engine(
             picture = _picture(lent, spec, report, curves)
             left = bar.remaining(report.done, report.total, expected)
             bar.tell(kind="run", stage=report.stage, done=report.done, total=report.total,
-                     left=round(left), steps=spec.steps, points=fresh,
+                     left=round(left), steps=followed(spec).steps, points=fresh,
                      neurons=shares(run.neurons))  # fmt: skip
             fresh = []
         bar.update(report.done, report.total, picture)
@@ -82,8 +83,8 @@ def _announced(lent: Lent, run: Unlearning, bar: Bar, ran: Ran, drawing: int) ->
     """Say what a run will take before it starts; returns the seconds."""
     spec, whole = run.spec, lent.model.denoiser is not lent.host
     needed = needs(lent, spec, run.recorded, run.total, whole)
-    about = {"kind": "run", "done": 0, "total": run.total, "steps": spec.steps, "points": [],
-             "neurons": {}, "needs": needed}  # fmt: skip
+    about = {"kind": "run", "done": 0, "total": run.total, "steps": followed(spec).steps,
+             "points": [], "neurons": {}, "needs": needed}  # fmt: skip
     bar.tell(**about, stage="timing", left=None)
     expected = expect(lent, run, drawing)
     bar.tell(**about, stage="", left=round(expected.seconds))
@@ -96,7 +97,7 @@ def _picture(lent: Lent, spec: UnlearnSpec, report: StepReport, curves: Any) -> 
     """Show the picture that is being recorded, then the curves."""
     if report.standing is None or spec.steps == 1:  # Find Neurons has no curve to show
         return previewed(lent.host.patcher, lent.host.preview)
-    return chart(f"Unlearning {spec.name}", curves, spec.steps)
+    return chart(f"Unlearning {spec.name}", curves, followed(spec).steps)
 
 
 def _taken_up(start: Neurons, spec: UnlearnSpec) -> RunState:
@@ -131,4 +132,8 @@ def for_browser(ran: Ran) -> dict[str, Any]:
         stride = -(-len(points) // SHOWN)
         kept = sorted({*range(0, len(points), stride), len(points) - 1})
         curves[piece] = [[i, *points[i]] for i in kept]
-    return {"curves": curves, "steps": ran.run.spec.steps, "neurons": shares(ran.run.neurons)}
+    return {
+        "curves": curves,
+        "steps": followed(ran.run.spec).steps,
+        "neurons": shares(ran.run.neurons),
+    }

@@ -71,7 +71,7 @@ class TrustUnlearnSettings:
                                            "Denoising steps of each recorded picture."),
                 "cfg": number(d["cfg"], 1.0, 30.0, 0.5, "Guidance of the recorded pictures."),
                 "passes": number(d["passes"], 16, 100_000, 16, "UNet passes that recording may "
-                                 "take. Fewer: faster, from fewer recorded prompts."),
+                                 "take for a concept. Fewer: faster, from fewer recorded prompts."),
                 "stop_effect": number(d["stop_effect"], 0.0, 10.0, 0.01,
                                       "Stop early when less than this is left. 0: never."),
                 "stop_harm": number(d["stop_harm"], 0.0, 10.0, 0.01,

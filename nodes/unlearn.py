@@ -9,6 +9,7 @@ from typing import Any
 
 from ..trust_engine.diff_weights import WeightDiff
 from ..trust_engine.sampler import SamplerSettings
+from ..trust_engine.scaling import followed
 from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
 from ..trust_engine.wording import some
 from .charts import side_by_side, stacked, summary_picture, to_image
@@ -66,8 +67,8 @@ class TrustUnlearn:
                 "effort": choice(tuple(EFFORTS), "normal",
                                  "How many training steps. More: less of the concept is left."),
                 "budget": number(DEFAULTS["budget"], 0.0001, 1.0, 0.001,
-                                 "The largest share of q, k and v entries that may change. More: "
-                                 "forgets harder, a larger diff."),
+                                 "The largest share of q, k and v entries that a concept may "
+                                 "change. More: forgets harder, a larger diff."),
                 "robust": switch(DEFAULTS["robust"],
                                  "Stand up to attackers who ask in other words, or by a learned "
                                  "token: all weights learn not to draw it. Needs a private copy "
@@ -117,7 +118,7 @@ class TrustUnlearn:
         diff = labelled(ran.run.diff, lent)
         after = patched(model, diff)
         picture = summary_picture(
-            f"Unlearned: {spec.name}", ran.curves, spec.steps, ran.run.neurons
+            f"Unlearned: {spec.name}", ran.curves, followed(spec).steps, ran.run.neurons
         )
         if vae is not None:
             picture = stacked([picture, _before_after(lent, after, clip, vae, ran, unique_id)])

@@ -27,6 +27,7 @@ from trust_engine.robust import (
     pictured,
     told_of,
 )
+from trust_engine.scaling import followed
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn import LentModel, Unlearning
 
@@ -162,8 +163,11 @@ def test_the_same_seed_gives_the_same_diff_and_counts_are_true(kind: str) -> Non
     assert content(one.diff) == content(two.diff) != content(other.diff)
     drawn = DRAWN * one.recorded
     # Some batches for the scale; then, a step: told, kept, and kept by theta_0.
-    assert one.passes == drawn + BATCH * SCALED + 3 * BATCH * 3
-    assert one.backward == 3 * BATCH * 2
+    updates = followed(one.spec).steps
+    assert updates == 2 < one.spec.steps == 3
+    assert one.passes == drawn + BATCH * SCALED + updates * BATCH * 3
+    assert one.backward == updates * BATCH * 2
+    assert one.total == drawn + updates
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         help="stand up to attackers, too: all weights learn, several times slower, a larger diff",
     )  # fmt: skip
     numbers = {
-        "steps": (int, "N", "updates a layer; more: less is left of the concept, slower"),
-        "budget": (float, "X", "largest share of q/k/v entries that may change, 0..1"),
+        "steps": (int, "N", "updates a layer, for one concept; more: less is left of it, slower"),
+        "budget": (float, "X", "largest share of q/k/v entries that a concept may change, 0..1"),
         "xi": (
             float,
             "X",

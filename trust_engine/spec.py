@@ -109,12 +109,12 @@ class ConceptSpec:
 
 @dataclass(frozen=True)
 class UnlearnSpec:
-    """Concepts and how to unlearn them, together.
+    """Concepts and how to unlearn them, together; for several, `scaling.followed` makes it more.
 
     steps: optimiser updates (local: of each layer; more: less of the concept is left, slower);
     rate: size of a step as a share of a tensor's root mean square;
     xi: z-score above which an entry is a concept neuron of a bounded mask (higher: fewer);
-    budget: the largest share of q/k/v entries that may change, 0..1;
+    budget: the largest share of q/k/v entries that a concept may change, 0..1;
     pool: z-scores over a layer's q, k and v together, or over each projection by itself;
     granularity: choose single entries, rows, or the rows of a head;
     schedule: bounded: never more than the budget, chosen by saliency; shrinking: begin with all

@@ -18,6 +18,7 @@ from .forgetting import Forgetting
 from .local import PROMPTS_A_STEP, LayerProblem, Situation
 from .model import LoadedModel
 from .robust import BATCH as PICTURES
+from .scaling import followed
 from .spec import ConceptSpec, UnlearnSpec
 from .trajectory import POSITIONS
 from .unlearn import LentModel, Unlearning
@@ -95,12 +96,12 @@ def layers_of(lent: LentModel) -> dict[str, nn.Module]:
 def recording_passes(run: Unlearning) -> int:
     """Count the UNet passes, one sample each, that a run records with."""
     pieces = 1 if run.spec.together else len(layers_of(run.model))
-    return run.total - pieces * run.spec.steps
+    return run.total - pieces * followed(run.spec).steps
 
 
 def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
     """Say how long a run records and trains if it does not stop early; a resumed one all of it."""
-    spec, one = run.spec, speed.one
+    spec, one = followed(run.spec), speed.one
     if spec.robust:
         # Two batches there and back, one there.
         training = (2 * (1 + BACK) + 1) * PICTURES * one * spec.steps

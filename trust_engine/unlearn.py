@@ -23,9 +23,10 @@ from .pieces import Ground, Piece
 from .recording import plan_of, recorded, sampler_of
 from .resume import RunState
 from .saliency import Score
+from .scaling import followed
 from .spec import UnlearnSpec
 from .team import ALONE, Team
-from .trajectory import Plan, Recording
+from .trajectory import Recording
 from .whole import Cost, differentiable
 
 
@@ -103,27 +104,24 @@ class Unlearning:
         """Units of work: UNet passes that record, and updates."""
         layers = len(cross_attention_modules(self.model.denoiser))
         pieces = 1 if self.spec.together else layers
-        return sampler_of(self.spec).passes(self.recorded) + pieces * self.spec.steps
+        return sampler_of(self.spec).passes(self.recorded) + pieces * followed(self.spec).steps
 
     @property
     def recorded(self) -> int:
         """Count the prompts that are recorded, or, in robust mode, drawn."""
-        return len(self._plan().recorded)
-
-    def _plan(self) -> Plan:
-        return plan_of(self.spec, self.prompts)
+        return len(plan_of(followed(self.spec), self.prompts).recorded)
 
     # A host may run us in inference mode, whose tensors cannot be differentiated. Decorators
     # switch it for each resumption alone; a `with` would last into the host's own code.
     @torch.inference_mode(False)
     @torch.enable_grad()
     def __iter__(self) -> Iterator[StepReport]:
-        model, spec, team, total = self.model, self.spec, self.team, self.total
+        model, spec, team, total = self.model, followed(self.spec), self.team, self.total
         self._finished = self._settled = False
         self._base = describe_base(model.denoiser)
         kept = self._restore()
         cond, uncond = _encode(model, self._all_prompts()), _encode(model, [""])
-        plan = self._plan()
+        plan = plan_of(spec, self.prompts)
         if self._recording is None:
             for states in recorded(model, spec, plan, cond, uncond, team):
                 self.passes = states.passes

@@ -100,7 +100,7 @@ def _fields() -> dict[str, Any]:
     )  # fmt: skip
     made["budget"] = gr.Slider(
         0.001, 0.3, value=d["budget"], step=0.001, label="Budget",
-        info="The largest share of cross-attention entries that may change.",
+        info="The largest share of cross-attention entries that a concept may change.",
     )  # fmt: skip
     with gr.Accordion("More settings", open=False):
         made.update(_more())

@@ -22,6 +22,7 @@ from trust_engine.diff_apply import add
 from trust_engine.errors import SpecError
 from trust_engine.pictures import neuron_map
 from trust_engine.sampler import SamplerSettings, ddim, initial_noise
+from trust_engine.scaling import followed
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn import LentModel, StepReport, Unlearning
 from trust_engine.weights import exchanged
@@ -95,7 +96,7 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
             log.info("TRUST: %s unlearned, %s written", order.spec.name, path)
             gallery = before_after(host, job, lent, run, diff, order.pictures)
         drawn = neuron_map("Where the concept neurons sit", run.neurons)
-        curves = chart(f"Unlearning {order.spec.name}", job.curves, order.spec.steps)
+        curves = chart(f"Unlearning {order.spec.name}", job.curves, followed(order.spec).steps)
         report = _report(job, run, diff, path)
         return Unlearned(order.spec, diff, path, curves, drawn, report, gallery)
 
