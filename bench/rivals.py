@@ -1,12 +1,12 @@
 """TRUST beside other methods: the same model, prompts, seeds, judge and attacks.
 
-    python -m bench.rivals --quick          # one concept, one seed, two attacks
+    python -m bench.rivals --quick          # one concept, one seed, two attacks, small budgets
     python -m bench.rivals                  # all of it; hours
     python -m bench.rivals --show           # print what there is
     python -m bench.rivals tune uce esd-x   # search a method's grid on a concept no table shows
 
-Resumable: a cell, method x concept x seed, is one JSON file in bench/figures/rivals; what it holds
-is not measured again, attack by attack.
+Resumable: a cell, method x concept x seed, is one JSON file in bench/figures/rivals (--quick:
+rivals-quick); what it holds is not measured again, attack by attack.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from trust_engine.audit.attacks.base import attack_cell
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.core import follow
 from trust_engine.audit.judges import DemoJudge
+from trust_engine.audit.levels import QUICK as AUDITS
 from trust_engine.audit.levels import Budgets
 from trust_engine.audit.shots import pair_shots
 from trust_engine.audit.studio import Studio, shoot
@@ -53,29 +54,44 @@ CONCEPTS = {
     "baby+beer": ConceptSpec(("baby",), "combination", companion="beer"),
     "openmoji": ConceptSpec(("openmoji",), "style"),
 }
-TUNED_ON = ConceptSpec(("pizza",))
+TUNED_ON = {
+    "single": ConceptSpec(("pizza",)),
+    "combination": ConceptSpec(("girl",), "combination", companion="wine"),
+}
 ATTACKS = (
     "textual_inversion_1", "textual_inversion_3", "unlearn_diff_atk", "p4d", "ring_a_bell",
     "relearning", "relearning_lora", "benign_fine_tuning",
 )  # fmt: skip
 UNTOUCHED = "untouched"
-STORE = Path("bench/figures/rivals")
+STORE = Path("bench/figures")
 WEIGHTS = Path("runs/rivals")  # what methods made, until it is measured
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: pictures a group and of pairs, attacks, concepts, seeds."""
+    """How much is measured: pictures a group and of pairs, attacks and what they may spend, ...
+
+    name: of the folder of its figures; those of small budgets never stand beside those of large.
+    """
 
     images: int = 48
     pairs: int = 54
     attacks: tuple[str, ...] = ATTACKS
     concepts: tuple[str, ...] = tuple(CONCEPTS)
     seeds: int = 3
+    budgets: Budgets = field(default_factory=Budgets)
+    name: str = "rivals"
+
+    @property
+    def store(self) -> Path:
+        """Return the folder of its figures."""
+        return STORE / self.name
 
 
 FULL = Size()
-QUICK = Size(12, 12, ("textual_inversion_1", "relearning"), ("gun",), 1)
+QUICK = Size(
+    12, 12, ("textual_inversion_1", "relearning"), ("gun",), 1, AUDITS.budgets, "rivals-quick"
+)
 
 
 def edit(method: str, concept: ConceptSpec, seed: int, out: Path) -> dict[str, Any]:
@@ -135,7 +151,7 @@ class Bench:
         models = {"untouched": model, "edited": model}
         self.studio = Studio(models, DemoJudge(self.judge), topic, SamplerSettings(), seed)
         self.base = fingerprint(model.denoiser)
-        self.folder = STORE / f"{name}" / str(seed)
+        self.folder = size.store / f"{name}" / str(seed)
         self.weights = WEIGHTS / f"{name}" / str(seed)
         for folder in (self.folder, self.weights):
             folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +199,7 @@ class Bench:
         return {**about, "attacks": {}}
 
     def _attack(self, studio: Studio, name: str) -> dict[str, Any]:
-        budgets = Budgets()
+        budgets = self.size.budgets
         attack = attack_cell(studio, make_attack(name, budgets), budgets.judged, False)
         found = follow(attack.run(studio), attack.passes).figures
         for key in ("bait", "benign", "ring_a_bell"):  # drawn by the untouched model alone
@@ -197,16 +213,18 @@ class Bench:
 
 
 def tune(methods: Sequence[str], images: int = 24) -> None:
-    """Try a method's grid on a concept of its own; prints what each try gives, the best last."""
-    model, judge = load_model("demo", "cpu"), load_judge()
-    base = measure(model, judge, [], TUNED_ON, images, 99)
+    """Try a method's grid on a concept that no table shows; prints what each try gives."""
+    model, judge, bases = load_model("demo", "cpu"), load_judge(), dict[str, Any]()
     for name in methods:
-        scores = []
+        kind = METHODS[name].kinds[0]
+        concept, scores = TUNED_ON[kind], []
+        if kind not in bases:
+            bases[kind] = measure(model, judge, [], concept, images, 99)
         for changes in METHODS[name].grid:
             method = METHODS[name].with_changes(changes) if changes else METHODS[name]
-            weights = method.run(Task(model, TUNED_ON, 99), method.settings)
-            found = measure(with_weights(model, weights), judge, [], TUNED_ON, images, 99)
-            kept = relative(found, base)
+            weights = method.run(Task(model, concept, 99), method.settings)
+            found = measure(with_weights(model, weights), judge, [], concept, images, 99)
+            kept = relative(found, bases[kind])
             score = len(kept) / sum(1 / max(1e-3, min(1.0, v)) for v in kept.values())
             shown = {k: round(v, 3) for k, v in kept.items()}
             scores.append((round(score, 3), name, dict(changes), shown))
@@ -239,15 +257,16 @@ def main() -> None:
         for name in names:
             assert model is not None
             bench = Bench(model, name, seed, size)
-            for method in (UNTOUCHED, *args.methods):
+            fit = [m for m in args.methods if bench.concept.kind in METHODS[m].kinds]
+            for method in (UNTOUCHED, *fit):
                 started = time.monotonic()
                 bench.run(method)
                 spent = time.monotonic() - started
                 print(f"{name}/{seed}/{method}: {spent:.0f} s", file=sys.stderr, flush=True)
-    print(tables(STORE, names))
-    plot = pareto(STORE, names)
+    print(tables(size.store, names))
+    plot = pareto(size.store, names)
     if plot:
-        write_atomically(STORE / "pareto.svg", plot.encode())
+        write_atomically(size.store / "pareto.svg", plot.encode())
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ def bench(size: rivals.Size = SIZE) -> rivals.Bench:
 def test_what_is_done_is_not_done_again(log: Log, tmp_path: Path) -> None:
     bench().run("uce")
     assert log.done == ["edit uce", "measure", "relearning", "p4d"]
-    cell = json.loads((tmp_path / "gun" / "0" / "uce.json").read_text())
+    cell = json.loads((tmp_path / "rivals" / "gun" / "0" / "uce.json").read_text())
     assert (cell["images"], cell["seed"], set(cell["attacks"])) == (12, 0, {"relearning", "p4d"})
-    assert not (tmp_path / "gun" / "0" / "uce.safetensors").exists()
+    assert not (tmp_path / "rivals" / "gun" / "0" / "uce.safetensors").exists()
     bench().run("uce")
     assert len(log.done) == 4
     bench(replace(SIZE, attacks=("ring_a_bell",), images=6)).run("uce")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trust_engine.audit.victim import patched
-from trust_engine.spec import UnlearnSpec
+from trust_engine.spec import KINDS, UnlearnSpec
 from trust_engine.unlearn import Unlearning
 
 from . import ablation, closed_form, combination, esd, leco, salun, zeroing
@@ -19,7 +19,7 @@ class Method:
     """A method: `run(task, settings)` gives new weights; `grid` is its whole search budget.
 
     grid: changes of the settings, tried on one concept that no table shows (`python -m
-    bench.rivals tune`); the best is the default here.
+    bench.rivals tune`); the best is the default here. kinds: of concepts it was made for.
     """
 
     title: str
@@ -27,6 +27,7 @@ class Method:
     run: Callable[[Task, Any], Weights]
     settings: Any
     grid: tuple[Mapping[str, Any], ...] = ({},)
+    kinds: tuple[str, ...] = KINDS
 
     def with_changes(self, changes: Mapping[str, Any]) -> Method:
         """Change settings."""
@@ -83,7 +84,7 @@ METHODS: dict[str, Method] = {
     ),
     "cogfd": Method(
         "CoGFD-style", "ICLR 2025, without its language model", combination.erase,
-        combination.Settings(), _grid(rate=RATES, earliest=(990, 700)),
+        combination.Settings(), _grid(rate=RATES, earliest=(990, 700)), ("combination",),
     ),
     "leco": Method(
         "LECO-style LoRA", "p1atdev/LECO", leco.erase, leco.Settings(),
