@@ -83,18 +83,18 @@ def derive(
 
 
 def text_rows(task: Task) -> Rows:
-    """Collect the token states that differ between a concept's prompts and their anchors.
+    """Collect the last token's state of every prompt: to erase, to answer instead, to keep.
 
-    The authors take each phrase's last token; here all tokens from the concept on, for the ones
-    after it have read it. Only of pairs in which the anchor is the prompt's beginning: there
-    tokens stand at one place.
+    As in the authors' code: one row a phrase. Were all tokens taken, those of the many prompts to
+    keep would outweigh the concept's so far that nothing is erased.
     """
     prompts = task.prompts
-    pairs = [
-        (a, b) for a, b in zip(prompts.targets, prompts.anchors, strict=True) if a.startswith(b)
-    ] or list(zip(prompts.targets, prompts.anchors, strict=True))
-    now = task.encode([a for a, _ in pairs]).context.float().flatten(0, 1)
-    goal = task.encode([b for _, b in pairs]).context.float().flatten(0, 1)
-    moved = (now - goal).norm(dim=1) > 1e-3 * now.norm(dim=1)
-    kept = task.encode(["", *prompts.preserve]).context.float().flatten(0, 1)
-    return Rows(now[moved], goal[moved], kept)
+    texts = (prompts.targets, prompts.anchors, prompts.preserve)
+    return Rows(*(last_tokens(task, some) for some in texts))
+
+
+def last_tokens(task: Task, prompts: Sequence[str]) -> Tensor:
+    """Return the state (n, d) of each prompt's last token; of an empty one, the start token's."""
+    states, count = task.encode(prompts).context.float(), task.model.encoder.count_tokens
+    place = [min(count(text), states.shape[1] - 2) for text in prompts]  # a long one is cut there
+    return states[range(len(states)), place]
