@@ -17,7 +17,10 @@ from bench.engine import ABLATED, STORE, mean
 from bench.measure import relative
 from trust_engine.pictures import FAINT, INK, MARGIN, PAPER, font
 
-INKS = ((192, 40, 60), (217, 130, 43), (38, 132, 96), (62, 104, 190), (128, 90, 170))
+INKS = (
+    (192, 40, 60), (217, 130, 43), (38, 132, 96), (62, 104, 190), (128, 90, 170), (110, 120, 130),
+    (30, 160, 190),
+)  # fmt: skip
 GRID = (226, 229, 234)
 SIZE = (520, 330)
 AXES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -33,10 +36,16 @@ AXES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 def series(cells: Mapping[str, Any], concept: str, variants: Sequence[str]) -> dict[str, list]:
-    """Collect each figure's mean over seeds, one value a variant; None where nothing is known."""
+    """Collect each figure's mean over seeds, one value a variant; None where nothing is known.
+
+    Over the seeds that all of them were measured with: others would make a slope of their own.
+    """
     found: dict[str, list] = {}
-    for i, variant in enumerate(variants):
-        keys = [key for key in cells if key.startswith(f"{variant}/{concept}/")]
+    known = [[k for k in cells if k.startswith(f"{v}/{concept}/")] for v in variants]
+    seeds = [{key.rsplit("/", 1)[1] for key in keys} for keys in known if keys]
+    shared = set.intersection(*seeds) if seeds else set()
+    for i, keys in enumerate(known):
+        keys = [key for key in keys if key.rsplit("/", 1)[1] in shared]
         rows = [
             relative(
                 cells[k]["figures"], cells[f"untouched/{concept}/{k.rsplit('/', 1)[1]}"]["figures"]

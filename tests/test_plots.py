@@ -22,9 +22,15 @@ CELLS = {
 
 
 def test_series_are_means_over_seeds_relative_to_the_untouched_model() -> None:
+    found = series(CELLS, "gun", ("budget 0.01", "default"))
+    assert found["target"] == [None, pytest.approx(0.8)]
+    assert found["others"] == [None, pytest.approx(0.75)]
+
+
+def test_a_line_is_drawn_over_the_seeds_that_all_of_it_has() -> None:
     found = series(CELLS, "gun", ("budget 0.01", "default", "budget 0.1"))
-    assert found["target"] == [None, pytest.approx(0.8), 1.0]
-    assert found["others"] == [None, pytest.approx(0.75), pytest.approx(0.5)]
+    assert found["target"] == [None, pytest.approx(0.9), 1.0]
+    assert found["others"] == [None, pytest.approx(1.0), pytest.approx(0.5)]
 
 
 def test_a_higher_value_stands_higher_and_each_line_has_its_ink() -> None:
