@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import trust_engine.bench_model
 import trust_engine.bench_speed as speed
 from trust_engine.bench_baselines import esd_update, salun_update, sample_for, uce
-from trust_engine.bench_counting import count_pass
+from trust_engine.bench_counting import count_layer, count_pass
 from trust_engine.bench_memory import LiveTensors
 from trust_engine.bench_model import FAMILY_NAMES, random_model
 from trust_engine.cli import main
@@ -56,6 +56,18 @@ def test_a_random_model_is_finite_and_the_same_each_time(name: str) -> None:
     assert float(output.std()) > 0.01
 
 
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_a_layer_in_training_holds_its_weights_their_moments_and_what_all_prompts_bring(
+    name: str,
+) -> None:
+    found = projections(random_model(name, CPU).denoiser)
+    widest = max(weight.numel() for key, weight in found.items() if ".to_k" in key)
+    context = max(weight.shape[1] for key, weight in found.items() if ".to_k" in key)
+    prompts = 4 * (26 + 198) * 77 * context  # bytes; 26 to erase and 198 to keep
+    moments = 4 * 2 * widest * 5  # of K and V: themselves, theta - theta_0, Adam's three
+    assert prompts + moments < 1e9 * count_layer(name) < 1e9
+
+
 def test_the_command_measures_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +81,8 @@ def test_the_command_measures_and_writes(
     counted = found["counted at full size"]
     assert counted["recording_gb"] > 4 * counted["sampling_gb"] > 0
     assert 0 < counted["training_share_of_tflop"] < 1
+    above = counted["training_above_sampling_gb"]
+    assert above == pytest.approx(count_layer("sdxl") - counted["sampling_gb"], rel=1e-6)
     assert (local["passes"], local["backward"], local["layers"]) == (48, 0, 28)
     assert local["seconds"] >= local["unet_seconds"] + local["training_seconds"] > 0
     assert counted["passes_at_most"] <= 640

@@ -13,6 +13,7 @@ from .bench_memory import LiveTensors, fused_attention_assumed
 from .bench_model import family_for, schedule_for
 from .conditioning import Conditioning
 from .denoiser_diffusers import diffusers_denoiser
+from .forgetting import Forgetting
 from .local import LayerProblem, Situation
 from .memory import batch_for
 from .model import blank_unet
@@ -69,18 +70,40 @@ def count_training(family: str) -> float:
     return total / 1e12
 
 
+def count_layer(family: str) -> float:
+    """Count the GB that training the widest layer takes, states and prompts included.
+
+    It takes two steps of nothing but zeros, for the meta device has no values to choose a mask by.
+    """
+    described = family_for(family)
+    denoiser = diffusers_denoiser(blank_unet(described), schedule_for(family), described.unet.shape)
+    layers = map(read_layer, cross_attention_modules(denoiser).values())
+    widest = max(layers, key=lambda layer: layer.k.numel())
+    q, k, v, out = (part.shape for part in (widest.q, widest.k, widest.v, widest.out))
+    bias = None if widest.bias is None else torch.zeros(widest.bias.shape)
+    spec = UnlearnSpec((ConceptSpec(("gun",)),))
+    with LiveTensors() as live:
+        made = torch.zeros(q), torch.zeros(k), torch.zeros(v), torch.zeros(out)
+        layer = CrossAttention(*made, bias, widest.heads)
+        erase, keep = (_situation(layer, prompts, spec) for prompts in (ERASED, KEPT))
+        training = Forgetting(LayerProblem(layer, erase, keep, spec.eta, 0), spec)
+        training.step()
+        training.step()
+    return live.peak / GB
+
+
+def _situation(layer: CrossAttention, prompts: int, spec: UnlearnSpec) -> Situation:
+    x = torch.zeros(prompts, spec.trajectory_steps * POSITIONS, layer.q.shape[1])
+    context = torch.zeros(prompts, 77, layer.k.shape[1])
+    return Situation(x, torch.arange(prompts), context)
+
+
 def _step_flops(layer: CrossAttention) -> int:
     """Count a step: effect, its gradient, the penalty's Hessian product, harm and its gradient."""
     spec = UnlearnSpec((ConceptSpec(("gun",)),))
-    positions = spec.trajectory_steps * POSITIONS
-
-    def situation(prompts: int) -> Situation:
-        x = torch.empty(prompts, positions, layer.q.shape[1])
-        context = torch.empty(prompts, 77, layer.k.shape[1])
-        return Situation(x, torch.arange(prompts), context)
-
     with torch.device("meta"):
-        problem = LayerProblem(layer, situation(ERASED), situation(KEPT), spec.eta, 0)
+        erase, keep = (_situation(layer, prompts, spec) for prompts in (ERASED, KEPT))
+        problem = LayerProblem(layer, erase, keep, spec.eta, 0)
         theta = tuple(weight.requires_grad_(True) for weight in problem.base)
         with FlopCounterMode(display=False) as counter:
             effect = problem.effect(theta, 0)
@@ -102,6 +125,7 @@ class FullSize:
     training: float
     sampling: float
     recording: float
+    layer: float
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -118,6 +142,7 @@ class FullSize:
             "sampling_gb": self.sampling,
             "recording_gb": self.recording,
             "recording_above_sampling_gb": self.recording - self.sampling,
+            "training_above_sampling_gb": self.layer - self.sampling,
         }
 
 
@@ -134,4 +159,5 @@ def count_full_size(family: str) -> FullSize:
         spec.steps * count_training(family),
         count_pass(family, 2).gb,
         count_pass(family, 2 * batch).gb,
+        count_layer(family),
     )
