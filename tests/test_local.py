@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,6 @@ from trust_engine.errors import DivergenceError
 from trust_engine.forgetting import Forgetting, Standing
 from trust_engine.local import LayerProblem, Situation
 from trust_engine.mask import overlap, share
-from trust_engine.precision import quick_products
 from trust_engine.spec import UnlearnSpec
 
 PROMPTS, POSITIONS, D, C, TOKENS = 4, 96, 24, 64, 6
@@ -222,12 +223,32 @@ def test_goals_worked_out_at_once_or_at_each_step_are_the_same(
         assert end.harm == pytest.approx(ends[0].harm, rel=1e-3)
 
 
-@pytest.mark.parametrize(("device", "within"), [("cuda", "high"), ("cpu", "highest")])
+SWITCHES = {
+    "by backend": ("fp32_precision", "ieee", "tf32"),
+    "allow_tf32": ("allow_tf32", False, True),
+}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("switch", SWITCHES)
 def test_a_gpu_trains_in_its_tensor_cores_and_a_host_never_notices(
-    device: str, within: str
+    device: str, switch: str
 ) -> None:
-    before = torch.get_float32_matmul_precision()
-    with pytest.raises(ZeroDivisionError), quick_products(torch.device(device)):
-        assert torch.get_float32_matmul_precision() == within
-        raise ZeroDivisionError
-    assert torch.get_float32_matmul_precision() == before == "highest"
+    """Whichever of torch's two switches the host uses: in a process of its own, for they last."""
+    name, plain, quick = SWITCHES[switch]
+    if not hasattr(torch.backends.cuda.matmul, name):
+        pytest.skip("this torch has no such switch")
+    script = (
+        "import torch; from trust_engine.precision import quick_products as q\n"
+        "m = torch.backends.cuda.matmul\n"
+        f"for host in ({plain!r}, {quick!r}):\n"
+        f"    m.{name} = host\n"
+        "    try:\n"
+        f"        with q(torch.device({device!r})):\n"
+        f"            assert m.{name} == ({quick!r} if {device == 'cuda'} else host)\n"
+        "            raise ZeroDivisionError\n"
+        "    except ZeroDivisionError:\n"
+        "        pass\n"
+        f"    assert m.{name} == host\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -29,12 +29,17 @@ def quick_products(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    matmul: Any = torch.backends.cuda.matmul
+    quick: bool | str
+    try:
+        name, quick, before = "allow_tf32", True, matmul.allow_tf32
+    except RuntimeError:  # the host has set torch's newer switch: then the older must not be read
+        name, quick, before = "fp32_precision", "tf32", matmul.fp32_precision
+    setattr(matmul, name, quick)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setattr(matmul, name, before)
 
 
 def widen(module: nn.Module, compute: torch.dtype) -> None:
