@@ -95,13 +95,13 @@ def table(cells: Mapping[str, Any], names: list[str], variants: list[str]) -> st
     by_kind: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
         for variant in variants:
-            rows = [cells[key] for key in cells if key.startswith(f"{variant}/{name}/")]
-            seeds = [key[-1] for key in cells if key.startswith(f"{variant}/{name}/")]
-            if not rows:
+            keys = [key for key in cells if key.startswith(f"{variant}/{name}/")]
+            if not keys:
                 continue
+            rows = [cells[key] for key in keys]
             kept = [
-                relative(row["figures"], cells[f"untouched/{name}/{seed}"]["figures"])
-                for row, seed in zip(rows, seeds, strict=True)
+                relative(cells[key]["figures"], cells[f"untouched/{name}/{key[-1]}"]["figures"])
+                for key in keys
             ]
             columns = tuple(kept[0])
             shown = [

@@ -86,7 +86,8 @@ def moves(model: LoadedModel) -> str:
         for letter in "qkv":
             told = neurons[f"{layer}.to_{letter}"]
             shares = (told[when] / told["entries"] for when in ("first", "last"))
-            cells += [*(f"{share:.1%}" for share in shares), f"{told['overlap']:.2f}"]
+            kept = f"{told['overlap']:.2f}" if told["first"] or told["last"] else ""
+            cells += [*(f"{share:.1%}" for share in shares), kept]
         lines.append(
             f"| {layer.removesuffix('.transformer_blocks.0.attn2')} | {' | '.join(cells)} |"
         )
