@@ -1,4 +1,4 @@
-"""Ten concepts: unlearned one by one, their diffs applied together, or all in one run.
+"""Ten concepts: unlearned one by one, their diffs added up or merged, or all in one run.
 
     python -m bench.stacked --seeds 3
 
@@ -20,7 +20,7 @@ from trust_engine.audit import Rate, Shot, look
 from trust_engine.audit.victim import patched
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
-from trust_engine.diff import fingerprint
+from trust_engine.diff import fingerprint, fitted
 from trust_engine.files import write_atomically
 from trust_engine.model import LoadedModel, load_model
 from trust_engine.sampler import SamplerSettings
@@ -28,7 +28,8 @@ from trust_engine.sampler import SamplerSettings
 TEN = ("gun", "cat", "pizza", "baby", "car", "bomb", "guitar", "clown", "beer", "umbrella")
 HEIGHTS = (1, 2, 5, 10)
 FIRST_SEED = 6_000_000
-WAYS = {"stacked": "", "together": "together "}  # before a cell's height
+WAYS = {"stacked": "", "fitted": "fitted ", "together": "together "}  # before a cell's height
+TITLES = {"": "{} diffs", "fitted ": "{} diffs, merged by fit", "together ": "{} in one run"}
 STORE = Path("bench/figures/stacked.json")
 
 
@@ -60,10 +61,10 @@ def rates(model: LoadedModel, judge: Judge, images: int, seed: int) -> dict[str,
 def summary(cells: dict[str, Any], seeds: int) -> str:
     """Write a row for each height of the stack: means over seeds, retention relative."""
     lines = ["| | UA | IRA rel. | style rel. | background rel. |", "|---|---|---|---|---|"]
-    for what, count in [(f"{way}{height}", height) for way in WAYS.values() for height in HEIGHTS]:
+    for way, count in [(way, height) for way in WAYS.values() for height in HEIGHTS]:
         rows = []
         for seed in range(seeds):
-            now, before = cells.get(f"{what}/{seed}"), cells.get(f"0/{seed}")
+            now, before = cells.get(f"{way}{count}/{seed}"), cells.get(f"0/{seed}")
             if now is None or before is None:
                 continue
             gone = mean([1 - now[name]["value"] for name in TEN[:count]])
@@ -73,8 +74,7 @@ def summary(cells: dict[str, Any], seeds: int) -> str:
             rows.append([gone, kept / was, *looks])
         if rows:
             shown = [f"{mean(list(column)):.3f}" for column in zip(*rows, strict=True)]
-            title = f"{count} in one run" if what.startswith("together") else f"{count} diffs"
-            lines.append(f"| {title} | " + " | ".join(shown) + " |")
+            lines.append(f"| {TITLES[way].format(count)} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     STORE.parent.mkdir(parents=True, exist_ok=True)
     model, judge = load_model("demo"), load_judge()
-    mark = f"{fingerprint(model.denoiser)} {engine_mark()} {args.images}"
+    mark = f"{fingerprint(model.denoiser)} {engine_mark("diff_fit")} {args.images}"
     found = json.loads(STORE.read_text()) if STORE.exists() else {}
     cells = found["cells"] if found.get("mark") == mark else {}
     asked = [(WAYS[way], h) for way in args.ways for h in args.heights if h > 1 or not WAYS[way]]
@@ -98,8 +98,10 @@ def main() -> None:
             if key in cells:
                 continue
             names = TEN[:height]
-            made = [", ".join(names)] if way else names
+            made = [", ".join(names)] if way == WAYS["together"] else names
             diffs = [(trained(model, name, seed)[0], 1.0) for name in made]
+            if way == WAYS["fitted"]:
+                diffs = [(fitted(diffs, model.encoder, model.vocabulary, model.styles), 1.0)]
             here = patched(model, diffs) if diffs else model
             cells[key] = rates(here, judge, args.images, seed)
             kept = json.dumps({"mark": mark, "cells": cells}, indent=0) + "\n"

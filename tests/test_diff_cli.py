@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from small_unet import KEY, small_base, small_checkpoint, small_diff, small_weights
 from test_diff_file import spelled
@@ -22,6 +23,7 @@ from trust_engine.diff import (
     save_diff,
 )
 from trust_engine.keys import LDM_PREFIX
+from trust_engine.model import DEMO
 
 AUDIT = {
     "ua": {"value": 0.95, "low": 0.9, "high": 0.98, "n": 80},
@@ -113,6 +115,22 @@ def test_apply_and_undo(capsys: pytest.CaptureFixture[str]) -> None:
         torch.testing.assert_close(tensor, load_file("model.safetensors")[name])
 
 
+def test_merge_by_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    letters = {}
+    with safe_open(DEMO, "pt") as file:
+        for letter in "qv":
+            key = KEY.replace("to_q", f"to_{letter}")
+            letters[key] = SparseOffset.of(torch.ones(file.get_slice(LDM_PREFIX + key).get_shape()))
+    for name in ("gun", "bomb"):
+        spec = json.dumps({"concept": {"words": [name], "kind": "single"}})
+        save_diff(WeightDiff(letters, {"spec": spec, "family": "demo"}), Path(name))
+    _, warnings = ran("merge gun bomb --how fit --model demo --out f", capsys)
+    assert "made for another model" in warnings
+    assert list(load_diff(Path("f")).offsets) == [KEY.replace("to_q", "to_v")]
+    out, _ = ran("info f", capsys)
+    assert "gun; bomb" in out
+
+
 def test_merge(capsys: pytest.CaptureFixture[str]) -> None:
     parts = [(small_diff(), 1.0), (small_diff(1), -0.5)]
     out, _ = ran("merge a.safetensors b.safetensors:-0.5 --out c", capsys)
@@ -186,6 +204,8 @@ def test_fingerprint(capsys: pytest.CaptureFixture[str]) -> None:
         ("merge a.safetensors --keep 2 --out x", "--keep"),
         ("merge a.safetensors --out .", "give a file name"),
         ("merge a.safetensors --how magic --out x", "--how"),
+        ("merge a.safetensors b.safetensors --how fit --out x", "add --model"),
+        ("merge a.safetensors --how fit --model model.safetensors --out x", "text encoder"),
         ("export a.safetensors --out x", "--format"),
         ("export a.safetensors --format checkpoint --out x", "add --model"),
         ("export a.safetensors --format lora --error 2 --out x", "error bound"),

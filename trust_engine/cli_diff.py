@@ -7,11 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cli_inputs import check_out, read_diffs
 from .errors import DiffError, SpecError
 from .files import check_writable
+
+if TYPE_CHECKING:
+    from .diff import WeightDiff
 
 FORMATS = {
     "dense": "for stock Lora loaders of ComfyUI, A1111 and Forge; exact to float16",
@@ -38,9 +41,11 @@ def add_diff(commands: Any) -> None:
     _action(actions, "apply", _apply, "write a model file with diffs in it",
             "files", "model", "strict", "out")  # fmt: skip
     merge = _action(actions, "merge", _merge, "compose diffs into one and say how they overlap",
-                    "files", "out", "json")  # fmt: skip
-    merge.add_argument("--how", default="sum", choices=("sum", "mean", "strongest"),
-                       help="where several move one entry (default: sum)")  # fmt: skip
+                    "files", "model?", "out", "json")  # fmt: skip
+    merge.add_argument("--how", default="sum", choices=("sum", "mean", "strongest", "fit"),
+                       help="where several move one entry: their sum (default), mean, or the "
+                       "largest; fit: each concept meets its own diff and the rest none, for "
+                       "more than two or three; needs --model")  # fmt: skip
     merge.add_argument("--keep", type=float, metavar="SHARE",
                        help="keep each layer's largest changes only, e.g. 0.03")  # fmt: skip
     export = _action(actions, "export", _export, "write what programs without TRUST can load",
@@ -120,7 +125,7 @@ def _merge(args: argparse.Namespace) -> None:
         in_range("--keep", args.keep, 0.0, 1.0)
     check_writable(args.out)
     parts = read_diffs(args.files)
-    merged = combine(parts, args.how)
+    merged = _fitted(args, parts) if args.how == "fit" else combine(parts, args.how)
     weighed = [scaled(*part) for part in parts]
     pairs = [
         {"first": args.files[i], "second": args.files[j],
@@ -147,6 +152,19 @@ def _merge(args: argparse.Namespace) -> None:
             f"{pair['verdict']}"
         )
     print(f"{args.out}: {merged.changed:,} entries, {kept:.1%} of the squared change kept")
+
+
+def _fitted(args: argparse.Namespace, parts: Sequence[tuple[WeightDiff, float]]) -> WeightDiff:
+    from .diff import fitted
+    from .diff_base import open_base
+    from .model import load_model
+
+    if not args.model:
+        raise SpecError("--how fit asks the model's text encoder; add --model")
+    with open_base(_source(args.model)) as base:
+        _warn(base.check(parts, args.files, strict=False))
+    model = load_model(args.model, "cpu")
+    return fitted(parts, model.encoder, model.vocabulary, model.styles)
 
 
 def _export(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from .diff_algebra import (
 )
 from .diff_apply import Rounding, applied, check_fits, describe_base, fingerprint
 from .diff_file import FORMAT, FORMAT_VERSION, annotate_diff, load_diff, payload_sha256, save_diff
+from .diff_fit import fitted
 from .diff_weights import SparseOffset, WeightDiff
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "describe_base",
     "energy",
     "fingerprint",
+    "fitted",
     "load_diff",
     "overlap",
     "payload_sha256",

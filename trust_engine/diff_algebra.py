@@ -61,13 +61,13 @@ def combine(parts: Parts, how: How = "sum") -> WeightDiff:
         raise SpecError(f"cannot merge by {how!r}; use one of {', '.join(get_args(How))}")
     for _, strength in parts:
         in_range("strength", strength, -2.0, 2.0)
-    _check_alike([diff for diff, _ in parts])
+    check_alike([diff for diff, _ in parts])
     keys = dict.fromkeys(key for diff, _ in parts for key in diff.offsets)
     offsets = {}
     for key in keys:
         there = [(diff.offsets[key], s) for diff, s in parts if key in diff.offsets]
         offsets[key] = _combined(there, how)
-    return WeightDiff(offsets, _lineage(parts, how))
+    return WeightDiff(offsets, lineage(parts, how))
 
 
 def _combined(parts: Sequence[tuple[SparseOffset, float]], how: How) -> SparseOffset:
@@ -87,7 +87,8 @@ def _combined(parts: Sequence[tuple[SparseOffset, float]], how: How) -> SparseOf
     return SparseOffset(parts[0][0].shape, union, total).with_values(total)
 
 
-def _check_alike(diffs: Sequence[WeightDiff]) -> None:
+def check_alike(diffs: Sequence[WeightDiff]) -> None:
+    """Raise DiffError unless all diffs are of one kind of model, SpecError when there is none."""
     if not diffs:
         raise SpecError("nothing to merge; name at least one diff")
     shapes: dict[str, tuple[int, ...]] = {}
@@ -104,7 +105,8 @@ def _check_alike(diffs: Sequence[WeightDiff]) -> None:
         raise DiffError(f"the diffs are of other families ({named}); merge diffs of one family")
 
 
-def _lineage(parts: Parts, how: How) -> dict[str, Any]:
+def lineage(parts: Parts, how: str) -> dict[str, Any]:
+    """Tell where a merged diff comes from."""
     # Only what all parts share still holds for the whole.
     first = parts[0][0].provenance
     shared = {
@@ -184,7 +186,7 @@ class Overlap:
 
 def overlap(a: WeightDiff, b: WeightDiff) -> Overlap:
     """Compare two diffs of one family entry by entry."""
-    _check_alike([a, b])
+    check_alike([a, b])
     pairs, chance = [], 0.0
     for key in a.offsets.keys() & b.offsets.keys():
         one, two = a.offsets[key], b.offsets[key]
