@@ -66,7 +66,7 @@ def test_it_is_the_minimum_of_what_it_says() -> None:
     def objective(d: Tensor) -> Tensor:
         ridge = diff_fit.RIDGE * rest.diagonal().mean()
         told = sum((((d - c) @ g) * (d - c)).sum() for c, g in zip(changes, own, strict=True))
-        return told + diff_fit.BETA * ((d @ rest) * d).sum() + ridge * d.square().sum()
+        return told / len(own) + diff_fit.BETA * ((d @ rest) * d).sum() + ridge * d.square().sum()
 
     found = fitted(PARTS, ENCODER, THINGS).offsets[KEYS].dense().double().requires_grad_()
     start = torch.zeros_like(found, requires_grad=True)

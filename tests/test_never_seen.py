@@ -1,4 +1,4 @@
-"""The renders that attacks learn unseen things from show these things, after the autoencoder too."""
+"""Renders that attacks learn unseen things from show them, after the autoencoder, too."""
 
 from __future__ import annotations
 

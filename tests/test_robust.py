@@ -17,9 +17,12 @@ from trust_engine.pieces import Ground
 from trust_engine.resume import load_state, save_state
 from trust_engine.robust import (
     BUDGET,
+    EARLIEST,
+    MEASURED_BATCH,
     PASSES,
     SCALED,
     SEEN,
+    Hardening,
     RobustProblem,
     draw,
     every_weight,
@@ -32,6 +35,7 @@ from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn import LentModel, Unlearning
 
 BATCH, DRAWN = 4, 6  # samples; passes a picture
+MEASURED = 6  # batches of the concept and as many of the rest
 
 
 def robust_spec(**changes: object) -> UnlearnSpec:
@@ -44,6 +48,7 @@ def _small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(robust, "BATCH", BATCH)
         patch.setattr(robust, "DRAWING_STEPS", DRAWN // 2)
+        patch.setattr(robust, "MEASURED", MEASURED)
         yield
 
 
@@ -111,6 +116,45 @@ def test_the_diff_does_what_was_learned(long: Unlearning, problem: RobustProblem
         assert far() < 0.9 * untouched
 
 
+def test_fisher_information_is_the_mean_squared_gradient(problem: RobustProblem) -> None:
+    """Worked out anew for one weight, batch by batch."""
+    found = problem.fisher(problem.kept)
+    chance, total = problem._generator(-1), torch.zeros_like(problem.base[0])
+    for _ in range(MEASURED):
+        some = torch.randint(len(problem.kept.x0), (MEASURED_BATCH,), generator=chance)
+        t = torch.randint(EARLIEST, 1000, (MEASURED_BATCH,), generator=chance)
+        noise = torch.randn(problem.kept.x0[some].shape, generator=chance)
+        x = problem.denoiser.schedule.noised(problem.kept.x0[some], t, noise)
+        weight = problem.base[0].clone().requires_grad_()
+        cond = problem.conditions.select(problem.kept.prompt[some])
+        loss = (problem.predict((weight, *problem.base[1:]), x, t, cond) - noise).square().mean()
+        total += torch.autograd.grad(loss, weight)[0].square() / MEASURED
+    torch.testing.assert_close(found[0], total)
+
+
+def test_dampening_shrinks_what_stands_out_alone(
+    problem: RobustProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robust, "STANDS_OUT", 2.0)
+    own, rest = problem.fisher(problem.told), problem.fisher(problem.kept)
+    moved = problem.dampened()
+    stands_out = [o > 2 * r for o, r in zip(own, rest, strict=True)]
+    assert 0 < sum(int(s.sum()) for s in stands_out) < sum(s.numel() for s in stands_out) / 2
+    for s, b, m, o, r in zip(stands_out, problem.base, moved, own, rest, strict=True):
+        assert not m[~s].any()
+        torch.testing.assert_close((b + m)[s], (b * r / o)[s], rtol=1e-4, atol=1e-7)
+
+
+def test_a_run_starts_from_dampened_weights(problem: RobustProblem) -> None:
+    run = Hardening(problem, hardened(robust_spec(rate=1e-6, steps=5)))
+    start = problem.dampened()
+    run.step()
+    kept = [m & (s != 0) for m, s in zip(run.mask.current or (), start, strict=True)]
+    assert sum(int(k.sum()) for k in kept) > 0
+    for k, o, s in zip(kept, run.offset, start, strict=True):
+        torch.testing.assert_close(o[k], s[k], rtol=1e-3, atol=1e-5)
+
+
 def test_what_is_recognised_meets_other_prompts_and_noise_only_its_own(
     problem: RobustProblem,
 ) -> None:
@@ -162,11 +206,13 @@ def test_the_same_seed_gives_the_same_diff_and_counts_are_true(kind: str) -> Non
     one, two, other = ran(tiny_model(kind)), ran(tiny_model(kind)), ran(tiny_model(kind), seed=1)
     assert content(one.diff) == content(two.diff) != content(other.diff)
     drawn = DRAWN * one.recorded
-    # Some batches for the scale; then, a step: told, kept, and kept by theta_0.
+    # Some batches for the scale, as many of either that dampening looks at; then, a step: told,
+    # kept, and kept by theta_0.
+    looked = 2 * MEASURED * MEASURED_BATCH
     updates = followed(one.spec).steps
     assert updates == 2 < one.spec.steps == 3
-    assert one.passes == drawn + BATCH * SCALED + updates * BATCH * 3
-    assert one.backward == updates * BATCH * 2
+    assert one.passes == drawn + BATCH * SCALED + looked + updates * BATCH * 3
+    assert one.backward == looked + updates * BATCH * 2
     assert one.total == drawn + updates
 
 

@@ -5,7 +5,7 @@ values are large. Keys and values are linear in the text, so that one change D o
 all the parts' changes D_i. With C_i the text states of concept i's prompts, and R those of what
 must stay,
 
-    D = argmin  sum_i || (D - D_i) C_i ||^2  +  beta || D R ||^2  +  ridge || D ||^2.
+    D = argmin  mean_i || (D - D_i) C_i ||^2  +  beta || D R ||^2  +  ridge || D ||^2.
 
 The form is UCE's (Gandikota et al. 2023, arXiv 2308.14761, equation 7), and merging so is MACE's
 idea (Lu et al. 2024, arXiv 2403.06135, section 3.4); the weights of the tokens and the rescaling of
@@ -28,7 +28,7 @@ from .errors import DiffError, SpecError
 from .keys import projection_of
 from .spec import ConceptSpec, UnlearnSpec, in_range
 
-BETA = 12.0  # weight of what must stay beside all concepts' average
+BETA = 1.0  # weight of what must stay
 RIDGE = 1e-4  # of the mean square of a text state's entry
 PADDING = 0.1  # weight of a token after the end beside one of the prompt
 # What must stay shrinks D; this undoes it for values. Keys pass a softmax, which does so by itself.
@@ -129,7 +129,7 @@ def _fit(key: str, parts: Parts, told: Sequence[Tensor], rest: Tensor) -> Sparse
             "choose the model that the diffs were made for"
         )
     ridge = RIDGE * rest.diagonal().mean() * torch.eye(len(rest), dtype=rest.dtype)
-    goal = torch.stack([change @ own for change, own in there]).sum(0)
-    left = torch.stack(list(told)).sum(0) + BETA * rest + ridge
+    goal = torch.stack([change @ own for change, own in there]).sum(0) / len(told)
+    left = torch.stack(list(told)).mean(0) + BETA * rest + ridge
     fit = torch.linalg.solve(left, goal, left=False)
     return SparseOffset.of(GAIN[str(projection_of(key))] * fit)

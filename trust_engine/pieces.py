@@ -15,7 +15,7 @@ from .denoiser import Denoiser, device_of
 from .forgetting import Forgetting
 from .local import LayerProblem, Situation
 from .mask import Tensors
-from .robust import RobustProblem, every_weight, hardened
+from .robust import Hardening, RobustProblem, every_weight, hardened
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
 from .spec import UnlearnSpec
 from .trajectory import Plan, Recording
@@ -59,8 +59,8 @@ class Ground:
     def pieces(self) -> Iterator[Piece]:
         """List what is to be fine-tuned, piece by piece."""
         if self.spec.robust:
-            start = lambda: Forgetting(self.robust, hardened(self.spec))  # noqa: E731
-            yield Piece("the UNet", self.robust.keys, start)
+            harden = lambda: Hardening(self.robust, hardened(self.spec))  # noqa: E731
+            yield Piece("the UNet", self.robust.keys, harden)
             return
         modules = cross_attention_modules(self.denoiser)
         keys = {name: [f"{name}.to_{letter}.weight" for letter in "qkv"] for name in modules}

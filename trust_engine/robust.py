@@ -10,6 +10,10 @@ same noise gives under the anchor,
 under the concept's prompts c and, once the noise leaves something to recognise, under others, too:
 the anchor's, random ones and none. Relabelling is SalUn's idea (arXiv 2310.12508), min-SNR
 weighting arXiv 2303.09556; that it does not hang on the prompt is ours.
+
+Before that, weights that matter to the concept's pictures and little to others are dampened:
+Selective Synaptic Dampening (Foster et al. 2023, arXiv 2308.07707). Training then repairs what this
+did to the rest, and starts where the concept's own features are gone instead of merely unasked for.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch import Tensor
 from .concept import PromptSet
 from .conditioning import Conditioning, stack
 from .denoiser import Denoiser, device_of
+from .forgetting import Forgetting, Standing
 from .mask import Tensors
 from .objective import distance
 from .sampler import SamplerSettings, ddim, initial_noise
@@ -35,11 +40,14 @@ PASSES = 10  # times the spec's, to draw with
 DRAWING_STEPS = 12
 BATCH = 12  # pictures of either kind a step
 SNR_CAP = 5.0
+TINY = 1e-30  # instead of dividing by a gradient that is zero
 SEEN = 750  # timesteps below it show what is drawn, whatever the prompt
 EARLIEST = 20  # below it there is no noise to speak of
 UNTOLD, OTHERS, ANCHORS = 0.15, 0.15, 0.1  # of them meet no, another, the anchor's prompt
 SCALED = 8  # batches that tell how large E is at the start
 RATE = 0.12  # of the spec's: every weight moves, not one in thirty
+STANDS_OUT = 5.0  # Fisher information on the concept over that on the rest, to be dampened
+MEASURED, MEASURED_BATCH = 40, 4  # batches of either that tell the Fisher information
 BUDGET = 0.3  # share of all weights that may change, unless the spec asks for more
 
 
@@ -141,7 +149,7 @@ class RobustProblem(Differentiable):
     def effect(self, theta: Tensors, step: int) -> Tensor:
         """E: how far the noised concept is from being seen as its anchor, about 1 at theta_0."""
         generator = self._generator(2 * step)
-        x, t, some = self._noised(self.told, EARLIEST, generator)
+        x, t, some, _ = self._noised(self.told, EARLIEST, generator, BATCH)
         cond = self._under(self.told.prompt[some], t.cpu(), generator)
         assert self.told.goal is not None
         goal = self.told.goal[some].to(x.device)
@@ -154,25 +162,45 @@ class RobustProblem(Differentiable):
     def harm(self, theta: Tensors, step: int) -> Tensor:
         """Measure the distance to theta_0's predictions on what must stay, in the same units."""
         generator = self._generator(2 * step + 1)
-        x, t, some = self._noised(self.kept, 0, generator)
+        x, t, some, _ = self._noised(self.kept, 0, generator, BATCH)
         blank = torch.rand(len(some), generator=generator) < UNTOLD
         cond = self._look_up(self.kept.prompt[some].masked_fill(blank, self.empty))
         return distance(self.predict(theta, x, t, cond), self.frozen(x, t, cond), self.scale)
+
+    def fisher(self, pictures: Pictures) -> Tensors:
+        """Return each weight's mean squared gradient of the denoising loss on pictures."""
+        generator = self._generator(-1)
+        found = tuple(torch.zeros_like(b) for b in self.base)
+        for _ in range(MEASURED):
+            x, t, some, noise = self._noised(pictures, EARLIEST, generator, MEASURED_BATCH)
+            theta = tuple(b.clone().requires_grad_() for b in self.base)
+            seen = self.predict(theta, x, t, self._look_up(pictures.prompt[some]))
+            _, eps = self.denoiser.schedule.split(x, t, seen)
+            gradients = torch.autograd.grad((eps - noise).square().mean(), theta)
+            for total, g in zip(found, gradients, strict=True):
+                total.addcmul_(g, g, value=1 / MEASURED)
+        return found
+
+    def dampened(self) -> Tensors:
+        """Return by how much to shrink weights that tell the concept from the rest (SSD, eq. 6)."""
+        own, rest = self.fisher(self.told), self.fisher(self.kept)
+        return tuple(
+            torch.where(o > STANDS_OUT * r, (r / o.clamp(min=TINY) - 1) * b, 0.0)
+            for b, o, r in zip(self.base, own, rest, strict=True)
+        )
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
 
     def _noised(
-        self, pictures: Pictures, earliest: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw pictures and noise them: x (b, 4, h, w), t (b,) and which they are (b,)."""
-        some = torch.randint(len(pictures.x0), (BATCH,), generator=generator)
-        x0 = pictures.x0[some]
-        t = torch.randint(earliest, 1000, (BATCH,), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        place = device_of(self.denoiser)
-        x = self.denoiser.schedule.noised(x0.to(place), t.to(place), noise.to(place))
-        return x, t.to(place), some
+        self, pictures: Pictures, earliest: int, generator: torch.Generator, count: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw pictures and noise them: x (b, 4, h, w), t (b,), which they are (b,), the noise."""
+        some = torch.randint(len(pictures.x0), (count,), generator=generator)
+        x0, place = pictures.x0[some], device_of(self.denoiser)
+        t = torch.randint(earliest, 1000, (count,), generator=generator).to(place)
+        noise = torch.randn(x0.shape, generator=generator).to(place)
+        return self.denoiser.schedule.noised(x0.to(place), t, noise), t, some, noise
 
     def _under(self, own: Tensor, t: Tensor, generator: torch.Generator) -> Conditioning:
         """Choose the prompts that noised pictures of the concept meet."""
@@ -186,6 +214,18 @@ class RobustProblem(Differentiable):
 
     def _look_up(self, rows: Tensor) -> Conditioning:
         return self.conditions.select(rows.to(self.conditions.context.device))
+
+
+class Hardening(Forgetting):
+    """Forgetting that starts from dampened weights."""
+
+    problem: RobustProblem
+
+    def _step(self) -> Standing:
+        if not self.done:  # here and not at the start, so that a resumed run does not pay again
+            for offset, start in zip(self.offset, self.problem.dampened(), strict=True):
+                offset.copy_(start)
+        return super()._step()
 
 
 def every_weight(denoiser: Denoiser) -> dict[str, tuple[Tensor, int]]:

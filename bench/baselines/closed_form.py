@@ -44,7 +44,8 @@ def rece(task: Task, settings: Settings) -> Weights:
     """RECE: Reliable and Efficient Concept Erasure (Gong et al. 2024, arXiv 2407.12383).
 
     After UCE, find the embedding under which the edited K and V answer as W_0 did under the
-    concept, erase that as well, and so on.
+    concept, erase that as well, and so on. As in the authors' code, a round holds to what the one
+    before it made of W: held to W_0, it would take back what was erased.
     """
     rows, start = text_rows(task), chosen(task.model.denoiser, keys_and_values)
     edited = {name: solve(w, w, rows, settings) for name, w in start.items()}
@@ -52,7 +53,7 @@ def rece(task: Task, settings: Settings) -> Weights:
     for _ in range(settings.rounds):
         derived = derive(list(edited.values()), list(start.values()), concept, settings.nearness)
         again = Rows(derived, goal, rows.kept)
-        edited = {n: solve(w, start[n], again, settings) for n, w in edited.items()}
+        edited = {n: solve(w, w, again, settings) for n, w in edited.items()}
     return edited
 
 
