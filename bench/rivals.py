@@ -212,7 +212,7 @@ class Bench:
         write_atomically(path, json.dumps(cell, indent=1).encode())
 
 
-def tune(methods: Sequence[str], images: int = 24) -> None:
+def tune(methods: Sequence[str], images: int = 12) -> None:
     """Try a method's grid on a concept that no table shows; prints what each try gives."""
     model, judge, bases = load_model("demo", "cpu"), load_judge(), dict[str, Any]()
     for name in methods:

@@ -51,19 +51,20 @@ def _grid(**values: tuple[Any, ...]) -> tuple[Mapping[str, Any], ...]:
 
 
 RATES = (1e-4, 3e-4, 1e-3)
+ESD = esd.Settings(steps=120, rate=1e-4)
 METHODS: dict[str, Method] = {
     "trust": Method("TRUST (ours)", "arXiv 2602.07919, reconstructed", trust, {}),
     "trust-robust": Method("TRUST robust (ours)", "docs/method.md", trust, {"robust": True}),
     "esd-x": Method(
-        "ESD-x", "arXiv 2303.07345", lambda t, s: esd.erase(t, "x", s), esd.Settings(),
+        "ESD-x", "arXiv 2303.07345", lambda t, s: esd.erase(t, "x", s), ESD,
         _grid(rate=RATES, steps=(60, 120)),
     ),
     "esd-u": Method(
-        "ESD-u", "arXiv 2303.07345", lambda t, s: esd.erase(t, "u", s), esd.Settings(),
+        "ESD-u", "arXiv 2303.07345", lambda t, s: esd.erase(t, "u", s), ESD,
         _grid(rate=(3e-5, 1e-4, 3e-4), steps=(60, 120)),
     ),
     "uce": Method(
-        "UCE", "arXiv 2308.14761", closed_form.uce, closed_form.Settings(),
+        "UCE", "arXiv 2308.14761", closed_form.uce, closed_form.Settings(ridge=0.05),
         _grid(keep=(0.1, 1.0), ridge=(0.05, 0.5, 5.0)),
     ),
     "rece": Method(
@@ -75,7 +76,7 @@ METHODS: dict[str, Method] = {
         _grid(rate=RATES, steps=(80, 160)),
     ),
     "salun": Method(
-        "SalUn", "arXiv 2310.12508", salun.erase, salun.Settings(),
+        "SalUn", "arXiv 2310.12508", salun.erase, salun.Settings(rate=3e-4),
         _grid(rate=RATES, steps=(60, 120)),
     ),
     "zeroing": Method(
