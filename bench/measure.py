@@ -14,6 +14,7 @@ from trust_engine.model import LoadedModel
 from trust_engine.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
 
+SAMPLER = SamplerSettings()
 FIRST_SEED = 4_000_000  # apart from those of the engine, the audit and the quality floor
 Groups = dict[str, list[Shot]]
 Known = dict[Shot, tuple[bool, bool, bool]]
@@ -114,6 +115,7 @@ def measure(
     images: int = 48,
     seed: int = 0,
     known: Known | None = None,
+    sampler: SamplerSettings = SAMPLER,
 ) -> dict[str, Any]:
     """Rate every group on the patched model, {"group": {"value", "n", "low", "high"}}.
 
@@ -126,9 +128,7 @@ def measure(
             continue
         new = [shot for shot in shots if shot not in known]
         if new:
-            known |= zip(
-                new, zip(*look(here, judge, new, SamplerSettings()), strict=True), strict=True
-            )
+            known |= zip(new, zip(*look(here, judge, new, sampler), strict=True), strict=True)
         hits, styles, grounds = ([known[shot][i] for shot in shots] for i in range(3))
         if name == "style":
             figures["style"] = Rate.of(styles).to_dict()

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from bench.baselines.catalogue import METHODS
 from bench.baselines.common import Meter, Task, Weights, metered
 from bench.baselines.table import pareto, tables
-from bench.measure import measure, relative
+from bench.measure import SAMPLER, measure, relative
 from bench.trained import engine_mark
 from trust_engine.audit.attacks.base import attack_cell
 from trust_engine.audit.attacks.catalogue import make_attack
@@ -80,6 +80,7 @@ class Size:
     concepts: tuple[str, ...] = tuple(CONCEPTS)
     seeds: int = 3
     budgets: Budgets = field(default_factory=Budgets)
+    sampler: SamplerSettings = SAMPLER
     name: str = "rivals"
 
     @property
@@ -90,7 +91,14 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    12, 12, ("textual_inversion_1", "relearning"), ("gun",), 1, AUDITS.budgets, "rivals-quick"
+    images=12,
+    pairs=6,
+    attacks=("textual_inversion_1", "relearning"),
+    concepts=("gun",),
+    seeds=1,
+    budgets=replace(AUDITS.budgets, inversion_steps=80),
+    sampler=SamplerSettings(steps=10),
+    name="rivals-quick",
 )
 
 
@@ -149,7 +157,7 @@ class Bench:
         self.concept, self.judge = CONCEPTS[name], load_judge()
         topic = demo_topic(self.concept.words[0], self.concept.kind, self.concept.companion)
         models = {"untouched": model, "edited": model}
-        self.studio = Studio(models, DemoJudge(self.judge), topic, SamplerSettings(), seed)
+        self.studio = Studio(models, DemoJudge(self.judge), topic, size.sampler, seed)
         self.base = fingerprint(model.denoiser)
         self.folder = size.store / f"{name}" / str(seed)
         self.weights = WEIGHTS / f"{name}" / str(seed)
@@ -171,8 +179,9 @@ class Bench:
             model = with_weights(model, load_file(str(kept)))
         studio = self.studio.with_edited(model)
         if not seen:
+            size = self.size
             cell["figures"] = measure(
-                model, self.judge, [], self.concept, self.size.images, self.seed
+                model, self.judge, [], self.concept, size.images, self.seed, None, size.sampler
             )
             pairs = pair_shots(studio.topic, self.size.pairs, self.seed)
             if pairs:
