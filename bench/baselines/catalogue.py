@@ -68,7 +68,7 @@ METHODS: dict[str, Method] = {
         _grid(keep=(0.1, 1.0), ridge=(0.05, 0.5, 5.0)),
     ),
     "rece": Method(
-        "RECE", "arXiv 2407.12383", closed_form.rece, closed_form.Settings(),
+        "RECE", "arXiv 2407.12383", closed_form.rece, closed_form.Settings(nearness=0.01),
         _grid(keep=(0.1, 1.0), nearness=(0.01, 0.1, 1.0)),
     ),
     "ca": Method(
