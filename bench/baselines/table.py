@@ -26,6 +26,7 @@ SHORT = {
     "p4d": "P4D", "ring_a_bell": "RAB", "relearning": "relearn",
     "relearning_lora": "relearn LoRA", "benign_fine_tuning": "benign",
 }  # fmt: skip
+LINE, NEAR = 12, 120  # pixels: a name's height, and how far apart two never meet
 Cells = dict[str, list[dict[str, Any]]]
 
 
@@ -168,13 +169,20 @@ def pareto(store: Path, concepts: Iterable[str], size: int = 420) -> str:
             f'<text x="{x}" y="{y0 + 16}" text-anchor="middle">{i / 5:.1f}</text>'
             f'<text x="{x0 - 6}" y="{y + 4}" text-anchor="end">{i / 5:.1f}</text>'
         )
-    for method, (asr, kept) in found.items():
+    written: list[tuple[float, float]] = []
+    for method, (asr, kept) in sorted(found.items(), key=lambda one: -one[1][1]):
         x, y = place(asr, kept)
+        line = y  # of the name: below those that stand there already
+        while any(abs(line - b) < LINE and abs(x - a) < NEAR for a, b in written):
+            line += 1
+        written.append((x, line))
         fill = "#c0392b" if method.startswith("trust") else "#2f7d6b"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}"/>')
         anchor, dx = ("end", -8) if asr > 0.6 else ("start", 8)
         name = escape(METHODS[method].title)
-        parts.append(f'<text x="{x + dx:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}">{name}</text>')
+        parts.append(
+            f'<text x="{x + dx:.1f}" y="{line + 4:.1f}" text-anchor="{anchor}">{name}</text>'
+        )
     middle = edge + side / 2
     parts.append(
         f'<text x="{middle}" y="{size - 14}" text-anchor="middle">success of the strongest '
