@@ -26,7 +26,7 @@ SHORT = {
     "p4d": "P4D", "ring_a_bell": "RAB", "relearning": "relearn",
     "relearning_lora": "relearn LoRA", "benign_fine_tuning": "benign",
 }  # fmt: skip
-LINE, NEAR = 12, 120  # pixels: a name's height, and how far apart two never meet
+LEGEND, LINE = 270, 17  # pixels: its width, and a row's height
 Cells = dict[str, list[dict[str, Any]]]
 
 
@@ -158,9 +158,9 @@ def pareto(store: Path, concepts: Iterable[str], size: int = 420) -> str:
         return edge + x * side, size - edge + 10 - y * side
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size + LEGEND} {size}" '
         'font-family="sans-serif" font-size="11">',
-        f'<rect width="{size}" height="{size}" fill="#fff"/>',
+        f'<rect width="{size + LEGEND}" height="{size}" fill="#fff"/>',
     ]
     for i in range(6):
         (x, y0), (x0, y) = place(i / 5, 0), place(0, i / 5)
@@ -169,20 +169,19 @@ def pareto(store: Path, concepts: Iterable[str], size: int = 420) -> str:
             f'<text x="{x}" y="{y0 + 16}" text-anchor="middle">{i / 5:.1f}</text>'
             f'<text x="{x0 - 6}" y="{y + 4}" text-anchor="end">{i / 5:.1f}</text>'
         )
-    written: list[tuple[float, float]] = []
-    for method, (asr, kept) in sorted(found.items(), key=lambda one: -one[1][1]):
-        x, y = place(asr, kept)
-        line = y  # of the name: below those that stand there already
-        while any(abs(line - b) < LINE and abs(x - a) < NEAR for a, b in written):
-            line += 1
-        written.append((x, line))
+    # Methods stand close together: names beside the points would cover each other.
+    order = sorted(found.items(), key=lambda one: (one[1][0], -one[1][1]))
+    for number, (method, (asr, kept)) in enumerate(order, 1):
         fill = "#c0392b" if method.startswith("trust") else "#2f7d6b"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}"/>')
-        anchor, dx = ("end", -8) if asr > 0.6 else ("start", 8)
+        row = 40 + LINE * number
+        for x, y in (place(asr, kept), (size, row)):
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="{fill}" fill-opacity=".8"/>'
+                f'<text x="{x:.1f}" y="{y + 3:.1f}" font-size="9" fill="#fff" '
+                f'text-anchor="middle">{number}</text>'
+            )
         name = escape(METHODS[method].title)
-        parts.append(
-            f'<text x="{x + dx:.1f}" y="{line + 4:.1f}" text-anchor="{anchor}">{name}</text>'
-        )
+        parts.append(f'<text x="{size + 14}" y="{row + 4}">{name}: {asr:.2f}, {kept:.2f}</text>')
     middle = edge + side / 2
     parts.append(
         f'<text x="{middle}" y="{size - 14}" text-anchor="middle">success of the strongest '
