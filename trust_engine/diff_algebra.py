@@ -59,9 +59,7 @@ def combine(parts: Parts, how: How = "sum") -> WeightDiff:
     """
     if how not in get_args(How):
         raise SpecError(f"cannot merge by {how!r}; use one of {', '.join(get_args(How))}")
-    for _, strength in parts:
-        in_range("strength", strength, -2.0, 2.0)
-    check_alike([diff for diff, _ in parts])
+    check_parts(parts)
     keys = dict.fromkeys(key for diff, _ in parts for key in diff.offsets)
     offsets = {}
     for key in keys:
@@ -87,8 +85,14 @@ def _combined(parts: Sequence[tuple[SparseOffset, float]], how: How) -> SparseOf
     return SparseOffset(parts[0][0].shape, union, total).with_values(total)
 
 
-def check_alike(diffs: Sequence[WeightDiff]) -> None:
-    """Raise DiffError unless all diffs are of one kind of model, SpecError when there is none."""
+def check_parts(parts: Parts) -> None:
+    """Raise SpecError for no part or a strength beyond -2..2, DiffError for unlike models."""
+    for _, strength in parts:
+        in_range("strength", strength, -2.0, 2.0)
+    _check_alike([diff for diff, _ in parts])
+
+
+def _check_alike(diffs: Sequence[WeightDiff]) -> None:
     if not diffs:
         raise SpecError("nothing to merge; name at least one diff")
     shapes: dict[str, tuple[int, ...]] = {}
@@ -186,7 +190,7 @@ class Overlap:
 
 def overlap(a: WeightDiff, b: WeightDiff) -> Overlap:
     """Compare two diffs of one family entry by entry."""
-    check_alike([a, b])
+    _check_alike([a, b])
     pairs, chance = [], 0.0
     for key in a.offsets.keys() & b.offsets.keys():
         one, two = a.offsets[key], b.offsets[key]

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from .concept import build_prompts
 from .conditioning import TextEncoder
-from .diff_algebra import Parts, check_alike, lineage
+from .diff_algebra import Parts, check_parts, lineage
 from .diff_weights import SparseOffset, WeightDiff
 from .errors import DiffError, SpecError
 from .keys import projection_of
-from .spec import ConceptSpec, UnlearnSpec, in_range
+from .spec import ConceptSpec, UnlearnSpec
 
 BETA = 1.0  # weight of what must stay
 RIDGE = 1e-4  # of the mean square of a text state's entry
@@ -50,10 +50,8 @@ def fitted(
     """
     if len(parts) < 2:
         raise SpecError("merging by fit takes two diffs or more; name another")
-    for _, strength in parts:
-        in_range("strength", strength, -2.0, 2.0)
+    check_parts(parts)
     diffs = [diff for diff, _ in parts]
-    check_alike(diffs)
     _check_attention(diffs)
     concepts = [concepts_of(diff.provenance) for diff in diffs]
     every = list(dict.fromkeys(concept for own in concepts for concept in own))

@@ -18,6 +18,7 @@ from .forgetting import Forgetting
 from .local import PROMPTS_A_STEP, LayerProblem, Situation
 from .model import LoadedModel
 from .robust import BATCH as PICTURES
+from .robust import MEASURED, MEASURED_BATCH
 from .scaling import followed
 from .spec import ConceptSpec, UnlearnSpec
 from .trajectory import POSITIONS
@@ -103,8 +104,9 @@ def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
     """Say how long a run records and trains if it does not stop early; a resumed one all of it."""
     spec, one = followed(run.spec), speed.one
     if spec.robust:
-        # Two batches there and back, one there.
-        training = (2 * (1 + BACK) + 1) * PICTURES * one * spec.steps
+        # Two batches there and back, one there; and, before, those that dampening looks at.
+        looked = 2 * MEASURED * MEASURED_BATCH * (1 + BACK)
+        training = (looked + (2 * (1 + BACK) + 1) * PICTURES * spec.steps) * one
     elif spec.through_unet:
         # Two batches there and back, and again for the objective's penalty.
         training = 2 * 2 * (1 + BACK) * BATCH * one * spec.steps
