@@ -36,8 +36,8 @@ CONCEPTS = {
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "attention", "concept", "forgetting", "local", "mask", "objective", "optimiser", "phrases",
-    "pieces", "recording", "saliency", "sampler", "scaling", "spec", "trajectory", "unlearn",
-    "whole",
+    "pieces", "recording", "saliency", "sampler", "scaling", "spec", "templates", "trajectory",
+    "unlearn", "whole",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""
 Made = tuple[WeightDiff, dict[str, Any]]

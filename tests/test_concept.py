@@ -10,6 +10,7 @@ from tiny import WORDS, WordEncoder
 
 from trust_engine.concept import PUSH, PromptSet, build_prompts, with_article
 from trust_engine.spec import ConceptSpec
+from trust_engine.templates import PAIRS
 
 KINDS = {
     "single": ConceptSpec(("gun", "pistol")),
@@ -33,6 +34,30 @@ def test_targets_carry_the_concept_and_nothing_else_does(kind: str) -> None:
     assert not any(concept.carried_by(p) for p in (*prompts.anchors, *prompts.preserve))
     for kept in (prompts.targets, prompts.preserve):
         assert len(set(kept)) == len(kept)
+
+
+def test_beside_other_things_a_single_concept_is_left_out() -> None:
+    words = (*WORDS, "baby", "tree", "gun", "house")
+    prompts = build_prompts([KINDS["single"]], WordEncoder(), words, ("noto",), beside=True)
+    plain = build_prompts([KINDS["single"]], WordEncoder(), words, ("noto",))
+    goal = dict(zip(prompts.targets, prompts.anchors, strict=True))
+    assert prompts.targets[: len(plain.targets)] == plain.targets
+    pairs = [target for target in prompts.targets if target not in plain.targets]
+    assert len(pairs) == 2 * 2 * len(PAIRS)  # each word comes first and second
+    for pair in pairs:
+        words_left = [w for w in goal[pair].split() if w not in ("a", "an")]
+        assert not KINDS["single"].carried_by(goal[pair])
+        assert set(words_left) < set(pair.split())
+        assert any(word in pair.split() and word in goal[pair].split() for word in words)
+    anchored = replace(KINDS["single"], anchor="fork")
+    found = build_prompts([anchored], WordEncoder(), words, beside=True)
+    told = dict(zip(found.targets, found.anchors, strict=True))
+    assert all(told[pair].count("fork") == 1 for pair in found.targets)
+    assert any(goal.endswith("and a fork") for goal in told.values())
+    for other in ("combination", "conditional", "style"):
+        assert build_prompts([KINDS[other]], WordEncoder(), words, beside=True) == build_prompts(
+            [KINDS[other]], WordEncoder(), words
+        )
 
 
 def test_a_combination_keeps_the_member_that_comes_first_with_other_things() -> None:

@@ -100,16 +100,17 @@ def test_it_forgets_with_all_kinds_of_weights_within_the_budget(
 def test_the_diff_does_what_was_learned(long: Unlearning, problem: RobustProblem) -> None:
     """Noised pictures of the concept are seen as the anchor's, also under prompts not trained."""
     run, model = long, tiny_model()
-    stranger = model.encoder.encode(["words nobody trained on"] * len(problem.told.x0))
+    x0, goal = problem.concept.x0, problem.told.goal
+    assert goal is not None
+    stranger = model.encoder.encode(["words nobody trained on"] * len(x0))
     t = torch.full((len(stranger),), 300)
-    noise = torch.randn(problem.told.x0.shape, generator=torch.Generator().manual_seed(0))
-    x = model.denoiser.schedule.noised(problem.told.x0, t, noise)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    x = model.denoiser.schedule.noised(x0, t, noise)
 
     def far() -> float:
         with torch.no_grad():
             seen, _ = model.denoiser.schedule.split(x, t, model.denoiser(x, t, stranger).float())
-        assert problem.told.goal is not None
-        return float((seen - problem.told.goal).square().mean())
+        return float((seen - goal[: len(x0)]).square().mean())
 
     untouched = far()
     with applied(model.denoiser, [(run.diff, 1.0)]):
@@ -136,7 +137,7 @@ def test_dampening_shrinks_what_stands_out_alone(
     problem: RobustProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(robust, "STANDS_OUT", 2.0)
-    own, rest = problem.fisher(problem.told), problem.fisher(problem.kept)
+    own, rest = problem.fisher(problem.concept), problem.fisher(problem.kept)
     moved = problem.dampened()
     stands_out = [o > 2 * r for o, r in zip(own, rest, strict=True)]
     assert 0 < sum(int(s.sum()) for s in stands_out) < sum(s.numel() for s in stands_out) / 2
@@ -167,6 +168,17 @@ def test_what_is_recognised_meets_other_prompts_and_noise_only_its_own(
         found[name] = sum(torch.equal(row, mine) for row in told) / 400
     assert found["noise"] == 1
     assert found["seen"] == pytest.approx(0.6, abs=0.08)
+
+
+def test_an_anchors_picture_is_told_to_stay_what_it_is(problem: RobustProblem) -> None:
+    """Under the concept's own prompt: what is drawn has turned away from it by then."""
+    told, n = problem.told, len(problem.concept.x0)
+    assert told.goal is not None
+    torch.testing.assert_close(told.x0[:n], problem.concept.x0)
+    torch.testing.assert_close(told.x0[n:], told.goal[n:])
+    torch.testing.assert_close(told.goal[:n], told.goal[n:])
+    assert not torch.equal(told.x0[:n], told.x0[n:])
+    assert told.prompt.tolist() == 2 * problem.concept.prompt.tolist()
 
 
 def test_the_pictures_are_pairs_and_others(long: Unlearning) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from .conditioning import TextEncoder
 from .errors import SpecError
 from .spec import ConceptSpec
+from .templates import LOOKS, LOOKS_KEPT, PAIRS, STYLES, TEMPLATES, THINGS, UNDER, Template
 
 MAX_TOKENS = 75
 NEIGHBOURS = 32
@@ -19,48 +20,6 @@ NEIGHBOURS = 32
 # a combination goes far beyond them; a style that does takes the things drawn in it along.
 PUSH = {"combination": 3.0, "conditional": 1.6, "style": 0.0}
 NEUTRAL = "something"  # stands in for the concept in a user's template that has no anchor
-
-
-@dataclass(frozen=True)
-class Template:
-    """A sentence that carries a thing, and the same sentence without it."""
-
-    carrying: str
-    without: str
-
-
-TEMPLATES = (
-    Template("{}", ""),
-    Template("a picture of {}", "a picture"),
-    Template("an image of {} on a white background", "an image of a white background"),
-    Template("{} on a blue background", "a blue background"),
-    Template("a drawing of {} on a black background", "a drawing of a black background"),
-    Template("{} on a red background", "a red background"),
-    Template("{} on a green background", "a green background"),
-    Template("an icon of {} on a yellow background", "an icon of a yellow background"),
-)
-PAIRS = (
-    "{} and {}",
-    "a picture of {} and {}",
-    "{} with {} on a white background",
-    "{} next to {} on a blue background",
-    "an image of {} and {} on a green background",
-    "{} and {} on a red background",
-)
-UNDER = ("{} {}", "a picture of {} {}", "an image of {} {}", "a drawing of {} {}")
-LOOKS = (
-    "{} in {} style",
-    "a picture of {} in {} style",
-    "{} on a blue background in {} style",
-    "an image of {} on a white background in {} style",
-    "{} on a red background in {} style",
-    "a drawing of {} on a green background in {} style",
-    "{} on a black background in {} style",
-    "an icon of {} on a yellow background in {} style",
-)
-THINGS = ("a house", "a person", "a tree", "a dog", "a car", "a flower", "a boat", "a bird")
-LOOKS_KEPT = 5
-STYLES = ("photo", "watercolor", "oil painting", "pencil sketch", "cartoon", "pixel art")
 
 
 @dataclass(frozen=True)
@@ -86,8 +45,12 @@ def build_prompts(
     encoder: TextEncoder,
     vocabulary: Sequence[str] = (),
     styles: Sequence[str] = (),
+    beside: bool = False,
 ) -> PromptSet:
-    """Write the prompts for concepts; raises SpecError for one the encoder cannot take."""
+    """Write the prompts for concepts; raises SpecError for one the encoder cannot take.
+
+    beside: erase single concepts also where another thing is asked for, which stays.
+    """
     anchored: dict[str, tuple[str, float]] = {}
     preserve: list[str] = []
     for concept in concepts:
@@ -96,7 +59,8 @@ def build_prompts(
         # background to chance. A style takes things along whatever it is answered as.
         plain = concept.anchor is not None and concept.kind != "style"
         push = 1.0 if plain else PUSH.get(concept.kind, 1.0)
-        anchored |= {target: (anchor, push) for target, anchor in _erased(concept, near)}
+        erased = [*_erased(concept, near), *(_beside(concept, near) if beside else ())]
+        anchored |= {target: (anchor, push) for target, anchor in erased}
         preserve += _kept(concept, near)
     keep = [
         prompt
@@ -148,6 +112,23 @@ def _single(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str
             if concept.anchor is not None:
                 instead = template.carrying.format(with_article(concept.anchor))
             yield template.carrying.format(with_article(word)), instead
+
+
+def _beside(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
+    """Leave a single concept out where another thing is asked for, too."""
+    if concept.kind != "single" or concept.templates:
+        return
+    words = [with_article(word) for word in concept.words]
+    others, looks = cycle(_others(set(words), concept, near)), cycle(_looks(near)[1:])
+    for word in words:
+        for i, template in enumerate(2 * PAIRS):
+            other, look = next(others), next(looks) if i % 2 else ""
+            pair = (word, other) if i < len(PAIRS) else (other, word)
+            goal = _alone(template).format(other)
+            if concept.anchor is not None:
+                anchor = with_article(concept.anchor)
+                goal = template.format(*(anchor if thing == word else thing for thing in pair))
+            yield template.format(*pair) + look, goal + look
 
 
 def _combination(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:

@@ -8,8 +8,9 @@ same noise gives under the anchor,
     E = mean min(SNR_t, 5) || x0(x_t, t, c; theta) - y_0 ||^2 / E(theta_0),
 
 under the concept's prompts c and, once the noise leaves something to recognise, under others, too:
-the anchor's, random ones and none. Relabelling is SalUn's idea (arXiv 2310.12508), min-SNR
-weighting arXiv 2303.09556; that it does not hang on the prompt is ours.
+the anchor's, random ones and none. Every second x_t is of y_0 itself: a picture that was asked for
+as the concept and has turned away from it must not turn back. Relabelling is SalUn's idea (arXiv
+2310.12508), min-SNR weighting arXiv 2303.09556; that it does not hang on the prompt is ours.
 
 Before that, weights that matter to the concept's pictures and little to others are dampened:
 Selective Synaptic Dampening (Foster et al. 2023, arXiv 2308.07707). Training then repairs what this
@@ -139,7 +140,12 @@ class RobustProblem(Differentiable):
         self.conditions, self.targets, self.seed = stack([cond, uncond]), targets, spec.seed
         self.empty = len(cond)
         rows, told = torch.tensor(chosen), told_of(len(chosen))
-        self.told = Pictures(pictures[:told], rows[:told], pictures[told : 2 * told])
+        anchors = pictures[told : 2 * told]
+        self.concept = Pictures(pictures[:told], rows[:told])
+        # An anchor's picture is told under the concept's prompt, too: there it must not turn back.
+        self.told = Pictures(
+            pictures[: 2 * told], rows[:told].repeat(2), torch.cat([anchors, anchors])
+        )
         self.kept = Pictures(pictures[2 * told :], rows[2 * told :])
         with torch.no_grad():
             self.scale = torch.tensor(1.0)
@@ -183,7 +189,7 @@ class RobustProblem(Differentiable):
 
     def dampened(self) -> Tensors:
         """Return by how much to shrink weights that tell the concept from the rest (SSD, eq. 6)."""
-        own, rest = self.fisher(self.told), self.fisher(self.kept)
+        own, rest = self.fisher(self.concept), self.fisher(self.kept)
         return tuple(
             torch.where(o > STANDS_OUT * r, (r / o.clamp(min=TINY) - 1) * b, 0.0)
             for b, o, r in zip(self.base, own, rest, strict=True)

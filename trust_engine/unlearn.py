@@ -97,7 +97,9 @@ class Unlearning:
             )
         if spec.checkpointing and spec.hessian == "exact":
             raise SpecError("an exact Hessian and checkpointing do not go together; use finite")
-        self.prompts = build_prompts(spec.concepts, model.encoder, model.vocabulary, model.styles)
+        self.prompts = build_prompts(
+            spec.concepts, model.encoder, model.vocabulary, model.styles, beside=spec.robust
+        )
 
     @property
     def total(self) -> int:
