@@ -47,7 +47,7 @@ EARLIEST = 20  # below it there is no noise to speak of
 UNTOLD, OTHERS, ANCHORS = 0.15, 0.15, 0.1  # of them meet no, another, the anchor's prompt
 SCALED = 8  # batches that tell how large E is at the start
 RATE = 0.12  # of the spec's: every weight moves, not one in thirty
-STANDS_OUT = 5.0  # Fisher information on the concept over that on the rest, to be dampened
+STANDS_OUT = 4.0  # Fisher information on the concept over that on the rest, to be dampened
 MEASURED, MEASURED_BATCH = 40, 4  # batches of either that tell the Fisher information
 BUDGET = 0.3  # share of all weights that may change, unless the spec asks for more
 

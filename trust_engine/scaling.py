@@ -9,7 +9,7 @@ from .spec import UnlearnSpec
 
 STEPS, PASSES, BETA = 0.5, 0.6, -0.5  # powers of the number of concepts: 50 cost less than 12 do
 MOST = 0.3  # share of the entries that several concepts may change together
-ROBUST = 0.6  # of the steps, for those of robust mode take much longer
+ROBUST = 0.8  # of the steps, for those of robust mode take much longer
 
 
 @lru_cache(maxsize=64)
