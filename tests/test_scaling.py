@@ -43,7 +43,7 @@ def test_the_diff_stays_a_part_of_the_weights_unless_the_user_asked_for_more(
 
 
 def test_robust_mode_takes_fewer_of_its_long_steps() -> None:
-    assert followed(several(1, robust=True)).steps == round(0.6 * several(1).steps)
+    assert followed(several(1, robust=True)).steps == round(0.8 * several(1).steps)
     assert followed(several(1, robust=True, steps=1)).steps == 1
 
 
