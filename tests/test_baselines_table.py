@@ -52,6 +52,14 @@ def test_an_attack_that_beats_neither_rival_is_no_evidence(store: Path) -> None:
     assert not is_evidence(cells, "textual_inversion_1")
     assert is_evidence(cells, "benign_fine_tuning")
     assert "No evidence, being below .5 against UCE and ESD-x: TI 1." in tables(store, ["gun"])
+    assert "unknown weight" not in tables(store, ["gun"])
+
+
+def test_an_attack_that_was_tried_on_neither_is_not_called_weak(store: Path) -> None:
+    for path in store.glob("gun/*/uce.json"):
+        path.unlink()
+    text = tables(store, ["gun"])
+    assert "No evidence" not in text and "of unknown weight: TI 1" in text
 
 
 def test_points_compare_with_the_untouched_model_of_the_same_seed(store: Path) -> None:

@@ -62,17 +62,26 @@ def _table(concept: str, cells: Cells) -> str:
         figures = [_share(_pool(c["figures"].get(k) for c in row), k in GONE) for k in shown]
         asr = [_share(_pool(c["attacks"].get(a, {}).get("asr") for c in row)) for a in attacks]
         lines.append(f"| {' | '.join([title, str(len(row)), *figures, *asr, *_cost(row)])} |")
-    weak = [SHORT[a] for a in attacks if not is_evidence(cells, a)]
+    told = [a for a in attacks if any(rate.n for rate in _yardsticks(cells, a))]
+    weak = [SHORT[a] for a in told if not is_evidence(cells, a)]
     if weak:
         lines += ["", f"No evidence, being below .5 against UCE and ESD-x: {', '.join(weak)}."]
+    unknown = [SHORT[a] for a in attacks if a not in told]
+    if unknown:
+        named = ", ".join(unknown)
+        lines += ["", f"Not measured against UCE or ESD-x, so of unknown weight: {named}."]
     return "\n".join(lines)
 
 
 def is_evidence(cells: Cells, attack: str) -> bool:
     """Tell whether an attack brings the concept back half the time somewhere it should."""
-    rates = [_pool(c["attacks"].get(attack, {}).get("asr") for c in cells.get(m, ()))
-             for m in EVIDENCE]  # fmt: skip
-    return any(rate.n and rate.value >= 0.5 for rate in rates)
+    return any(rate.n and rate.value >= 0.5 for rate in _yardsticks(cells, attack))
+
+
+def _yardsticks(cells: Cells, attack: str) -> list[Rate]:
+    """Return an attack's success against the methods that tell whether it is one."""
+    return [_pool(c["attacks"].get(attack, {}).get("asr") for c in cells.get(m, ()))
+            for m in EVIDENCE]  # fmt: skip
 
 
 def _pool(figures: Iterable[Mapping[str, Any] | None]) -> Rate:
