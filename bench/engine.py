@@ -1,6 +1,7 @@
 """The engine's tables: every kind of concept, and ablations one factor at a time.
 
     python -m bench.engine kinds            # the table of what must be reached
+    python -m bench.engine held-out         # the same on concepts that nothing was chosen by
     python -m bench.engine ablations        # on gun and baby+beer
     python -m bench.engine kinds --show     # print what there is
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import GONE, Known, measure, relative
-from bench.trained import CONCEPTS, engine_mark, trained
+from bench.trained import CONCEPTS, EVERY, HELD_OUT, engine_mark, trained
 from trust_engine.audit.figures import Rate
 from trust_engine.demo.judge import ASSETS, load_judge
 from trust_engine.diff import fingerprint
@@ -56,7 +57,7 @@ STORE = Path("bench/figures/engine.json")
 def cell(model: LoadedModel, name: str, variant: str, seed: int, images: int) -> dict[str, Any]:
     """Unlearn one concept once and measure what became of it."""
     diff, figures = trained(model, name, seed, variant, VARIANTS[variant])
-    measured = measure(model, load_judge(), [(diff, 1.0)], CONCEPTS[name], images, seed)
+    measured = measure(model, load_judge(), [(diff, 1.0)], EVERY[name], images, seed)
     figures.pop("neurons")
     return {"figures": measured, **figures}
 
@@ -70,7 +71,7 @@ def stamp(model: LoadedModel, name: str, seed: int, images: int, variant: str | 
     ]
     if variant is not None:
         parts.append(engine_mark())
-        parts.append(UnlearnSpec((CONCEPTS[name],), seed=seed, **VARIANTS[variant]).to_json())
+        parts.append(UnlearnSpec((EVERY[name],), seed=seed, **VARIANTS[variant]).to_json())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -80,7 +81,7 @@ def valid(cells: Mapping[str, Any], model: LoadedModel, images: int) -> dict[str
     for key, found in cells.items():
         variant, name, seed = key.rsplit("/", 2)
         which = None if variant == "untouched" else variant
-        known = variant in ("untouched", *VARIANTS) and name in CONCEPTS
+        known = variant in ("untouched", *VARIANTS) and name in EVERY
         if known and found["stamp"] == stamp(model, name, int(seed), images, which):
             kept[key] = found
     return kept
@@ -144,14 +145,15 @@ def mean(values: list[float]) -> float:
 def main() -> None:
     """Run the cells that are missing, save each, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("kinds", "ablations"))
+    parser.add_argument("what", choices=("kinds", "held-out", "ablations"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--only", nargs="+", help="some of the concepts or variants")
     parser.add_argument("--show", action="store_true")
     args = parser.parse_args()
-    names = list(CONCEPTS) if args.what == "kinds" else list(ABLATED)
-    variants = ["default"] if args.what == "kinds" else list(VARIANTS)
+    wholes = {"kinds": list(CONCEPTS), "held-out": list(HELD_OUT), "ablations": list(ABLATED)}
+    names = wholes[args.what]
+    variants = list(VARIANTS) if args.what == "ablations" else ["default"]
     if args.only:
         names = [n for n in names if n in args.only] or names
         variants = [v for v in variants if v in args.only] or variants
@@ -164,7 +166,7 @@ def main() -> None:
     for seed, name, variant in [] if args.show else wanted:
         base, key = f"untouched/{name}/{seed}", f"{variant}/{name}/{seed}"
         if base not in cells:
-            rates = measure(model, judge, [], CONCEPTS[name], args.images, seed, known)
+            rates = measure(model, judge, [], EVERY[name], args.images, seed, known)
             mark = stamp(model, name, seed, args.images, None)
             cells[base] = {"figures": rates, "stamp": mark}
         if key not in cells:

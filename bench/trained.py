@@ -33,6 +33,16 @@ CONCEPTS = {
     "dog on blue": ConceptSpec(("dog",), "conditional", condition="on a blue background"),
     "openmoji": ConceptSpec(("openmoji",), "style"),
 }
+HELD_OUT = {
+    **{name: ConceptSpec((name,)) for name in ("bird", "house", "snowman")},
+    "horse+apple": ConceptSpec(("horse",), "combination", companion="apple"),
+    "sunflower+tree": ConceptSpec(("sunflower",), "combination", companion="tree"),
+    "house on yellow": ConceptSpec(("house",), "conditional", condition="on a yellow background"),
+    "tree on yellow": ConceptSpec(("tree",), "conditional", condition="on a yellow background"),
+    "fluent": ConceptSpec(("fluent",), "style"),
+}
+"""Drawn by chance among what no trial was made on: to be measured, never to choose by."""
+EVERY = {**CONCEPTS, **HELD_OUT}
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "attention", "concept", "forgetting", "local", "mask", "objective", "optimiser", "phrases",
@@ -61,7 +71,7 @@ def trained(
 
     name: a concept's, or several's, ", " between them; changes: of the default spec.
     """
-    concepts = tuple(CONCEPTS.get(part) or ConceptSpec((part,)) for part in name.split(", "))
+    concepts = tuple(EVERY.get(part) or ConceptSpec((part,)) for part in name.split(", "))
     path = FOLDER / variant.replace(" ", "-") / f"{name.replace(' ', '-')}-{seed}.safetensors"
     story = path.with_suffix(".json")
     spec = UnlearnSpec(concepts, seed=seed, **(changes or {}))

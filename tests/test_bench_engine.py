@@ -9,7 +9,7 @@ import pytest
 
 from bench import engine
 from bench.measure import groups
-from bench.trained import CONCEPTS
+from bench.trained import CONCEPTS, EVERY
 
 
 def test_other_objects_are_drawn_alike_whatever_the_concept() -> None:
@@ -19,12 +19,12 @@ def test_other_objects_are_drawn_alike_whatever_the_concept() -> None:
     assert {s.words for s in cat - gun} == {"gun"}
 
 
-@pytest.mark.parametrize("name", CONCEPTS)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_picture_is_drawn_twice_and_none_of_the_others_shows_the_concept(name: str) -> None:
-    found = groups(CONCEPTS[name], 24, 1)
+    found = groups(EVERY[name], 24, 1)
     seeds = [shot.seed for shots in found.values() for shot in shots]
     assert len(set(seeds)) == len(seeds)
-    assert not any(CONCEPTS[name].words[0] in shot.scene.objects for shot in found["others"])
+    assert not any(EVERY[name].words[0] in shot.scene.objects for shot in found["others"])
 
 
 def test_a_cell_of_another_engine_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

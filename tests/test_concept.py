@@ -38,7 +38,7 @@ def test_targets_carry_the_concept_and_nothing_else_does(kind: str) -> None:
 
 def test_beside_other_things_a_single_concept_is_left_out() -> None:
     words = (*WORDS, "baby", "tree", "gun", "house")
-    prompts = build_prompts([KINDS["single"]], WordEncoder(), words, ("noto",), beside=True)
+    prompts = build_prompts([KINDS["single"]], WordEncoder(), words, ("noto",), robust=True)
     plain = build_prompts([KINDS["single"]], WordEncoder(), words, ("noto",))
     goal = dict(zip(prompts.targets, prompts.anchors, strict=True))
     assert prompts.targets[: len(plain.targets)] == plain.targets
@@ -50,14 +50,27 @@ def test_beside_other_things_a_single_concept_is_left_out() -> None:
         assert set(words_left) < set(pair.split())
         assert any(word in pair.split() and word in goal[pair].split() for word in words)
     anchored = replace(KINDS["single"], anchor="fork")
-    found = build_prompts([anchored], WordEncoder(), words, beside=True)
+    found = build_prompts([anchored], WordEncoder(), words, robust=True)
     told = dict(zip(found.targets, found.anchors, strict=True))
     assert all(told[pair].count("fork") == 1 for pair in found.targets)
     assert any(goal.endswith("and a fork") for goal in told.values())
-    for other in ("combination", "conditional", "style"):
-        assert build_prompts([KINDS[other]], WordEncoder(), words, beside=True) == build_prompts(
+    for other in ("combination", "conditional"):
+        assert build_prompts([KINDS[other]], WordEncoder(), words, robust=True) == build_prompts(
             [KINDS[other]], WordEncoder(), words
         )
+
+
+def test_robust_mode_keeps_pictures_of_told_styles_alone() -> None:
+    concept, styles, words = KINDS["style"], ("noto", "twemoji", "fluent"), (*WORDS, "baby")
+    plain = build_prompts([concept], WordEncoder(), words, styles)
+    prompts = build_prompts([concept], WordEncoder(), words, styles, robust=True)
+    assert (prompts.targets, prompts.anchors) == (plain.targets, plain.anchors)
+    told = [[style for style in styles if style in prompt] for prompt in prompts.preserve]
+    assert all(len(found) == 1 and found != ["noto"] for found in told)
+    assert any(not any(style in prompt for style in styles) for prompt in plain.preserve)
+    for word in words:
+        asked = [found for p, found in zip(prompts.preserve, told, strict=True) if word in p]
+        assert sorted(asked) == [["fluent"], ["twemoji"]]
 
 
 def test_a_combination_keeps_the_member_that_comes_first_with_other_things() -> None:

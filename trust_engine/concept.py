@@ -45,11 +45,12 @@ def build_prompts(
     encoder: TextEncoder,
     vocabulary: Sequence[str] = (),
     styles: Sequence[str] = (),
-    beside: bool = False,
+    robust: bool = False,
 ) -> PromptSet:
     """Write the prompts for concepts; raises SpecError for one the encoder cannot take.
 
-    beside: erase single concepts also where another thing is asked for, which stays.
+    robust: erase single concepts also where another thing is asked for, which stays, and keep of
+    pictures only those whose style is told: one that a prompt leaves open may be what is erased.
     """
     anchored: dict[str, tuple[str, float]] = {}
     preserve: list[str] = []
@@ -59,9 +60,9 @@ def build_prompts(
         # background to chance. A style takes things along whatever it is answered as.
         plain = concept.anchor is not None and concept.kind != "style"
         push = 1.0 if plain else PUSH.get(concept.kind, 1.0)
-        erased = [*_erased(concept, near), *(_beside(concept, near) if beside else ())]
+        erased = [*_erased(concept, near), *(_beside(concept, near) if robust else ())]
         anchored |= {target: (anchor, push) for target, anchor in erased}
-        preserve += _kept(concept, near)
+        preserve += _kept(concept, near, robust)
     keep = [
         prompt
         for prompt in dict.fromkeys(preserve)
@@ -192,7 +193,7 @@ def _style(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]
             yield look.format(with_article(thing), word), look.format(with_article(thing), instead)
 
 
-def _kept(concept: ConceptSpec, near: Surroundings) -> Iterator[str]:
+def _kept(concept: ConceptSpec, near: Surroundings, robust: bool) -> Iterator[str]:
     """Write what must stay; a combination's and a condition's members come first."""
     things = concept.preserve or near.things
     if concept.kind == "combination":
@@ -215,10 +216,13 @@ def _kept(concept: ConceptSpec, near: Surroundings) -> Iterator[str]:
             yield UNDER[i % len(UNDER)].format(with_article(other), concept.condition)
     if concept.kind == "style":
         styles = near.styles or STYLES
-        for i, thing in enumerate(concept.preserve or near.things or THINGS):
-            look = LOOKS[i % len(LOOKS)]
-            yield look.format(with_article(thing), styles[i % len(styles)])
         things = things or THINGS
+        for j in range(len(styles) if robust else 1):
+            for i, thing in enumerate(things):
+                look, style = LOOKS[(i + 3 * j) % len(LOOKS)], styles[(i + j) % len(styles)]
+                yield look.format(with_article(thing), style)
+        if robust:
+            return
     # A combination's pairs have the looks, and outnumber what is drawn alone.
     suffixes = _looks(near) if concept.kind in ("single", "conditional") else [""]
     for i, thing in enumerate(things):

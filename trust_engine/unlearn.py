@@ -98,7 +98,7 @@ class Unlearning:
         if spec.checkpointing and spec.hessian == "exact":
             raise SpecError("an exact Hessian and checkpointing do not go together; use finite")
         self.prompts = build_prompts(
-            spec.concepts, model.encoder, model.vocabulary, model.styles, beside=spec.robust
+            spec.concepts, model.encoder, model.vocabulary, model.styles, robust=spec.robust
         )
 
     @property
