@@ -49,8 +49,8 @@ def build_prompts(
 ) -> PromptSet:
     """Write the prompts for concepts; raises SpecError for one the encoder cannot take.
 
-    robust: erase single concepts also where another thing is asked for, which stays, and keep of
-    pictures only those whose style is told: one that a prompt leaves open may be what is erased.
+    robust: erase single concepts also where another thing is asked for, which stays; beside a style
+    keep only what names another one, for a picture that leaves it open may show what is to go.
     """
     anchored: dict[str, tuple[str, float]] = {}
     preserve: list[str] = []
