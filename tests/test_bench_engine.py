@@ -9,7 +9,7 @@ import pytest
 
 from bench import engine
 from bench.measure import groups
-from bench.trained import CONCEPTS, EVERY
+from bench.trained import CONCEPTS, EVERY, HELD_OUT
 
 
 def test_other_objects_are_drawn_alike_whatever_the_concept() -> None:
@@ -25,6 +25,17 @@ def test_no_picture_is_drawn_twice_and_none_of_the_others_shows_the_concept(name
     seeds = [shot.seed for shots in found.values() for shot in shots]
     assert len(set(seeds)) == len(seeds)
     assert not any(EVERY[name].words[0] in shot.scene.objects for shot in found["others"])
+
+
+def test_a_held_out_cell_is_no_other_tables_and_outlives_its_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not HELD_OUT.keys() & CONCEPTS.keys()
+    monkeypatch.setattr(engine, "fingerprint", lambda _: "base")
+    model: Any = SimpleNamespace(denoiser=None)
+    stamp = engine.stamp(model, "fluent", 0, 24, "default")
+    cells = {"default/fluent/0": {"stamp": stamp}, "default/no such thing/0": {"stamp": stamp}}
+    assert list(engine.valid(cells, model, 24)) == ["default/fluent/0"]
 
 
 def test_a_cell_of_another_engine_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
