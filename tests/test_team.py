@@ -83,11 +83,11 @@ def test_work_is_dealt_in_turn_and_comes_back_in_order(rank: int) -> None:
 def test_an_error_of_one_process_is_everyones(tmp_path: Path) -> None:
     """It is told once, and nobody waits for the one that is gone."""
     ends = launched([*UNLEARN, "--preserve", "a gun", "--out", "d.safetensors"], tmp_path)
-    assert [code for code, _, _ in ends] == [2, 2]
+    assert [code for code, _, _ in ends] == [2, 2], ends
     assert [error.count("names the concept itself") for _, _, error in ends] == [1, 0]
     (tmp_path / "folder").mkdir()  # only process 0 looks at what is to be written
     ends = launched([*UNLEARN, "--out", "folder"], tmp_path)
-    assert [code for code, _, _ in ends] == [2, 2]
+    assert [code for code, _, _ in ends] == [2, 2], ends
     assert [error.count("is a folder") for _, _, error in ends] == [1, 0]
 
 

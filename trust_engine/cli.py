@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -51,21 +50,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with joined() as team:
         args = build_parser().parse_args(arguments)
         args.team = team
+        code = 0
         try:
             if team.first or args.run in (_unlearn, run_audit):
                 args.run(args)
             team.gather(None)  # what the others still do may fail
-            team.part()
         except TrustError as error:
             team.tell(error)
             print(f"trust_engine: {one_line(error)}", file=sys.stderr)
-            with contextlib.suppress(Exception):  # another may have gone without a word
-                team.part()
-            return 2
+            code = 2
         except KeyboardInterrupt:
             print("\ntrust_engine: stopped; no half-written file is left", file=sys.stderr)
             return 130
-    return 0
+        team.leave(code)
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:

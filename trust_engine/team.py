@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -71,19 +72,31 @@ class Team:
         found.clear()
         found |= sorted(whole.items(), key=lambda i: place.get(i[0].rsplit(".to_", 1)[0], 0))
 
-    def part(self) -> None:
-        """Go when all have heard everything: a connection that closes early kills its peer."""
+    def leave(self, code: int) -> None:
+        """End this process when all have heard everything, if there are others.
+
+        A connection that closes early kills its peer, and one that its peer closes while it is
+        being taken down may abort the process: so none is taken down, the system closes them.
+        """
         if self.size == 1:
             return
+        with contextlib.suppress(Exception):  # another may have gone without a word
+            self._part()
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:
+                stream.flush()
+        os._exit(code)
+
+    def _part(self) -> None:
         import torch.distributed as dist
 
-        store, names = dist.distributed_c10d._get_default_store(), range(1, self.size)
-        if self.first:  # it keeps the store
-            store.wait([f"trust/{rank}" for rank in names], timedelta(seconds=30))
-            store.set("trust/0", "")
+        store, patience = dist.distributed_c10d._get_default_store(), timedelta(seconds=30)
+        store.set(f"trust/here/{self.rank}", "")
+        store.wait([f"trust/here/{rank}" for rank in range(self.size)], patience)
+        if self.first:  # it keeps the store, which must answer the others before it goes
+            store.wait([f"trust/gone/{rank}" for rank in range(1, self.size)], patience)
         else:
-            store.set(f"trust/{self.rank}", "")
-            store.wait(["trust/0"], timedelta(seconds=30))
+            store.set(f"trust/gone/{self.rank}", "")
 
     def of_first(self, value: Value) -> Value:
         """Return process 0's value."""
