@@ -61,7 +61,7 @@ class TrustConcept:
                 "anchor": text(
                     "",
                     "What to draw instead. Empty: the same picture without the concept; for a "
-                    "combination or a style, with other things or in other styles.",
+                    "combination or a style, with other things or in another style.",
                 ),
                 "templates": text(
                     "",

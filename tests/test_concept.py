@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
 from tiny import WORDS, WordEncoder
 
-from trust_engine.concept import PUSH, PromptSet, build_prompts, with_article
+from trust_engine.concept import PUSH, PromptSet, build_prompts
+from trust_engine.errors import SpecError
+from trust_engine.phrases import with_article
 from trust_engine.spec import ConceptSpec
-from trust_engine.templates import PAIRS
+from trust_engine.templates import PAIRS, STYLES
 
 KINDS = {
     "single": ConceptSpec(("gun", "pistol")),
@@ -117,13 +118,31 @@ def test_a_style_goes_from_things_and_other_styles_stay() -> None:
     prompts = built(KINDS["style"])
     pairs = dict(zip(prompts.targets, prompts.anchors, strict=True))
     assert all(a.rsplit(" in ", 1)[0] == t.rsplit(" in ", 1)[0] for t, a in pairs.items())
-    assert all(re.search(r" in (noto|twemoji) style$", anchor) for anchor in pairs.values())
+    assert all(anchor.endswith(" in twemoji style") for anchor in pairs.values())
     assert any("twemoji style" in prompt for prompt in prompts.preserve)
     alone = build_prompts([KINDS["style"]], WordEncoder())
     cartoon = build_prompts([ConceptSpec(("cartoon",), "style")], WordEncoder())
     assert not any("cartoon" in anchor for anchor in cartoon.anchors)
     assert any("a house in noto style" == prompt for prompt in alone.targets)
     assert any("watercolor" in prompt for prompt in alone.preserve)
+
+
+def test_a_style_becomes_the_nearest_of_the_others() -> None:
+    """Many anchors have a mean that no picture has, and the model ends short of it."""
+    styles = ("noto", "watercolor painting", "old photo", "oil painting")
+    concept = ConceptSpec(("thick oil painting",), "style")
+    prompts = build_prompts([concept], WordEncoder(), WORDS, styles)
+    assert all(anchor.endswith(" in oil painting style") for anchor in prompts.anchors)
+
+
+def test_a_style_needs_another_that_stays() -> None:
+    gone = ConceptSpec(STYLES, "style")
+    with pytest.raises(SpecError, match="no style is known but those"):
+        build_prompts([gone], WordEncoder())
+    for robust in (False, True):
+        prompts = build_prompts([replace(gone, anchor="clay")], WordEncoder(), robust=robust)
+        assert all(anchor.endswith(" in clay style") for anchor in prompts.anchors)
+        assert prompts.preserve
 
 
 def test_concepts_together_do_not_preserve_each_other() -> None:

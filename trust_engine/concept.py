@@ -11,13 +11,14 @@ import torch.nn.functional as F
 
 from .conditioning import TextEncoder
 from .errors import SpecError
+from .phrases import with_article
 from .spec import ConceptSpec
 from .templates import LOOKS, LOOKS_KEPT, PAIRS, STYLES, TEMPLATES, THINGS, UNDER, Template
 
 MAX_TOKENS = 75
 NEIGHBOURS = 32
 # Times eta. What many different anchors have in common is little of the way from the concept, so
-# a combination goes far beyond them; a style that does takes the things drawn in it along.
+# a combination goes far beyond them. A style has one anchor and needs none of it.
 PUSH = {"combination": 3.0, "conditional": 1.6, "style": 0.0}
 NEUTRAL = "something"  # stands in for the concept in a user's template that has no anchor
 
@@ -34,7 +35,10 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is near a concept: words of things and of styles worth keeping, nearest first."""
+    """What is near a concept: words of things and of styles worth keeping.
+
+    Things come nearest first, and so do styles for a style.
+    """
 
     things: tuple[str, ...]
     styles: tuple[str, ...]
@@ -184,12 +188,17 @@ def _conditional(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str
 
 
 def _style(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
-    """Draw the things in other styles: a prompt that leaves the style open may bring it back."""
+    """Draw the things in one other style, the nearest: a prompt without one may bring it back."""
     things = near.things or THINGS
-    styles = near.styles or [style for style in STYLES if not concept.carried_by(style)]
+    if not near.styles and concept.anchor is None:
+        raise SpecError(
+            f"no style is known but those that are to go; name one to draw instead of "
+            f"{concept.name!r}: --anchor TEXT"
+        )
+    instead = concept.anchor or near.styles[0]
     for word in concept.words:
         for i, thing in enumerate(things):
-            look, instead = LOOKS[i % len(LOOKS)], concept.anchor or styles[i % len(styles)]
+            look = LOOKS[i % len(LOOKS)]
             yield look.format(with_article(thing), word), look.format(with_article(thing), instead)
 
 
@@ -215,13 +224,12 @@ def _kept(concept: ConceptSpec, near: Surroundings, robust: bool) -> Iterator[st
         for i, other in enumerate(things):
             yield UNDER[i % len(UNDER)].format(with_article(other), concept.condition)
     if concept.kind == "style":
-        styles = near.styles or STYLES
-        things = things or THINGS
-        for j in range(len(styles) if robust else 1):
+        styles, things = near.styles, things or THINGS
+        for j in range(len(styles) if robust else min(1, len(styles))):
             for i, thing in enumerate(things):
                 look, style = LOOKS[(i + 3 * j) % len(LOOKS)], styles[(i + j) % len(styles)]
                 yield look.format(with_article(thing), style)
-        if robust:
+        if robust and styles:
             return
     # A combination's pairs have the looks, and outnumber what is drawn alone.
     suffixes = _looks(near) if concept.kind in ("single", "conditional") else [""]
@@ -242,6 +250,9 @@ def _surroundings(
         return [w for w in words if not any(other.carried_by(w) for other in concepts)]
 
     looks = tuple(free(styles))
+    if concept.kind == "style":
+        looks = looks or tuple(free(STYLES))
+        looks = nearest([_in_style(concept.words[0])], looks, encoder, len(looks), _in_style)
     if concept.preserve and concept.kind != "style":
         return Surroundings((), looks)
     partners = {concept.companion, *concept.words}
@@ -252,24 +263,26 @@ def _surroundings(
     return Surroundings(nearest(asked, things, encoder), looks)
 
 
+def _in_style(style: str) -> str:
+    return f"in {style} style"
+
+
 def nearest(
-    asked: Sequence[str], words: Sequence[str], encoder: TextEncoder, count: int = NEIGHBOURS
+    asked: Sequence[str],
+    words: Sequence[str],
+    encoder: TextEncoder,
+    count: int = NEIGHBOURS,
+    phrase: Callable[[str], str] = with_article,
 ) -> tuple[str, ...]:
-    """Choose the words nearest to any of the asked phrases in text-embedding space."""
+    """Choose the words nearest to any of the asked phrases in text-embedding space.
+
+    phrase: puts a word as the asked phrases are put.
+    """
     if not words:
         return ()
-    states = encoder.encode([*asked, *(with_article(word) for word in words)]).context
+    states = encoder.encode([*asked, *map(phrase, words)]).context
     # The last position has read the whole prompt in a causal text encoder.
     summary = F.normalize(states[:, -1].float(), dim=-1)
     likeness = (summary[len(asked) :] @ summary[: len(asked)].T).amax(1)
     order = likeness.argsort(descending=True, stable=True)
     return tuple(words[int(i)] for i in order[:count])
-
-
-def with_article(phrase: str) -> str:
-    """Put "a" or "an" before a phrase that starts without an article."""
-    first = phrase.split()[0].lower()
-    if first in {"a", "an", "the"}:
-        return phrase
-    vowel = first[0] in "aeio" or (first[:2] in {"ug", "um", "un", "up"} and first[:3] != "uni")
-    return f"{'an' if vowel else 'a'} {phrase}"

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..concept import with_article
 from ..demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, UNSEEN, every_phrase
 from ..errors import SpecError
+from ..phrases import with_article
 
 SENSITIVE = (
     "nud", "naked", "nsfw", "sex", "porn", "erotic", "genital", "breast", "gore", "blood",

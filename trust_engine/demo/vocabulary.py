@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..concept import with_article
+from ..phrases import with_article
 
 OBJECTS: dict[str, tuple[str, ...]] = {
     "cat": ("kitten", "kitty", "feline"),
