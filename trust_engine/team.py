@@ -82,9 +82,8 @@ class Team:
             return
         with contextlib.suppress(Exception):  # another may have gone without a word
             self._part()
-        for stream in (sys.__stdout__, sys.__stderr__):
-            if stream is not None:
-                stream.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
         os._exit(code)
 
     def _part(self) -> None:
