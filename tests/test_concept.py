@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -102,6 +103,23 @@ def test_a_combination_preserves_its_members_alone_and_with_others() -> None:
         others = [w for w in (*WORDS, "tree", "house") if w not in ("baby", "beer")]
         with_others = [p for p in preserve if member in p and any(o in p.split() for o in others)]
         assert len(with_others) >= 4
+
+
+def test_each_pair_that_shares_a_member_is_kept_in_several_sentences() -> None:
+    preserve = built(KINDS["combination"]).preserve
+    for member in ("baby", "beer"):
+        for pair in (f"{member} {{}} a tree", f"tree {{}} a {member}"):
+            opening = tuple(pair.format(word) for word in ("and", "with", "next to"))
+            kept = [p for p in preserve if any(o in p for o in opening)]
+            looks = {p.partition(" in ")[2] for p in kept}
+            assert len({PAIRS.index(sentence_of(p)) for p in kept}) == 3 and len(looks) > 1
+
+
+def sentence_of(prompt: str) -> str:
+    """Find the sentence that a pair of things was put into."""
+    bare = prompt.partition(" in ")[0]
+    fits = (re.fullmatch(re.escape(s).replace(r"\{\}", r"an? \w+"), bare) for s in PAIRS)
+    return next(s for s, fit in zip(PAIRS, fits, strict=True) if fit)
 
 
 def test_a_condition_goes_and_the_thing_and_the_condition_stay() -> None:

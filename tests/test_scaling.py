@@ -20,6 +20,18 @@ def test_one_concept_is_followed_to_the_letter() -> None:
     assert followed(spec) == spec
 
 
+def test_a_combination_is_trained_longer_layer_by_layer() -> None:
+    pair = (ConceptSpec(("baby",), "combination", companion="beer"),)
+    spec = UnlearnSpec(pair)
+    assert followed(spec).steps == 1.5 * spec.steps and followed(spec).passes == spec.passes
+    assert followed(UnlearnSpec((*pair, ConceptSpec(("gun",))))).steps > 1.5 * spec.steps
+    for together in (UnlearnSpec(pair, engine="global"), UnlearnSpec(pair, robust=True)):
+        alone = UnlearnSpec(
+            (ConceptSpec(("gun",)),), engine=together.engine, robust=together.robust
+        )
+        assert followed(together).steps == followed(alone).steps
+
+
 def test_five_concepts_take_more_but_not_five_times_as_much() -> None:
     spec = several(5)
     more = followed(spec)

@@ -19,7 +19,8 @@ MAX_TOKENS = 75
 NEIGHBOURS = 32
 # Times eta. What many different anchors have in common is little of the way from the concept, so
 # a combination goes far beyond them. A style has one anchor and needs none of it.
-PUSH = {"combination": 3.0, "conditional": 1.6, "style": 0.0}
+PUSH = {"combination": 2.7, "conditional": 1.6, "style": 0.0}
+SENTENCES = 3  # for each member with each other thing: what stays in one may be lost in another
 NEUTRAL = "something"  # stands in for the concept in a user's template that has no anchor
 
 
@@ -210,8 +211,9 @@ def _kept(concept: ConceptSpec, near: Surroundings, robust: bool) -> Iterator[st
         pairs = [pair for o in things for m in members for pair in ((m, o), (o, m))]
         suffixes = _looks(near)
         for i, pair in enumerate(pairs):
-            sentence, look = PAIRS[5 * i % len(PAIRS)], suffixes[i // 2 % len(suffixes)]
-            yield sentence.format(*map(with_article, pair)) + look
+            for j in range(SENTENCES):
+                suffix = suffixes[(i // 2 + 2 * j) % len(suffixes)]
+                yield PAIRS[(5 * i + j) % len(PAIRS)].format(*map(with_article, pair)) + suffix
         for template in TEMPLATES:
             for member in members:
                 yield template.carrying.format(with_article(member))

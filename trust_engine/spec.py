@@ -109,7 +109,7 @@ class ConceptSpec:
 
 @dataclass(frozen=True)
 class UnlearnSpec:
-    """Concepts and how to unlearn them, together; for several, `scaling.followed` makes it more.
+    """Concepts and how to unlearn them, together; `scaling.followed` may make it more.
 
     steps: optimiser updates (local: of each layer; more: less of the concept is left, slower);
     rate: size of a step as a share of a tensor's root mean square;
