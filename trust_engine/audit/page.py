@@ -142,7 +142,7 @@ def _strip(title: str, before: Sequence[Picture], after: Sequence[Picture]) -> s
 def _image(picture: Picture) -> str:
     dot = "" if picture.hit is None else f'<i class="dot {"yes" if picture.hit else "no"}"></i>'
     return (
-        f'<span class=shot><img alt="{escape(picture.caption)}" loading=lazy '
+        f'<span class=shot><img alt="{escape(picture.caption)}" '
         f'src="data:image/jpeg;base64,{picture.jpeg}">{dot}</span>'
     )
 
