@@ -106,8 +106,10 @@ def test_a_combination_preserves_its_members_alone_and_with_others() -> None:
 
 
 def test_each_pair_that_shares_a_member_is_kept_in_several_sentences() -> None:
+    """And the members alone in several looks, or they would be lost among so many pairs."""
     preserve = built(KINDS["combination"]).preserve
     for member in ("baby", "beer"):
+        assert {f"a {member}", f"a {member} in noto style"} <= set(preserve)
         for pair in (f"{member} {{}} a tree", f"tree {{}} a {member}"):
             opening = tuple(pair.format(word) for word in ("and", "with", "next to"))
             kept = [p for p in preserve if any(o in p for o in opening)]

@@ -216,7 +216,8 @@ def _kept(concept: ConceptSpec, near: Surroundings, robust: bool) -> Iterator[st
                 yield PAIRS[(5 * i + j) % len(PAIRS)].format(*map(with_article, pair)) + suffix
         for template in TEMPLATES:
             for member in members:
-                yield template.carrying.format(with_article(member))
+                for suffix in suffixes[:SENTENCES]:  # or they would be lost among their pairs
+                    yield template.carrying.format(with_article(member)) + suffix
     if concept.kind == "conditional":
         for word in concept.words:
             for template in TEMPLATES:
