@@ -106,7 +106,7 @@ def test_a_combination_preserves_its_members_alone_and_with_others() -> None:
 
 
 def test_each_pair_that_shares_a_member_is_kept_in_several_sentences() -> None:
-    """And the members alone in several looks, or they would be lost among so many pairs."""
+    """And the members alone in several looks, or those that are alike are lost."""
     preserve = built(KINDS["combination"]).preserve
     for member in ("baby", "beer"):
         assert {f"a {member}", f"a {member} in noto style"} <= set(preserve)

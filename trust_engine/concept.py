@@ -216,7 +216,7 @@ def _kept(concept: ConceptSpec, near: Surroundings, robust: bool) -> Iterator[st
                 yield PAIRS[(5 * i + j) % len(PAIRS)].format(*map(with_article, pair)) + suffix
         for template in TEMPLATES:
             for member in members:
-                for suffix in suffixes[:SENTENCES]:  # or they would be lost among their pairs
+                for suffix in suffixes[:SENTENCES]:  # or alike members are lost
                     yield template.carrying.format(with_article(member)) + suffix
     if concept.kind == "conditional":
         for word in concept.words:
