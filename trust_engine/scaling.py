@@ -17,7 +17,7 @@ LONGER = {"combination": 1.5}
 
 @lru_cache(maxsize=64)
 def followed(spec: UnlearnSpec) -> UnlearnSpec:
-    """Return the spec that is followed; of one thing or style it is the spec itself.
+    """Return the spec that is followed; of one concept that is no combination it is itself.
 
     Each of several concepts needs states and entries of its own, and is one part of the effect that
     preservation weighs against. With one concept's passes and budget, a run over five left most of
