@@ -33,7 +33,9 @@ def test_writes_figures_page_and_state(capsys: pytest.CaptureFixture[str]) -> No
     assert (data["concept"], data["version"], data["judge"]["name"]) == ("gun", 2, "demo")
     assert data["sampler"]["steps"] == 2
     assert data["untouched"]["ua"]["n"] == data["ua"]["n"] == 12
-    assert Path("a.html").read_text("utf-8").startswith("<!doctype html>")
+    page = Path("a.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "<img" in page and "loading=lazy" not in page  # or it would be printed without them
     assert (Path("cells") / "core.json").is_file()
     assert "Not covered:" in " ".join(capsys.readouterr().out.split())
     first = Path("a.json").read_bytes()
