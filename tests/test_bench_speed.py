@@ -15,13 +15,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import trust_engine.bench_model
 import trust_engine.bench_speed as speed
+from trust_engine.attention import CrossAttention
 from trust_engine.bench_baselines import esd_update, salun_update, sample_for, uce
-from trust_engine.bench_counting import count_layer, count_pass
+from trust_engine.bench_counting import PAIR, WORD, Work, count_layer, count_pass, problem_for
 from trust_engine.bench_memory import LiveTensors
 from trust_engine.bench_model import FAMILY_NAMES, random_model
 from trust_engine.cli import main
+from trust_engine.concept import build_prompts
 from trust_engine.denoiser import projections
+from trust_engine.local import Situation
 from trust_engine.model import LoadedModel
+from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn import Unlearning
 
 CPU = torch.device("cpu")
 FEW = {"passes": 48, "steps": 2}
@@ -68,6 +73,37 @@ def test_a_layer_in_training_holds_its_weights_their_moments_and_what_all_prompt
     assert prompts + moments < 1e9 * count_layer(name) < 1e9
 
 
+@pytest.mark.parametrize("work", [WORD, PAIR])
+def test_what_is_counted_is_what_a_layer_is_trained_on(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of the engine's own lists, and rows and contexts of a real run."""
+    model = random_model("sd15", CPU)
+    prompts = build_prompts([work.concept], model.encoder, model.vocabulary, model.styles)
+    assert (len(prompts.targets), len(prompts.preserve)) == (work.targets, work.preserve)
+    met = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(layer: CrossAttention, erase: Situation, keep: Situation, eta: float, _: int) -> None:
+        met.extend([layer, erase, keep, eta])
+        raise Stopped
+
+    monkeypatch.setattr("trust_engine.pieces.LayerProblem", stop)
+    with pytest.raises(Stopped):
+        list(Unlearning(model.lend(), UnlearnSpec((work.concept,))))
+    layer, erase, keep, eta = met
+    counted = problem_for(layer, work)
+    assert counted.eta == eta
+    for real, zeros in ((erase, counted.erase), (keep, counted.keep)):
+        assert torch.equal(real.rows, zeros.rows)
+        for part in ("x", "now", "goal", "push"):
+            one, two = getattr(real, part), getattr(zeros, part)
+            assert (one is None) == (two is None)
+            assert one is None or one.shape == two.shape, part
+
+
 def test_the_command_measures_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +115,9 @@ def test_the_command_measures_and_writes(
     assert all(part in shown for part in found)
     local, projected = found["local"], found["projected"]
     counted = found["counted at full size"]
+    assert (
+        found["counted at full size, a combination"]["training_tflop"] > counted["training_tflop"]
+    )
     assert counted["recording_gb"] > 4 * counted["sampling_gb"] > 0
     assert 0 < counted["training_share_of_tflop"] < 1
     above = counted["training_above_sampling_gb"]
@@ -95,7 +134,7 @@ def test_the_command_measures_and_writes(
 
 def test_projecting_a_run_at_the_defaults_gives_the_run_itself() -> None:
     """Seconds a pass and a step, times the engine's own numbers."""
-    spec = speed.UnlearnSpec((speed.CONCEPT,))
+    spec = speed.UnlearnSpec((WORD.concept,))
     local = {
         "seconds_a_pass": 0.5, "layers": 16, "seconds_a_layer_step": 0.01,
     }  # fmt: skip

@@ -18,13 +18,35 @@ from .local import LayerProblem, Situation
 from .memory import batch_for
 from .model import blank_unet
 from .objective import csr, exact_product, slope
+from .pieces import UNGUIDED
 from .sampler import SamplerSettings
+from .scaling import followed
 from .spec import ConceptSpec, UnlearnSpec
 from .text_encoders import TIME_WIDTH
-from .trajectory import POSITIONS
+from .trajectory import POSITIONS, plan_recording
 
 GB = 1e9
-ERASED, KEPT = 26, 198  # a layer's prompts for a concept of one word, with the engine's own lists
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of the engine: a concept, its target prompts, and those that must stay.
+
+    So many they are with the engine's own lists, of things and styles known to everyone.
+    """
+
+    concept: ConceptSpec
+    targets: int
+    preserve: int
+
+    @property
+    def spec(self) -> UnlearnSpec:
+        """Return the spec that is followed, all defaults."""
+        return followed(UnlearnSpec((self.concept,)))
+
+
+WORD = Work(ConceptSpec(("gun",)), 13, 192)
+PAIR = Work(ConceptSpec(("baby",), "combination", companion="beer"), 24, 464)
 
 
 @dataclass(frozen=True)
@@ -55,7 +77,7 @@ def count_pass(family: str, samples: int) -> Counted:
     return Counted(counter.get_total_flops() / 1e12, live.peak / GB)
 
 
-def count_training(family: str) -> float:
+def count_training(family: str, work: Work = WORD) -> float:
     """Count the TFLOP of one step of the local engine's training in every layer."""
     described = family_for(family)
     denoiser = diffusers_denoiser(blank_unet(described), schedule_for(family), described.unet.shape)
@@ -65,12 +87,12 @@ def count_training(family: str) -> float:
         layer = read_layer(module)
         kind = (*layer.q.shape, *layer.k.shape)
         if kind not in known:
-            known[kind] = _step_flops(layer)
+            known[kind] = _step_flops(layer, work)
         total += known[kind]
     return total / 1e12
 
 
-def count_layer(family: str) -> float:
+def count_layer(family: str, work: Work = WORD) -> float:
     """Count the GB that training the widest layer takes, states and prompts included.
 
     It takes two steps of nothing but zeros, for the meta device has no values to choose a mask by.
@@ -81,29 +103,47 @@ def count_layer(family: str) -> float:
     widest = max(layers, key=lambda layer: layer.k.numel())
     q, k, v, out = (part.shape for part in (widest.q, widest.k, widest.v, widest.out))
     bias = None if widest.bias is None else torch.zeros(widest.bias.shape)
-    spec = UnlearnSpec((ConceptSpec(("gun",)),))
     with LiveTensors() as live:
         made = torch.zeros(q), torch.zeros(k), torch.zeros(v), torch.zeros(out)
         layer = CrossAttention(*made, bias, widest.heads)
-        erase, keep = (_situation(layer, prompts, spec) for prompts in (ERASED, KEPT))
-        training = Forgetting(LayerProblem(layer, erase, keep, spec.eta, 0), spec)
+        training = Forgetting(problem_for(layer, work), work.spec)
         training.step()
         training.step()
     return live.peak / GB
 
 
-def _situation(layer: CrossAttention, prompts: int, spec: UnlearnSpec) -> Situation:
-    x = torch.zeros(prompts, spec.trajectory_steps * POSITIONS, layer.q.shape[1])
-    context = torch.zeros(prompts, 77, layer.k.shape[1])
-    return Situation(x, torch.arange(prompts), context)
+def problem_for(layer: CrossAttention, work: Work) -> LayerProblem:
+    """Set a layer's problem up as `pieces.Pieces.layer` does, of nothing but zeros."""
+    spec, n = work.spec, work.targets
+    plan = plan_recording(n, work.preserve, _recorded(spec))
+    told = len(plan.recorded)
+    free = len(range(0, told, max(1, told // UNGUIDED)))
+
+    def states(count: int) -> torch.Tensor:
+        return torch.zeros(count, spec.trajectory_steps * POSITIONS, layer.q.shape[1])
+
+    def contexts(count: int) -> torch.Tensor:
+        return torch.zeros(count, 77, layer.k.shape[1])
+
+    device = layer.q.device
+    rows = plan.rows.to(device)
+    kept = torch.cat([rows[n:], told + torch.arange(free, device=device)])
+    push = torch.zeros(2 * n)
+    erase = Situation(states(told), rows[: 2 * n], contexts(2 * n), contexts(2 * n), push)
+    keep = Situation(states(told + free), kept, contexts(len(kept)))
+    return LayerProblem(layer, erase, keep, spec.eta, 0)
 
 
-def _step_flops(layer: CrossAttention) -> int:
+def _recorded(spec: UnlearnSpec) -> int:
+    """Tell how many prompts a spec's passes are enough to record."""
+    return spec.passes // SamplerSettings(spec.trajectory_steps, spec.cfg).passes(1)
+
+
+def _step_flops(layer: CrossAttention, work: Work) -> int:
     """Count a step: effect, its gradient, the penalty's Hessian product, harm and its gradient."""
-    spec = UnlearnSpec((ConceptSpec(("gun",)),))
+    spec = work.spec
     with torch.device("meta"):
-        erase, keep = (_situation(layer, prompts, spec) for prompts in (ERASED, KEPT))
-        problem = LayerProblem(layer, erase, keep, spec.eta, 0)
+        problem = problem_for(layer, work)
         theta = tuple(weight.requires_grad_(True) for weight in problem.base)
         with FlopCounterMode(display=False) as counter:
             effect = problem.effect(theta, 0)
@@ -146,18 +186,18 @@ class FullSize:
         }
 
 
-def count_full_size(family: str) -> FullSize:
+def count_full_size(family: str, work: Work = WORD) -> FullSize:
     """Count work and memory of a concept; a picture is sampled as two samples, guided."""
-    spec = UnlearnSpec((ConceptSpec(("gun",)),))
+    spec = work.spec
     one = SamplerSettings(spec.trajectory_steps, spec.cfg).passes(1)
     latent = family_for(family).sizes[schedule_for(family).prediction == "v"]
     batch = batch_for("auto", latent, torch.float16)
     return FullSize(
         8 * latent[0],
         count_pass(family, 1).tflop,
-        spec.passes // one * one,
-        spec.steps * count_training(family),
+        _recorded(spec) * one,
+        spec.steps * count_training(family, work),
         count_pass(family, 2).gb,
         count_pass(family, 2 * batch).gb,
-        count_layer(family),
+        count_layer(family, work),
     )

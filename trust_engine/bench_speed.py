@@ -19,16 +19,15 @@ from .bench_baselines import (
     uce,
 )
 from .bench_clock import Clock
-from .bench_counting import count_full_size
+from .bench_counting import PAIR, WORD, count_full_size
 from .bench_model import family_for, random_model, schedule_for
 from .errors import ModelError
 from .memory import Peak, check_memory, in_use
 from .model import LoadedModel
 from .sampler import SamplerSettings, ddim, initial_noise
-from .spec import ConceptSpec, UnlearnSpec
+from .spec import UnlearnSpec
 from .unlearn import Unlearning
 
-CONCEPT = ConceptSpec(("gun",))
 GLOBAL_STEPS = 2
 REPEATS = 3
 GB = 1e9
@@ -59,13 +58,14 @@ class Question:
         """Return the measured run's spec."""
         asked = {"passes": self.passes, "steps": self.steps}
         changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
-        return UnlearnSpec((CONCEPT,), **changes)
+        return UnlearnSpec((WORD.concept,), **changes)
 
 
 def bench(asked: Question) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure part by part; yields (part, figures). Sizes in GB of 1e9 bytes, work in TFLOP."""
     full = count_full_size(asked.family)
     yield "counted at full size", full.figures
+    yield "counted at full size, a combination", count_full_size(asked.family, PAIR).figures
     model = random_model(asked.family, asked.device, latent_size=asked.latent_size)
     yield "machine", _machine(asked)
     yield "sampling", _sampling(model, asked.device)
@@ -162,7 +162,7 @@ def _timed_run(
 
 def project(local: dict[str, Any], passes: int) -> dict[str, Any]:
     """Say what a concept would take with the engine's default passes and steps, as measured."""
-    spec = UnlearnSpec((CONCEPT,))
+    spec = UnlearnSpec((WORD.concept,))
     recording = passes * local["seconds_a_pass"]
     training = spec.steps * local["layers"] * local["seconds_a_layer_step"]
     return {
@@ -175,7 +175,7 @@ def project(local: dict[str, Any], passes: int) -> dict[str, Any]:
 def _global(model: LoadedModel, asked: Question) -> dict[str, Any]:
     """Take two steps of the global engine, activations recomputed; refused if memory lacks."""
     spec = UnlearnSpec(
-        (CONCEPT,), engine="global", hessian="finite", checkpointing=True, steps=GLOBAL_STEPS,
+        (WORD.concept,), engine="global", hessian="finite", checkpointing=True, steps=GLOBAL_STEPS,
         trajectory_steps=2, passes=12,
     )  # fmt: skip
     entries = sum(
