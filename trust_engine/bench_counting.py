@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from .memory import batch_for
 from .model import blank_unet
 from .objective import csr, exact_product, slope
 from .pieces import UNGUIDED
-from .sampler import SamplerSettings
+from .recording import sampler_of
 from .scaling import followed
 from .spec import ConceptSpec, UnlearnSpec
 from .text_encoders import TIME_WIDTH
@@ -136,7 +137,7 @@ def problem_for(layer: CrossAttention, work: Work) -> LayerProblem:
 
 def _recorded(spec: UnlearnSpec) -> int:
     """Tell how many prompts a spec's passes are enough to record."""
-    return spec.passes // SamplerSettings(spec.trajectory_steps, spec.cfg).passes(1)
+    return spec.passes // sampler_of(spec).passes(1)
 
 
 def _step_flops(layer: CrossAttention, work: Work) -> int:
@@ -186,18 +187,20 @@ class FullSize:
         }
 
 
-def count_full_size(family: str, work: Work = WORD) -> FullSize:
-    """Count work and memory of a concept; a picture is sampled as two samples, guided."""
-    spec = work.spec
-    one = SamplerSettings(spec.trajectory_steps, spec.cfg).passes(1)
+def count_full_size(family: str, works: Sequence[Work] = (WORD, PAIR)) -> list[FullSize]:
+    """Count work and memory of concepts; a picture is sampled as two samples, guided."""
     latent = family_for(family).sizes[schedule_for(family).prediction == "v"]
     batch = batch_for("auto", latent, torch.float16)
-    return FullSize(
-        8 * latent[0],
-        count_pass(family, 1).tflop,
-        _recorded(spec) * one,
-        spec.steps * count_training(family, work),
-        count_pass(family, 2).gb,
-        count_pass(family, 2 * batch).gb,
-        count_layer(family, work),
-    )
+    single, sampling, recording = (count_pass(family, n) for n in (1, 2, 2 * batch))
+    return [
+        FullSize(
+            8 * latent[0],
+            single.tflop,
+            _recorded(work.spec) * sampler_of(work.spec).passes(1),
+            work.spec.steps * count_training(family, work),
+            sampling.gb,
+            recording.gb,
+            count_layer(family, work),
+        )
+        for work in works
+    ]

@@ -19,7 +19,7 @@ from .bench_baselines import (
     uce,
 )
 from .bench_clock import Clock
-from .bench_counting import PAIR, WORD, count_full_size
+from .bench_counting import WORD, count_full_size
 from .bench_model import family_for, random_model, schedule_for
 from .errors import ModelError
 from .memory import Peak, check_memory, in_use
@@ -63,9 +63,9 @@ class Question:
 
 def bench(asked: Question) -> Iterator[tuple[str, dict[str, Any]]]:
     """Measure part by part; yields (part, figures). Sizes in GB of 1e9 bytes, work in TFLOP."""
-    full = count_full_size(asked.family)
+    full, pair = count_full_size(asked.family)
     yield "counted at full size", full.figures
-    yield "counted at full size, a combination", count_full_size(asked.family, PAIR).figures
+    yield "counted at full size, a combination", pair.figures
     model = random_model(asked.family, asked.device, latent_size=asked.latent_size)
     yield "machine", _machine(asked)
     yield "sampling", _sampling(model, asked.device)
