@@ -256,10 +256,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one concept, one seed, two attacks")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--concepts", nargs="+", choices=CONCEPTS)
+    parser.add_argument(
+        "--attacks", nargs="*", choices=ATTACKS, help="some of them; none: no attack"
+    )
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--show", action="store_true", help="measure nothing")
     args = parser.parse_args()
     size = QUICK if args.quick else FULL
+    if args.attacks is not None:
+        size = replace(size, attacks=tuple(args.attacks))
     names, seeds = args.concepts or size.concepts, args.seeds or size.seeds
     model = None if args.show else load_model("demo", "cpu")
     for seed in range(seeds) if model else []:
