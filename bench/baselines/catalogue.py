@@ -80,8 +80,8 @@ METHODS: dict[str, Method] = {
         _grid(rate=RATES, steps=(60, 120)),
     ),
     "zeroing": Method(
-        "Neuron zeroing (ConceptPrune)", "arXiv 2405.19237", zeroing.erase, zeroing.Settings(),
-        _grid(share=(0.01, 0.03, 0.1), early=(0.5, 1.0)),
+        "Neuron zeroing (ConceptPrune)", "arXiv 2405.19237", zeroing.erase,
+        zeroing.Settings(share=0.1), _grid(share=(0.01, 0.03, 0.1), early=(0.5, 1.0)),
     ),
     "cogfd": Method(
         "CoGFD-style", "ICLR 2025, without its language model", combination.erase,
