@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {
         combination.Settings(), _grid(rate=RATES, earliest=(990, 700)), ("combination",),
     ),
     "leco": Method(
-        "LECO-style LoRA", "p1atdev/LECO", leco.erase, leco.Settings(),
+        "LECO-style LoRA", "p1atdev/LECO", leco.erase, leco.Settings(steps=120, rate=5e-4),
         _grid(rate=(5e-4, 2e-3, 5e-3), steps=(60, 120)),
     ),
 }  # fmt: skip
