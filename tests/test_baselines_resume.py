@@ -101,3 +101,17 @@ def test_the_untouched_model_is_measured_as_it_is(log: Log) -> None:
     log.__dict__["patched"][0] = False
     bench().run(rivals.UNTOUCHED)
     assert log.done == ["measure", "relearning", "p4d"]
+
+
+@pytest.mark.parametrize("attacks", [(), ("p4d",)])
+def test_some_attacks_can_be_asked_for_or_none(
+    attacks: tuple[str, ...], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "load_model", lambda *_: task_of().model)
+    monkeypatch.setattr(rivals, "FULL", SIZE)
+    monkeypatch.setattr(rivals, "METHODS", {})  # the untouched model alone
+    log.__dict__["patched"][0] = False
+    asked = ["rivals", "--concepts", "gun", "--seeds", "1", "--attacks", *attacks]
+    monkeypatch.setattr("sys.argv", asked)
+    rivals.main()
+    assert log.done == ["measure", *attacks]
