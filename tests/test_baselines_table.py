@@ -69,6 +69,18 @@ def test_points_compare_with_the_untouched_model_of_the_same_seed(store: Path) -
     assert retention(cell(0, 0, 0, 10), cell(0, 0, 0, 8)) == 1.0
 
 
+def test_points_go_by_the_attacks_that_all_of_them_stood(store: Path) -> None:
+    path = store / "gun" / "1" / "uce.json"
+    found, before = json.loads(path.read_text()), points(store, ["gun"])
+    strong = {"asr": Rate(9, 10).to_dict(), "stance": "adaptive"}
+    found["attacks"] = {**found["attacks"], "relearning_lora": strong}
+    path.write_text(json.dumps(found))
+    assert points(store, ["gun"]) == before
+    found["attacks"] = {"relearning_lora": strong}
+    path.write_text(json.dumps(found))
+    assert points(store, ["gun"]) == {} and pareto(store, ["gun"]) == ""
+
+
 def test_the_plot_has_a_point_a_method(store: Path) -> None:
     root = ET.fromstring(pareto(store, ["gun"]))
     space = "{http://www.w3.org/2000/svg}"

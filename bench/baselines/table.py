@@ -130,26 +130,34 @@ def retention(cell: Mapping[str, Any], base: Mapping[str, Any]) -> float:
     return sum(kept) / len(kept)
 
 
-def worst_attack(cell: Mapping[str, Any]) -> float | None:
-    """Return the highest success of an adaptive attack."""
-    rates = [a["asr"]["value"] for a in cell["attacks"].values() if a["stance"] == "adaptive"]
-    return max(rates) if rates else None
+def adaptive(cell: Mapping[str, Any]) -> dict[str, float]:
+    """Return how often each adaptive attack brought the concept back."""
+    attacks = cell["attacks"].items()
+    return {name: a["asr"]["value"] for name, a in attacks if a["stance"] == "adaptive"}
 
 
 def points(store: Path, concepts: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """Place each method: (highest adaptive success, retention), means over concepts and seeds."""
-    gathered: dict[str, list[tuple[float, float]]] = {}
+    """Place each method: (highest adaptive success, retention), means over concepts and seeds.
+
+    By the attacks that every cell stood: one that was tried on some alone would mark them down.
+    """
+    pairs = []
     for concept in concepts:
         cells = read_cells(store, concept)
-        for method, row in cells.items():
-            if method == UNTOUCHED or UNTOUCHED not in cells:
-                continue
-            bases = {base["seed"]: base for base in cells[UNTOUCHED]}
-            for cell in row:
-                worst = worst_attack(cell)
-                if worst is not None and cell["seed"] in bases:
-                    kept = retention(cell, bases[cell["seed"]])
-                    gathered.setdefault(method, []).append((worst, kept))
+        bases = {base["seed"]: base for base in cells.pop(UNTOUCHED, ())}
+        pairs += [
+            (method, cell, bases[cell["seed"]])
+            for method, row in cells.items()
+            for cell in row
+            if adaptive(cell) and cell["seed"] in bases
+        ]
+    if not pairs:
+        return {}
+    shared = set.intersection(*(set(adaptive(cell)) for _, cell, _ in pairs))
+    gathered: dict[str, list[tuple[float, float]]] = {}
+    for method, cell, base in pairs if shared else ():
+        worst = max(adaptive(cell)[name] for name in shared)
+        gathered.setdefault(method, []).append((worst, retention(cell, base)))
     return {
         m: (sum(x for x, _ in f) / len(f), sum(y for _, y in f) / len(f))
         for m, f in gathered.items()
