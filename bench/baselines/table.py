@@ -141,23 +141,21 @@ def points(store: Path, concepts: Iterable[str]) -> dict[str, tuple[float, float
 
     By the attacks that every cell stood: one that was tried on some alone would mark them down.
     """
-    pairs = []
+    stood = []
     for concept in concepts:
         cells = read_cells(store, concept)
         bases = {base["seed"]: base for base in cells.pop(UNTOUCHED, ())}
-        pairs += [
-            (method, cell, bases[cell["seed"]])
+        stood += [
+            (method, adaptive(cell), retention(cell, bases[cell["seed"]]))
             for method, row in cells.items()
             for cell in row
             if adaptive(cell) and cell["seed"] in bases
         ]
-    if not pairs:
-        return {}
-    shared = set.intersection(*(set(adaptive(cell)) for _, cell, _ in pairs))
+    attacks = [set(rates) for _, rates, _ in stood]
+    shared = set.intersection(*attacks) if attacks else set()
     gathered: dict[str, list[tuple[float, float]]] = {}
-    for method, cell, base in pairs if shared else ():
-        worst = max(adaptive(cell)[name] for name in shared)
-        gathered.setdefault(method, []).append((worst, retention(cell, base)))
+    for method, rates, kept in stood if shared else ():
+        gathered.setdefault(method, []).append((max(rates[name] for name in shared), kept))
     return {
         m: (sum(x for x, _ in f) / len(f), sum(y for _, y in f) / len(f))
         for m, f in gathered.items()
