@@ -85,7 +85,7 @@ METHODS: dict[str, Method] = {
     ),
     "cogfd": Method(
         "CoGFD-style", "ICLR 2025, without its language model", combination.erase,
-        combination.Settings(), _grid(rate=RATES, earliest=(990, 700)), ("combination",),
+        combination.Settings(rate=3e-4), _grid(rate=RATES, earliest=(990, 700)), ("combination",),
     ),
     "leco": Method(
         "LECO-style LoRA", "p1atdev/LECO", leco.erase, leco.Settings(steps=120, rate=5e-4),
