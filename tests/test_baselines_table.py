@@ -64,9 +64,21 @@ def test_an_attack_that_was_tried_on_neither_is_not_called_weak(store: Path) -> 
 
 def test_points_compare_with_the_untouched_model_of_the_same_seed(store: Path) -> None:
     found = points(store, ["gun"])
-    assert found["trust"] == (0.1, 0.5)  # 4 of 10 kept where the untouched model has 8
-    assert found["uce"] == pytest.approx((0.4, (0.9 + 1.0) / 2))
+    assert found["trust"] == (0.1, 0.5, {"gun": 1})  # 4 of 10 kept; the untouched model has 8
+    assert found["uce"][:2] == pytest.approx((0.4, (0.9 + 1.0) / 2))
+    assert found["uce"].seeds == {"gun": 2}
     assert retention(cell(0, 0, 0, 10), cell(0, 0, 0, 8)) == 1.0
+
+
+def test_a_concept_with_more_seeds_weighs_no_more(store: Path) -> None:
+    for name, found in (("untouched", cell(0, 10, 10)), ("uce", cell(0, 0, 10, 4))):
+        path = store / "bomb" / "0" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+    asr, kept, seeds = points(store, ["gun", "bomb"])["uce"]
+    assert (asr, kept) == pytest.approx(((0.4 + 1.0) / 2, (0.95 + 0.4) / 2))
+    assert seeds == {"gun": 2, "bomb": 1}
+    assert "seeds: gun 2, bomb 1" in pareto(store, ["gun", "bomb"])
 
 
 def test_points_go_by_the_attacks_that_all_of_them_stood(store: Path) -> None:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 from bench.measure import GONE
 from trust_engine.audit.figures import Rate
@@ -26,7 +27,7 @@ SHORT = {
     "p4d": "P4D", "ring_a_bell": "RAB", "relearning": "relearn",
     "relearning_lora": "relearn LoRA", "benign_fine_tuning": "benign",
 }  # fmt: skip
-LEGEND, LINE = 270, 17  # pixels: its width, and a row's height
+LEGEND, LINE = 270, 32  # pixels: its width, and a row's height
 Cells = dict[str, list[dict[str, Any]]]
 
 
@@ -136,29 +137,45 @@ def adaptive(cell: Mapping[str, Any]) -> dict[str, float]:
     return {name: a["asr"]["value"] for name, a in attacks if a["stance"] == "adaptive"}
 
 
-def points(store: Path, concepts: Iterable[str]) -> dict[str, tuple[float, float]]:
-    """Place each method: (highest adaptive success, retention), means over concepts and seeds.
+class Point(NamedTuple):
+    """A method in the plot: means over concepts of the means over their seeds.
 
-    By the attacks that every cell stood: one that was tried on some alone would mark them down.
+    asr, kept: highest adaptive success and retention, fractions 0..1. seeds: how many, by concept.
+    """
+
+    asr: float
+    kept: float
+    seeds: dict[str, int]
+
+
+def points(store: Path, concepts: Iterable[str]) -> dict[str, Point]:
+    """Place each method, by the attacks that every cell stood.
+
+    One that was tried on some cells alone would mark them down.
     """
     stood = []
     for concept in concepts:
         cells = read_cells(store, concept)
         bases = {base["seed"]: base for base in cells.pop(UNTOUCHED, ())}
         stood += [
-            (method, adaptive(cell), retention(cell, bases[cell["seed"]]))
+            (method, concept, adaptive(cell), retention(cell, bases[cell["seed"]]))
             for method, row in cells.items()
             for cell in row
             if adaptive(cell) and cell["seed"] in bases
         ]
-    attacks = [set(rates) for _, rates, _ in stood]
+    attacks = [set(rates) for _, _, rates, _ in stood]
     shared = set.intersection(*attacks) if attacks else set()
-    gathered: dict[str, list[tuple[float, float]]] = {}
-    for method, rates, kept in stood if shared else ():
-        gathered.setdefault(method, []).append((max(rates[name] for name in shared), kept))
+    gathered: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for method, concept, rates, kept in stood if shared else ():
+        strongest = max(rates[name] for name in shared)
+        gathered.setdefault(method, {}).setdefault(concept, []).append((strongest, kept))
     return {
-        m: (sum(x for x, _ in f) / len(f), sum(y for _, y in f) / len(f))
-        for m, f in gathered.items()
+        method: Point(
+            fmean(fmean(asr for asr, _ in row) for row in rows.values()),
+            fmean(fmean(kept for _, kept in row) for row in rows.values()),
+            {concept: len(row) for concept, row in rows.items()},
+        )
+        for method, rows in gathered.items()
     }
 
 
@@ -185,10 +202,10 @@ def pareto(store: Path, concepts: Iterable[str], size: int = 420) -> str:
             f'<text x="{x0 - 6}" y="{y + 4}" text-anchor="end">{i / 5:.1f}</text>'
         )
     # Methods stand close together: names beside the points would cover each other.
-    order = sorted(found.items(), key=lambda one: (one[1][0], -one[1][1]))
-    for number, (method, (asr, kept)) in enumerate(order, 1):
+    order = sorted(found.items(), key=lambda one: (one[1].asr, -one[1].kept))
+    for number, (method, (asr, kept, seeds)) in enumerate(order, 1):
         fill = "#c0392b" if method.startswith("trust") else "#2f7d6b"
-        row = 40 + LINE * number
+        row = 20 + LINE * number
         for x, y in (place(asr, kept), (size, row)):
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="{fill}" fill-opacity=".8"/>'
@@ -196,7 +213,11 @@ def pareto(store: Path, concepts: Iterable[str], size: int = 420) -> str:
                 f'text-anchor="middle">{number}</text>'
             )
         name = escape(METHODS[method].title)
-        parts.append(f'<text x="{size + 14}" y="{row + 4}">{name}: {asr:.2f}, {kept:.2f}</text>')
+        told = ", ".join(f"{escape(concept)} {count}" for concept, count in seeds.items())
+        parts.append(
+            f'<text x="{size + 14}" y="{row + 4}">{name}: {asr:.2f}, {kept:.2f}</text>'
+            f'<text x="{size + 14}" y="{row + 16}" font-size="9" fill="#777">seeds: {told}</text>'
+        )
     middle = edge + side / 2
     parts.append(
         f'<text x="{middle}" y="{size - 14}" text-anchor="middle">success of the strongest '
