@@ -4,6 +4,7 @@
     python -m bench.rivals                  # all of it; hours
     python -m bench.rivals --show           # print what there is
     python -m bench.rivals tune uce esd-x   # search a method's grid on a concept no table shows
+    python -m bench.rivals tune uce --kind style    # on a style
 
 Resumable: a cell, method x concept x seed, is one JSON file in bench/figures/rivals (--quick:
 rivals-quick); what it holds is not measured again, attack by attack.
@@ -57,6 +58,7 @@ CONCEPTS = {
 TUNED_ON = {
     "single": ConceptSpec(("pizza",)),
     "combination": ConceptSpec(("girl",), "combination", companion="wine"),
+    "style": ConceptSpec(("noto",), "style"),
 }
 ATTACKS = (
     "textual_inversion_1", "textual_inversion_3", "unlearn_diff_atk", "p4d", "ring_a_bell",
@@ -107,7 +109,8 @@ def edit(method: str, concept: ConceptSpec, seed: int, out: Path) -> dict[str, A
     meter, model = Meter(), load_model("demo", "cpu")
     chosen, before = METHODS[method], weights_of(model.denoiser)
     started = time.monotonic()
-    weights = chosen.run(Task(metered(model, meter), concept, seed), chosen.settings)
+    task = Task(metered(model, meter), concept, seed)
+    weights = chosen.run(task, chosen.settings_for(concept.kind))
     seconds = time.monotonic() - started
     weights = {n: w.contiguous() for n, w in weights.items() if not torch.equal(w, before[n])}
     save_file(weights, str(out))
@@ -197,7 +200,8 @@ class Bench:
 
     def _found(self, path: Path, method: str) -> dict[str, Any]:
         """Read a cell; an empty one if it is of another model, other settings, another engine."""
-        settings = str(METHODS[method].settings) if method in METHODS else ""
+        kind = self.concept.kind
+        settings = str(METHODS[method].settings_for(kind)) if method in METHODS else ""
         about = {"base": self.base, "settings": settings, "seed": self.seed}
         if method.startswith("trust"):
             about["engine"] = engine_mark("robust")
@@ -221,19 +225,22 @@ class Bench:
         write_atomically(path, json.dumps(cell, indent=1).encode())
 
 
-def tune(methods: Sequence[str], images: int = 12) -> None:
-    """Try a method's grid on a concept that no table shows; prints what each try gives."""
+def tune(methods: Sequence[str], kind: str | None = None, images: int = 12) -> None:
+    """Try a method's grid on a concept that no table shows; prints what each try gives.
+
+    kind: of that concept (None: the first of those that the method was made for).
+    """
     model, judge, bases = load_model("demo", "cpu"), load_judge(), dict[str, Any]()
     for name in methods:
-        kind = METHODS[name].kinds[0]
-        concept, scores = TUNED_ON[kind], []
-        if kind not in bases:
-            bases[kind] = measure(model, judge, [], concept, images, 99)
+        tuned = kind or METHODS[name].kinds[0]
+        concept, scores = TUNED_ON[tuned], []
+        if tuned not in bases:
+            bases[tuned] = measure(model, judge, [], concept, images, 99)
         for changes in METHODS[name].grid:
             method = METHODS[name].with_changes(changes) if changes else METHODS[name]
             weights = method.run(Task(model, concept, 99), method.settings)
             found = measure(with_weights(model, weights), judge, [], concept, images, 99)
-            kept = relative(found, bases[kind])
+            kept = relative(found, bases[tuned])
             score = len(kept) / sum(1 / max(1e-3, min(1.0, v)) for v in kept.values())
             shown = {k: round(v, 3) for k, v in kept.items()}
             scores.append((round(score, 3), name, dict(changes), shown))
@@ -248,7 +255,10 @@ def main() -> None:
         print(json.dumps(edit(method, CONCEPTS[name], int(number), Path(out))))
         return
     if sys.argv[1:2] == ["tune"]:
-        tune(sys.argv[2:])
+        asked = argparse.ArgumentParser(prog="rivals.py tune")
+        asked.add_argument("methods", nargs="+", choices=METHODS)
+        asked.add_argument("--kind", choices=TUNED_ON)
+        tune(**vars(asked.parse_args(sys.argv[2:])))
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

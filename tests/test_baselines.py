@@ -245,3 +245,12 @@ def test_every_grid_is_small_and_holds_only_real_settings() -> None:
         assert 1 <= len(method.grid) <= 6
         for tried in method.grid:
             method.with_changes(tried) if tried else None
+
+
+def test_a_kind_of_concept_has_settings_of_the_same_grid() -> None:
+    for method in METHODS.values():
+        assert set(method.suited) <= set(method.kinds)
+        for kind in method.suited:
+            tried = [method.with_changes(changes).settings for changes in method.grid]
+            assert method.settings_for(kind) in tried and method.settings in tried
+        assert method.settings_for("no such kind") == method.settings

@@ -97,6 +97,16 @@ def test_other_settings_or_another_model_begin_anew(
     assert log.done.count("edit uce") == 3
 
 
+def test_what_suits_another_kind_of_concept_leaves_a_cell(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench().run("uce")
+    for kind, edits in (("style", 1), ("single", 2)):  # gun is a single one
+        monkeypatch.setitem(METHODS, "uce", replace(METHODS["uce"], suited={kind: {"ridge": 7.0}}))
+        bench().run("uce")
+        assert log.done.count("edit uce") == edits
+
+
 def test_the_untouched_model_is_measured_as_it_is(log: Log) -> None:
     log.__dict__["patched"][0] = False
     bench().run(rivals.UNTOUCHED)

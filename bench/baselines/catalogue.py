@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trust_engine.audit.victim import patched
@@ -19,7 +19,8 @@ class Method:
     """A method: `run(task, settings)` gives new weights; `grid` is its whole search budget.
 
     grid: changes of the settings, tried on one concept that no table shows (`python -m
-    bench.rivals tune`); the best is the default here. kinds: of concepts it was made for.
+    bench.rivals tune`); the best is the default here. kinds: of concepts it was made for. suited:
+    the best changes of the same grid on another kind of concept, by kind.
     """
 
     title: str
@@ -28,6 +29,12 @@ class Method:
     settings: Any
     grid: tuple[Mapping[str, Any], ...] = ({},)
     kinds: tuple[str, ...] = KINDS
+    suited: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def settings_for(self, kind: str) -> Any:
+        """Return the settings that a concept of this kind is erased with."""
+        changes = self.suited.get(kind)
+        return replace(self.settings, **changes) if changes else self.settings
 
     def with_changes(self, changes: Mapping[str, Any]) -> Method:
         """Change settings."""
@@ -65,7 +72,7 @@ METHODS: dict[str, Method] = {
     ),
     "uce": Method(
         "UCE", "arXiv 2308.14761", closed_form.uce, closed_form.Settings(ridge=0.05),
-        _grid(keep=(0.1, 1.0), ridge=(0.05, 0.5, 5.0)),
+        _grid(keep=(0.1, 1.0), ridge=(0.05, 0.5, 5.0)), suited={"style": {"keep": 0.1}},
     ),
     "rece": Method(
         "RECE", "arXiv 2407.12383", closed_form.rece, closed_form.Settings(nearness=0.01),
