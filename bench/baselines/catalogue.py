@@ -84,7 +84,7 @@ METHODS: dict[str, Method] = {
     ),
     "salun": Method(
         "SalUn", "arXiv 2310.12508", salun.erase, salun.Settings(rate=3e-4),
-        _grid(rate=RATES, steps=(60, 120)),
+        _grid(rate=RATES, steps=(60, 120)), suited={"style": {"rate": 1e-4}},
     ),
     "zeroing": Method(
         "Neuron zeroing (ConceptPrune)", "arXiv 2405.19237", zeroing.erase,
