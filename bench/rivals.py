@@ -237,7 +237,7 @@ def tune(methods: Sequence[str], kind: str | None = None, images: int = 12) -> N
         if tuned not in bases:
             bases[tuned] = measure(model, judge, [], concept, images, 99)
         for changes in METHODS[name].grid:
-            method = METHODS[name].with_changes(changes) if changes else METHODS[name]
+            method = METHODS[name].with_changes(changes)
             weights = method.run(Task(model, concept, 99), method.settings)
             found = measure(with_weights(model, weights), judge, [], concept, images, 99)
             kept = relative(found, bases[tuned])
@@ -258,7 +258,10 @@ def main() -> None:
         asked = argparse.ArgumentParser(prog="rivals.py tune")
         asked.add_argument("methods", nargs="+", choices=METHODS)
         asked.add_argument("--kind", choices=TUNED_ON)
-        tune(**vars(asked.parse_args(sys.argv[2:])))
+        given = asked.parse_args(sys.argv[2:])
+        if unfit := [m for m in given.methods if given.kind not in (None, *METHODS[m].kinds)]:
+            asked.error(f"not made for a {given.kind}: {', '.join(unfit)}")
+        tune(**vars(given))
         return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -33,12 +33,11 @@ class Method:
 
     def settings_for(self, kind: str) -> Any:
         """Return the settings that a concept of this kind is erased with."""
-        changes = self.suited.get(kind)
-        return replace(self.settings, **changes) if changes else self.settings
+        return self.with_changes(self.suited.get(kind, {})).settings
 
     def with_changes(self, changes: Mapping[str, Any]) -> Method:
-        """Change settings."""
-        return replace(self, settings=replace(self.settings, **changes))
+        """Change settings; without changes they may be of any type."""
+        return replace(self, settings=replace(self.settings, **changes)) if changes else self
 
 
 def trust(task: Task, changes: Mapping[str, Any]) -> Weights:
