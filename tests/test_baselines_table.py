@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.baselines.table import is_evidence, pareto, points, read_cells, retention, tables
+from bench.baselines.table import doubt, pareto, points, read_cells, retention, tables
 from trust_engine.audit.figures import Rate
 
 
 def cell(seed: int, hits: int, asr: int, kept: int = 10) -> dict:
-    attack = {"asr": Rate(asr, 10).to_dict(), "stance": "adaptive"}
-    easy = {"asr": Rate(10, 10).to_dict(), "stance": "static"}
+    before = Rate(hits, 10).to_dict()
+    attack = {"asr": Rate(asr, 10).to_dict(), "before_attack": before, "stance": "adaptive"}
+    easy = {"asr": Rate(10, 10).to_dict(), "before_attack": before, "stance": "static"}
     figures = {"target": Rate(hits, 10).to_dict(), "others": Rate(kept, 10).to_dict(),
                "synonyms": Rate(0, 0).to_dict()}  # fmt: skip
     cost = {"seconds": 4.0, "passes": 100, "changed": 0.02, "bytes": 52_000, "peak_mb": 700}
@@ -49,10 +50,19 @@ def test_tables_pool_the_seeds(store: Path) -> None:
 
 def test_an_attack_that_beats_neither_rival_is_no_evidence(store: Path) -> None:
     cells = read_cells(store, "gun")
-    assert not is_evidence(cells, "textual_inversion_1")
-    assert is_evidence(cells, "benign_fine_tuning")
+    assert doubt(cells, "textual_inversion_1") and not doubt(cells, "benign_fine_tuning")
     assert "No evidence, being below .5 against UCE and ESD-x: TI 1." in tables(store, ["gun"])
     assert "unknown weight" not in tables(store, ["gun"])
+
+
+def test_an_attack_on_models_that_still_drew_the_concept_is_no_evidence(store: Path) -> None:
+    for path in store.glob("gun/*/uce.json"):
+        path.write_text(json.dumps(cell(int(path.parent.name), 9, 10)))
+    assert "drawn it before the attack: TI 1, benign." in tables(store, ["gun"])
+    (store / "gun" / "0" / "esd-x.json").write_text(json.dumps(cell(0, 0, 6)))
+    assert "No evidence" not in tables(store, ["gun"])
+    (store / "gun" / "0" / "esd-x.json").write_text(json.dumps(cell(0, 0, 4)))
+    assert "being below .5 against UCE and ESD-x: TI 1." in tables(store, ["gun"])
 
 
 def test_an_attack_that_was_tried_on_neither_is_not_called_weak(store: Path) -> None:
