@@ -68,6 +68,7 @@ METHODS: dict[str, Method] = {
     "esd-u": Method(
         "ESD-u", "arXiv 2303.07345", lambda t, s: esd.erase(t, "u", s), ESD,
         _grid(rate=(3e-5, 1e-4, 3e-4), steps=(60, 120)),
+        suited={"style": {"rate": 3e-5, "steps": 60}},
     ),
     "uce": Method(
         "UCE", "arXiv 2308.14761", closed_form.uce, closed_form.Settings(ridge=0.05),
@@ -75,7 +76,7 @@ METHODS: dict[str, Method] = {
     ),
     "rece": Method(
         "RECE", "arXiv 2407.12383", closed_form.rece, closed_form.Settings(nearness=0.01),
-        _grid(keep=(0.1, 1.0), nearness=(0.01, 0.1, 1.0)),
+        _grid(keep=(0.1, 1.0), nearness=(0.01, 0.1, 1.0)), suited={"style": {"nearness": 0.1}},
     ),
     "ca": Method(
         "CA (concept ablation)", "arXiv 2303.13516", ablation.erase, ablation.Settings(),
@@ -88,6 +89,7 @@ METHODS: dict[str, Method] = {
     "zeroing": Method(
         "Neuron zeroing (ConceptPrune)", "arXiv 2405.19237", zeroing.erase,
         zeroing.Settings(share=0.1), _grid(share=(0.01, 0.03, 0.1), early=(0.5, 1.0)),
+        suited={"style": {"early": 1.0}},
     ),
     "cogfd": Method(
         "CoGFD-style", "ICLR 2025, without its language model", combination.erase,
