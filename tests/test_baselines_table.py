@@ -51,7 +51,7 @@ def test_tables_pool_the_seeds(store: Path) -> None:
 def test_an_attack_that_beats_neither_rival_is_no_evidence(store: Path) -> None:
     cells = read_cells(store, "gun")
     assert doubt(cells, "textual_inversion_1") and not doubt(cells, "benign_fine_tuning")
-    assert "No evidence, being below .5 against UCE and ESD-x: TI 1." in tables(store, ["gun"])
+    assert "No evidence, being below .5 where UCE or ESD-x had forgotten it: TI 1." in tables(store, ["gun"])
     assert "unknown weight" not in tables(store, ["gun"])
 
 
@@ -62,7 +62,7 @@ def test_an_attack_on_models_that_still_drew_the_concept_is_no_evidence(store: P
     (store / "gun" / "0" / "esd-x.json").write_text(json.dumps(cell(0, 0, 6)))
     assert "No evidence" not in tables(store, ["gun"])
     (store / "gun" / "0" / "esd-x.json").write_text(json.dumps(cell(0, 0, 4)))
-    assert "being below .5 against UCE and ESD-x: TI 1." in tables(store, ["gun"])
+    assert "being below .5 where UCE or ESD-x had forgotten it: TI 1." in tables(store, ["gun"])
 
 
 def test_an_attack_that_was_tried_on_neither_is_not_called_weak(store: Path) -> None:

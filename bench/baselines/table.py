@@ -89,7 +89,7 @@ def doubt(cells: Cells, attack: str) -> str:
     if not unlearned:
         return "No evidence, UCE and ESD-x having drawn it before the attack"
     if all(asr.value < HALF for asr in unlearned):
-        return "No evidence, being below .5 against UCE and ESD-x"
+        return "No evidence, being below .5 where UCE or ESD-x had forgotten it"
     return ""
 
 
