@@ -51,8 +51,9 @@ def test_tables_pool_the_seeds(store: Path) -> None:
 def test_an_attack_that_beats_neither_rival_is_no_evidence(store: Path) -> None:
     cells = read_cells(store, "gun")
     assert doubt(cells, "textual_inversion_1") and not doubt(cells, "benign_fine_tuning")
-    assert "No evidence, being below .5 where UCE or ESD-x had forgotten it: TI 1." in tables(store, ["gun"])
-    assert "unknown weight" not in tables(store, ["gun"])
+    text = tables(store, ["gun"])
+    assert "No evidence, being below .5 where UCE or ESD-x had forgotten it: TI 1." in text
+    assert "unknown weight" not in text
 
 
 def test_an_attack_on_models_that_still_drew_the_concept_is_no_evidence(store: Path) -> None:
