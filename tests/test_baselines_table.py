@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.baselines.catalogue import METHODS
 from bench.baselines.table import doubt, pareto, points, read_cells, retention, tables
 from trust_engine.audit.figures import Rate
 
@@ -46,6 +47,15 @@ def test_tables_pool_the_seeds(store: Path) -> None:
                          .replace("-0.", "-.")]  # fmt: skip
     assert "0.40" in cells[-7] and cells[-5:] == ["2.0%", "52 kB", "4", "100", "700 MB"]
     assert "untouched model" in text and "bomb" not in text
+
+
+def test_what_is_kept_stands_beside_the_untouched_model_of_the_same_seed(store: Path) -> None:
+    after = tables(store, ["gun"]).split("| kept, of the untouched model's | IRA |")[1]
+    assert "| UCE | 0.950 |" in after  # 9 of 10 kept and 8 of 8
+    assert f"| {METHODS['trust'].title} | 0.500 |" in after and "| untouched" not in after
+    for path in store.glob("gun/*/untouched.json"):
+        path.unlink()
+    assert "kept, of the untouched" not in tables(store, ["gun"])
 
 
 def test_an_attack_that_beats_neither_rival_is_no_evidence(store: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from bench.measure import GONE
+from bench.measure import GONE, relative
 from trust_engine.audit.figures import Rate
 
 from .catalogue import METHODS
@@ -64,8 +64,28 @@ def _table(concept: str, cells: Cells) -> str:
         figures = [_share(_pool(c["figures"].get(k) for c in row), k in GONE) for k in shown]
         asr = [_share(_pool(c["attacks"].get(a, {}).get("asr") for c in row)) for a in attacks]
         lines.append(f"| {' | '.join([title, str(len(row)), *figures, *asr, *_cost(row)])} |")
-    lines += _weak(cells, attacks)
+    lines += [*_weak(cells, attacks), *_kept(cells)]
     return "\n".join(lines)
+
+
+def _kept(cells: Cells) -> list[str]:
+    """Write what stays of the untouched model's, each seed beside its own; means of the seeds."""
+    bases = {base["seed"]: base for base in cells.get(UNTOUCHED, ())}
+    shares = {
+        method: [kept_shares(cell, bases[cell["seed"]]) for cell in row if cell["seed"] in bases]
+        for method, row in cells.items()
+        if method != UNTOUCHED
+    }
+    shown = [k for k in FIGURES if any(k in one for row in shares.values() for one in row)]
+    if not shown:
+        return []
+    heads = ["kept, of the untouched model's", *(FIGURES[k] for k in shown)]
+    lines = ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for method, row in shares.items():
+        found = [[one[k] for one in row if k in one] for k in shown]
+        means = [f"{fmean(values):.3f}" if values else "" for values in found]
+        lines.append(f"| {' | '.join([METHODS[method].title, *means])} |")
+    return lines
 
 
 def _weak(cells: Cells, attacks: Sequence[str]) -> list[str]:
@@ -135,14 +155,20 @@ def _cost(row: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def retention(cell: Mapping[str, Any], base: Mapping[str, Any]) -> float:
-    """Average what stays, as a share of the untouched model's."""
-    kept = [
-        min(1.0, f["value"] / max(1e-9, base["figures"][k]["value"]))
+def kept_shares(cell: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float]:
+    """Return what stays, as shares of the untouched model's of the same seed."""
+    before = base["figures"]
+    now = {
+        k: f
         for k, f in cell["figures"].items()
-        if k not in GONE and f["n"] and base["figures"].get(k, {}).get("n")
-    ]
-    return sum(kept) / len(kept)
+        if k not in GONE and f["n"] and before.get(k, {}).get("n")
+    }
+    return relative(now, before)
+
+
+def retention(cell: Mapping[str, Any], base: Mapping[str, Any]) -> float:
+    """Average what stays, none of it counted as more than the untouched model's."""
+    return fmean(min(1.0, share) for share in kept_shares(cell, base).values())
 
 
 def adaptive(cell: Mapping[str, Any]) -> dict[str, float]:
