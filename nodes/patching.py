@@ -32,14 +32,18 @@ class DensePatch(tuple):
 if _Adapter is not None:
 
     class SparsePatch(_Adapter):
-        """A patch that adds some entries of a weight, without a dense tensor in memory."""
+        """A patch that adds some entries of a weight, without a dense tensor in memory.
+
+        The host may rebuild it from (loaded_keys, weights) whenever a layer is cast, with copies
+        that are still on their way to the device: nothing of them may be read before
+        calculate_weight. weights: flat indices (n,) and their values (n,).
+        """
 
         name = "trust"
 
-        def __init__(self, shape: tuple[int, ...], indices: Tensor, values: Tensor) -> None:
-            self.loaded_keys: set[str] = set()
-            self.weights = [indices, values]
-            self.shape = shape
+        def __init__(self, loaded_keys: set[str], weights: Sequence[Tensor]) -> None:
+            self.loaded_keys = loaded_keys
+            self.weights = weights
 
         def calculate_weight(
             self,
@@ -52,13 +56,15 @@ if _Adapter is not None:
             intermediate_dtype: torch.dtype = torch.float32,
             original_weight: Any = None,
         ) -> Tensor:
-            """Add strength * values in place, as the host's own patches do, and return it."""
-            if tuple(weight.shape) != self.shape:
-                raise DiffError(f"{key}: the diff has {self.shape}, the model {weight.shape}")
+            """Add strength * values in place, as the host's own patches do, and return it.
+
+            The sum is taken in float32 at least, and rounded once, to the type of the weight.
+            """
             indices, values = (part.to(weight.device) for part in self.weights)
-            change = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
-            change[indices.long()] = values.to(weight.dtype)
-            weight += function(strength * change.view(weight.shape))
+            wide = max(weight.dtype, torch.float32, key=lambda dtype: dtype.itemsize)
+            change = torch.zeros(weight.numel(), dtype=wide, device=weight.device)
+            change[indices.long()] = strength * values.to(wide)
+            weight.copy_(function(change.view(weight.shape)) + weight)
             return weight
 
 
@@ -75,7 +81,7 @@ def patches_of(diff: WeightDiff) -> dict[str, Any]:
         if not len(offset.indices):
             continue
         if _Adapter is not None:
-            patches[PREFIX + key] = SparsePatch(offset.shape, offset.indices, offset.values)
+            patches[PREFIX + key] = SparsePatch(set(), [offset.indices, offset.values])
         else:
             patches[PREFIX + key] = DensePatch(("diff", (offset.dense(),)))
     return patches
@@ -84,6 +90,7 @@ def patches_of(diff: WeightDiff) -> dict[str, Any]:
 def patched(model: Any, diff: WeightDiff, strength: float = 1.0) -> Any:
     """Return a clone of a MODEL under strength * diff; raises DiffError if a weight is missing."""
     in_range("strength", strength, -STRONGEST, STRONGEST)
+    _check_shapes(model, diff)
     patches = patches_of(diff)
     clone = model.clone()
     # The host leaves unknown names out without a word; what it took is what it returns.
@@ -94,6 +101,18 @@ def patched(model: Any, diff: WeightDiff, strength: float = 1.0) -> Any:
             "diff are missing); choose a model of the family that the diff was made for"
         )
     return clone
+
+
+def _check_shapes(model: Any, diff: WeightDiff) -> None:
+    """Raise DiffError where a weight has another shape: the patches carry none to check later."""
+    state = model.model_state_dict(PREFIX)
+    for key, offset in diff.offsets.items():
+        weight = state.get(PREFIX + key)
+        if weight is not None and tuple(weight.shape) != tuple(offset.shape):
+            raise DiffError(
+                f"{key}: the diff has {tuple(offset.shape)}, the model {tuple(weight.shape)}; "
+                "choose a model of the family that the diff was made for"
+            )
 
 
 def check_fits(

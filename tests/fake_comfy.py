@@ -36,6 +36,7 @@ class Host:
         self.updates = 0
         self.events: list[tuple[str, dict]] = []
         self.loaded: Any = None
+        self.dynamic = False  # weights are cast and patched where they are used, as on a GPU
         self.out_of_memory = 0  # how many UNet calls run out of memory
         self.most_rows = 0
         self.room: int | None = None  # rows of a batch that memory has room for

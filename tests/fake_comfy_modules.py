@@ -43,6 +43,36 @@ def calculate_weight(patches: list, weight: Tensor, key: str, **_: Any) -> Tenso
     return weight
 
 
+def rebuilt(value: Any, arriving: list[tuple[Tensor, Tensor]]) -> Any:
+    """Rebuild a patch's value as hosts with dynamic VRAM do while a layer is cast.
+
+    Tensors become views of a buffer that holds anything at all; what belongs there comes later:
+    arriving gets (view, source). An adapter is made anew of (loaded_keys, weights).
+    """
+    if isinstance(value, Tensor):
+        size = value.numel() * value.element_size()
+        buffer = torch.full((size,), 0xFF, dtype=torch.uint8)
+        view = buffer.view(value.dtype).view(value.shape)
+        arriving.append((view, value))
+        return view
+    if isinstance(value, WeightAdapterBase):
+        return type(value)(value.loaded_keys, rebuilt(value.weights, arriving))  # type: ignore
+    if isinstance(value, tuple):
+        return tuple(rebuilt(item, arriving) for item in value)
+    if isinstance(value, list):
+        return [rebuilt(item, arriving) for item in value]
+    return value
+
+
+def cast_with_patches(patches: list, weight: Tensor, key: str) -> Tensor:
+    """Cast a weight as hosts with dynamic VRAM do: patches rebuilt, added in the weight's type."""
+    arriving: list[tuple[Tensor, Tensor]] = []
+    prepared = [(s, rebuilt(value, arriving), *more) for s, value, *more in patches]
+    for view, source in arriving:
+        view.copy_(source)
+    return calculate_weight(prepared, weight, key)
+
+
 def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
     """Build all modules; sparse: as of 2025, with weight adapters."""
     made = {
@@ -128,7 +158,10 @@ def _management(host: Host) -> dict[str, Any]:
         host.loaded, state = patcher, patcher.model_state_dict("")
         for key, entries in patcher.patches.items():
             patcher.backup[key] = state[key]
-            whole = calculate_weight(entries, state[key].float().clone(), key)
+            if host.dynamic:
+                whole = cast_with_patches(entries, state[key].clone(), key)
+            else:
+                whole = calculate_weight(entries, state[key].float().clone(), key)
             patcher.write({key: whole.to(state[key].dtype)})
 
     return {

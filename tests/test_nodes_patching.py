@@ -1,0 +1,89 @@
+"""Our patch under what hosts do to patches: made anew in flight, added in the weight's own type."""
+
+# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fake_comfy import Host, Patcher, Vae, fake_model
+from fake_comfy_modules import calculate_weight, cast_with_patches
+from fake_comfy_pack import Part, frozen, host, model, models, part, unlearn  # noqa: F401
+
+KEY = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+FULL = "diffusion_model." + KEY
+TYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def made(part: Part, shape: tuple[int, ...], key: str = KEY, scale: float = 0.05) -> Any:
+    """Make a diff that changes a fifth of one weight's entries."""
+    change = torch.where(torch.rand(shape) < 0.2, scale * torch.randn(shape), torch.zeros(shape))
+    diff = part("trust_engine.diff")
+    return diff.WeightDiff({key: diff.SparseOffset.of(change)}, {"concepts": "gun"})
+
+
+def base(model: Patcher) -> torch.Tensor:
+    """Return the weight that the diffs here change."""
+    return model.model.diffusion_model.state_dict()[KEY]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("strength", [1.0, -0.5])
+def test_survives_the_hosts_rebuild(
+    part: Part, host: Host, dtype: torch.dtype, strength: float
+) -> None:
+    """The sum is rounded once: to the nearest number of the weight's type."""
+    model = fake_model(host, dtype=dtype)
+    diff = made(part, tuple(base(model).shape))
+    patches = part("nodes.patching").patched(model, diff, strength).patches[FULL]
+    whole = base(model).double() + strength * diff.offsets[KEY].dense().double()
+    cast = cast_with_patches(patches, base(model).clone(), FULL)
+    assert cast.dtype == dtype and torch.equal(cast, whole.to(dtype))
+    direct = calculate_weight(patches, base(model).float().clone(), FULL)
+    assert torch.equal(direct.to(dtype), cast), "the classic way of loading draws the same"
+
+
+def test_a_patch_is_made_of_keys_and_tensors(part: Part, model: Patcher) -> None:
+    value = part("nodes.patching").patches_of(made(part, tuple(base(model).shape)))[FULL]
+    assert all(isinstance(weight, torch.Tensor) for weight in value.weights)
+    again = type(value)(value.loaded_keys, [torch.empty_like(weight) for weight in value.weights])
+    assert part("nodes.patching").is_ours((1.0, again, 1.0, None, None))
+
+
+def test_adds_to_a_part_of_a_weight(part: Part, model: Patcher) -> None:
+    """The host may hand a strided view of a larger weight, and a function for the change."""
+    whole = torch.randn(6, 10)
+    before = whole.clone()
+    change = made(part, (6, 4)).offsets[KEY]
+    value = part("nodes.patching").patches_of(
+        part("trust_engine.diff").WeightDiff({KEY: change}, {})
+    )[FULL]  # fmt: skip
+    value.calculate_weight(whole[:, 3:7], FULL, 1.0, 1.0, None, lambda change: -change)
+    assert torch.equal(whole[:, 3:7], before[:, 3:7] - change.dense())
+    assert torch.equal(whole[:, :3], before[:, :3]) and torch.equal(whole[:, 7:], before[:, 7:])
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_a_run_under_dynamic_vram(part: Part, host: Host, dtype: torch.dtype) -> None:
+    """Unlearning, its own pictures with the diff, and applying: all cast by the host's rebuild."""
+    host.dynamic = True
+    model = fake_model(host, dtype=dtype)
+    before = frozen(model)
+    after, diff, _, report = unlearn(part, model, vae=Vae())
+    assert diff.changed and "Forgot: gun" in report
+    with torch.inference_mode():
+        import comfy.model_management as mm
+
+        again = part("nodes.patching").patched(after, diff, -1.0)
+        mm.load_models_gpu([again])  # a diff and its opposite in one list
+        mm.unload_all_models()
+    assert frozen(model) == before
+
+
+def test_another_shape_is_refused_before_it_is_patched(part: Part, model: Patcher) -> None:
+    errors = part("trust_engine.errors")
+    with pytest.raises(errors.DiffError, match=r"to_k.*the diff has \(3, 6\), the model \(8, 6\)"):
+        part("nodes.patching").patched(model, made(part, (3, 6)))
+    assert not model.patches
