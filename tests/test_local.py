@@ -106,6 +106,35 @@ def test_a_shrinking_mask_ends_within_the_budget_and_forgets(refresh: int) -> No
     assert steps[-1].effect < 0.15 and steps[-1].harm < 0.1
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("granularity", ["entry", "row"])
+def test_the_budget_holds_however_few_the_steps(steps: int, granularity: str) -> None:
+    done, taken = run(
+        spec(schedule="shrinking", budget=0.1, steps=steps, granularity=granularity, refresh=5)
+    )
+    entries = sum(offset.numel() for offset in done.offset)
+    changed = sum(int(offset.count_nonzero()) for offset in done.offset)
+    assert 0 < changed <= 0.1 * entries and taken[-1].share <= 0.1
+    assert done.mask.current is not None
+    for offset, mask in zip(done.offset, done.mask.current, strict=True):
+        assert bool((offset[~mask] == 0).all())
+
+
+def test_a_run_does_not_stop_early_while_it_changes_more_than_the_budget() -> None:
+    done, taken = run(spec(schedule="shrinking", steps=20, stop_effect=10.0, stop_harm=10.0))
+    assert taken[-1].share <= 0.2 and len(taken) < 20
+    assert sum(int(o.count_nonzero()) for o in done.offset) <= 0.2 * sum(
+        o.numel() for o in done.offset
+    )
+
+
+def test_what_is_left_after_zeroing_is_measured_after_zeroing() -> None:
+    done, (taken,) = run(spec(objective="zero", budget=0.2))
+    told = done.optimiser.theta()
+    assert taken.effect == float(done.problem.effect(told, 0).detach())
+    assert taken.harm == float(done.problem.harm(told, 0).detach()) > 0
+
+
 def test_only_marked_entries_change() -> None:
     done, _ = run(spec(steps=10))
     assert done.mask.current is not None

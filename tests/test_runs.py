@@ -129,6 +129,16 @@ def test_divergence_keeps_the_last_good_state() -> None:
         _ = run.diff
 
 
+def test_a_run_that_diverges_before_its_mask_has_settled_keeps_to_the_budget() -> None:
+    run = Unlearning(tiny_model(), tiny_spec(steps=6, schedule="shrinking"))
+    with pytest.raises(DivergenceError):
+        for report in run:
+            if report.standing is not None and run._piece is not None:
+                assert report.standing.share == 1
+                run._piece[1].problem.scale.fill_(float("nan"))  # type: ignore[attr-defined]
+    assert 0 < run.last_good.share <= 0.05
+
+
 def test_a_run_stops_early_when_the_effect_is_small_and_the_rest_is_kept() -> None:
     _, reports = finish(tiny_model(), tiny_spec(steps=20))
     early, fewer = finish(tiny_model(), tiny_spec(steps=20, stop_effect=10.0, stop_harm=10.0))

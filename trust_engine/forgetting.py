@@ -84,8 +84,8 @@ class Forgetting:
         spec = self.spec
         if self.done >= spec.steps or (spec.objective == "zero" and self.done > 0):
             return True
-        if self._smooth is None or self.done < spec.steps // 10:
-            return False
+        if self._smooth is None or self.done < spec.steps // 10 or not self.mask.settled:
+            return False  # what is dropped later may bring the effect back
         return self._smooth[0] < spec.stop_effect and self._smooth[1] < spec.stop_harm
 
     def __iter__(self) -> Iterator[Standing]:
@@ -105,7 +105,7 @@ class Forgetting:
         gradient = torch.autograd.grad(effect, theta, create_graph=self.spec.exact_hessian)
         mask = self._update_mask(theta, tuple(g.detach() for g in gradient), step)
         if spec.objective == "zero":
-            return self._zero(mask, float(effect.detach()))
+            return self._zero(mask, step)
         harm, joint = self._joint(theta, gradient, mask, step)
         effect = effect.detach()
         if not all(bool(t.isfinite().all()) for t in (effect, harm, *joint)):
@@ -114,7 +114,16 @@ class Forgetting:
                 f"lower the rate (now {spec.rate:g}) or lambda"
             )
         self.optimiser.step(joint, mask, decay(step / spec.steps))
+        if step + 1 == spec.steps:
+            mask = self.keep_to_budget(mask)
         return self._stand(float(effect), float(harm), mask)
+
+    def keep_to_budget(self, mask: Tensors) -> Tensors:
+        """Take back what a run that ends before its mask has settled moved beyond the budget."""
+        if not self.mask.settled:
+            mask = self.mask.shrink(self.optimiser.influence(), 1.0)
+            self.optimiser.revert(mask)
+        return mask
 
     def _update_mask(self, theta: Tensors, gradient: Tensors, step: int) -> Tensors:
         if self._influence is None:
@@ -172,11 +181,13 @@ class Forgetting:
         )
 
     @torch.no_grad()
-    def _zero(self, mask: Tensors, effect: float) -> Standing:
-        """Set the neurons to zero: the ablation that needs no training."""
+    def _zero(self, mask: Tensors, step: int) -> Standing:
+        """Set the neurons to zero, the ablation that needs no training; then see what is left."""
         for offset, base, m in zip(self.offset, self.problem.base, mask, strict=True):
             offset.copy_(-base * m)
-        return self._stand(effect, 0.0, mask)
+        theta = self.optimiser.theta()
+        effect, harm = self.problem.effect(theta, step), self.problem.harm(theta, step)
+        return self._stand(float(effect), float(harm), mask)
 
     def _stand(self, effect: float, harm: float, mask: Tensors) -> Standing:
         self.done += 1

@@ -140,7 +140,7 @@ class DynamicMask:
         if self.current is None or progress < DENSE:
             ones = tuple(torch.ones_like(s, dtype=torch.bool) for s in influence)
             return self._take(ones) if self.current is None else self.current
-        if sum(int(m.sum()) for m in self.current) <= self.count:
+        if self.settled:
             return self.current
         left = 1 - min(1.0, (progress - DENSE) / (SETTLE - DENSE))
         whole = sum(s.numel() for s in influence)
@@ -151,6 +151,11 @@ class DynamicMask:
         scores = tuple(s.masked_fill(m == 0, -torch.inf) for s, m in pairs)
         chosen = top_groups(scores, self._sizes, -1.0, count)
         return self._take(self._spread(chosen, influence))
+
+    @property
+    def settled(self) -> bool:
+        """Tell whether the mask holds no more than the budget allows."""
+        return self.current is None or sum(int(m.sum()) for m in self.current) <= self.count
 
     def due(self, step: int) -> bool:
         """Tell whether the mask is to be taken anew at a step."""

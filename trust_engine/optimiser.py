@@ -43,6 +43,12 @@ class SelectiveAdam:
             spread = (self._second[i] / (1 - BETA2**age)).sqrt() + EPSILON
             self.offset[i].sub_(self.rates[i] * scale * mean / spread).mul_(keep)
 
+    @torch.no_grad()
+    def revert(self, mask: Sequence[Tensor]) -> None:
+        """Take back what lies outside a mask."""
+        for offset, m in zip(self.offset, mask, strict=True):
+            offset.masked_fill_(~m, 0)
+
     def influence(self) -> tuple[Tensor, ...]:
         """Estimate what taking each entry's change back would cost: |offset| sqrt(mean g^2)."""
         pairs = zip(self.offset, self._second, strict=True)

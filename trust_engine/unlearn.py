@@ -206,6 +206,7 @@ class Unlearning:
         current, first, standing = run.mask.current, run.mask.first, run.standing
         if current is None or first is None or standing is None:
             return  # it diverged before its first step was over
+        current = run.keep_to_budget(current)
         self.final[piece.name] = standing
         parts = zip(piece.keys, run.offset, current, first, run.mask.reports, strict=True)
         for key, offset, mask, start, report in parts:
