@@ -47,8 +47,8 @@ class Failure:
 
 
 def files() -> dict[str, bytes]:
-    """Read every file below the working folder."""
-    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    """Read every file below the working folder; of a folder, that it is there."""
+    return {str(p): p.read_bytes() if p.is_file() else b"" for p in Path().rglob("*")}
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from trust_engine.errors import OutputError
 from trust_engine.files import atomic_file, check_writable, write_atomically
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork, kill and limits of POSIX")
-STEPS = ("fdopen", "write", "flush", "fsync", "chmod", "replace")
+STEPS = ("fdopen", "write", "flush", "fsync", "replace")
 
 
 def die(*_: object) -> None:

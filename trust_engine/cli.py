@@ -13,9 +13,10 @@ from . import __version__
 from .cli_audit import add_audit, run_audit
 from .cli_bench import add_bench
 from .cli_diff import add_diff
-from .cli_inputs import add_memory, add_settings, check_all_fit, check_out, read_diffs, read_spec
+from .cli_inputs import add_memory, add_settings, check_all_fit, named, read_diffs, read_spec
 from .errors import DivergenceError, SpecError, TrustError
 from .files import write_atomically
+from .outputs import check_outputs
 from .spec import KINDS, in_range
 from .team import joined
 
@@ -213,7 +214,7 @@ def _generate(args: argparse.Namespace) -> None:
 
     settings = SamplerSettings(args.steps, args.cfg)
     in_range("seed", args.seed, 0, 2**48, whole=True)
-    check_out(args.out, args.model)
+    check_outputs([args.out], {"the model": args.model, **named(args.diff)})
     diffs = read_diffs(args.diff)
     model = load_model(args.model, args.device)
     check_all_fit(args.diff, diffs, model.denoiser, args.strict)
@@ -236,9 +237,7 @@ def _unlearn(args: argparse.Namespace) -> None:
 
     spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
     if team.first:
-        check_out(args.out, args.model)
-    if state:
-        check_out(state, args.model)
+        check_outputs([args.out, state], {"the model": args.model, "the spec": args.spec})
     model = load_model(args.model, args.device)
     model.check_room(spec, args.memory)
     run = Unlearning(model.lend(args.memory), spec, team.of_first(wanted(state)), team)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .cli_inputs import check_all_fit, check_out, read_diffs
+from .cli_inputs import check_all_fit, named, read_diffs
 from .errors import OutputError, SpecError
 from .files import write_atomically
+from .outputs import check_outputs
 from .spec import KINDS
 
 
@@ -104,6 +105,13 @@ def read_topic(args: argparse.Namespace) -> Any:
     return topic
 
 
+def _inputs(args: argparse.Namespace) -> dict[str, str]:
+    """Name all that an audit reads."""
+    files = [eye.partition(":")[2] for eye in (args.judge, *args.eye)]
+    judges = {f"the file {file} of a judge": file for file in files if file}
+    return {"the model": args.model, **named(args.diff), **judges}
+
+
 def run_audit(args: argparse.Namespace) -> None:
     """Audit, print the figures and write what was asked for."""
     from .audit import Audit, pick_level, render_page, summary
@@ -121,11 +129,11 @@ def run_audit(args: argparse.Namespace) -> None:
     level = pick_level(args.level)
     images = level.images if args.images is None else args.images
     core_shots(topic, images, args.seed)  # refuse bad input before loading anything
-    for path in (args.json, args.html):
-        if path and args.team.first:
-            check_out(path, args.model)
     if args.state and args.state.exists() and not args.state.is_dir():
         raise OutputError(f"{args.state}: is a file; name a folder for finished cells")
+    if args.team.first:
+        cells = args.state / "core.json" if args.state else None
+        check_outputs([args.json, args.html, cells], _inputs(args))
     diffs, eyes = read_diffs(args.diff), [load_eye(eye) for eye in args.eye]
     model = load_model(args.model, args.device)
     check_all_fit(args.diff, diffs, model.denoiser, args.strict)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_inputs import check_out, read_diffs
+from .cli_inputs import named, read_diffs
 from .errors import DiffError, SpecError
-from .files import check_writable
+from .outputs import check_folder, check_outputs
 
 if TYPE_CHECKING:
     from .diff import WeightDiff
@@ -123,7 +123,7 @@ def _merge(args: argparse.Namespace) -> None:
 
     if args.keep is not None:
         in_range("--keep", args.keep, 0.0, 1.0)
-    check_writable(args.out)
+    check_outputs([args.out], {"the model": args.model, **named(args.files)})
     parts = read_diffs(args.files)
     merged = _fitted(args, parts) if args.how == "fit" else combine(parts, args.how)
     weighed = [scaled(*part) for part in parts]
@@ -177,7 +177,7 @@ def _export(args: argparse.Namespace) -> None:
     from .diff_base import open_base
     from .diff_export import export_dense, export_lora
 
-    check_writable(args.out)
+    check_outputs([args.out], {"the model": args.model, **named(args.files)})
     parts = read_diffs(args.files)
     if args.model:
         with open_base(_source(args.model)) as base:
@@ -200,8 +200,9 @@ def _write_model(args: argparse.Namespace) -> None:
         "unet-pt": write_unet_pt,
     }[args.format]
     source = _source(args.model)
-    if args.format != "unet-folder":
-        check_out(args.out, str(source))
+    check = check_folder if args.format == "unet-folder" else check_outputs
+    out: Any = args.out if args.format == "unet-folder" else [args.out]
+    check(out, {"the model": args.model, **named(args.files)})
     parts = read_diffs(args.files)
     with open_base(source) as base:
         _warn(base.check(parts, args.files, args.strict))
@@ -222,7 +223,8 @@ def _annotate(args: argparse.Namespace) -> None:
     if not notes:
         raise SpecError("nothing to note; give --author, --licence, --notes or --audit")
     out = args.out or args.file
-    check_writable(out)
+    mine = {} if args.out is None else {"the diff": args.file}
+    check_outputs([out], {**mine, "the audit": args.audit})
     diff = annotate_diff(args.file, notes, out)
     print(f"{out}: {', '.join(notes)} noted; sha256 {payload_sha256(diff)} as before")
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError, SpecError
-from .files import check_writable
+from .errors import SpecError
 from .spec import CHOICES, ConceptSpec, UnlearnSpec
 
 CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
@@ -121,13 +119,9 @@ def check_all_fit(
             print(f"trust_engine: warning: {' '.join(warning.split())}", file=sys.stderr)
 
 
-def check_out(out: Path, model: str) -> None:
-    """Refuse an output that cannot be written, or that would replace the model file."""
-    check_writable(out)
-    same = os.path.exists(out) and os.path.exists(model) and os.path.samefile(out, model)
-    folder = os.path.isdir(os.path.join(model, "unet"))
-    if same or (folder and Path(model).resolve() in out.resolve().parents):
-        raise OutputError(f"{out}: is the model itself, or in it; choose another name")
+def named(diffs: Sequence[str]) -> dict[str, str]:
+    """Name the diff files of FILE[:STRENGTH]... as inputs of a command."""
+    return {f"the diff {path}": str(path) for path, _ in map(_split_strength, diffs)}
 
 
 def _split_strength(text: str) -> tuple[Path, float]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .diff_base import BaseModel, Parts
 from .diff_file import payload_sha256
 from .diff_safetensors import Plan, write_tensors
 from .errors import ModelError, OutputError
-from .files import TEMPORARY, atomic_file, write_atomically
+from .files import TEMPORARY, atomic_file, make_folder, remove_folders, write_atomically
 from .keys import KeyMap
 
 APPLIED = "trust-applied"
@@ -46,21 +46,21 @@ def write_unet_folder(base: BaseModel, diffs: Parts, folder: Path) -> Rounding:
         raise OutputError(f"{folder}: is there already; name a new folder")
     config = {"_class_name": "UNet2DConditionModel", **_family_config(base)}
     names = _diffusers_names(base)
-    lost, temporary = Rounding(), ""
+    lost, made = Rounding(), list[Path]()
+    temporary = folder.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY)
-        _write_unet(
-            base, diffs, names, Path(temporary) / "diffusion_pytorch_model.safetensors", lost
-        )
+        made = make_folder(folder.parent)
+        temporary.mkdir()  # the system's own mask decides who may read it
+        _write_unet(base, diffs, names, temporary / "diffusion_pytorch_model.safetensors", lost)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        write_atomically(Path(temporary) / "config.json", text.encode())
-        os.chmod(temporary, 0o755)
+        write_atomically(temporary / "config.json", text.encode())
         os.rename(temporary, folder)
+        made = []
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        remove_folders(made)
     return lost
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -60,17 +62,52 @@ def open_safetensors(path: Path, kind: type[TrustError]) -> Iterator[Any]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise OutputError unless a file can be written at `path`; call before the work starts."""
-    folder = path.parent
+    """Raise OutputError unless a file can be written at `path`; call before the work starts.
+
+    Nothing is left behind: folders that are not there yet are made when the file is written.
+    """
     try:
+        path = _behind_links(path)
         if path.exists() and not path.is_file():
             raise OutputError(f"{path}: is a folder or device; give a file name")
         _refuse_protected(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=_nearest(path.parent)):
             pass
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write there ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot write there ({told})") from error
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the nearest folder that is there already, upwards from `folder`."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(20, "Not a directory")
+    return folder
+
+
+def _behind_links(path: Path) -> Path:
+    # A link stays a link: the file that it points to is the one that is written.
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return the ones that were not there, deepest first."""
+    missing = []
+    while not folder.exists() and folder != folder.parent:
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+    return missing
+
+
+def remove_folders(made: list[Path]) -> None:
+    """Take away folders that `make_folder` made and that are still empty."""
+    for folder in made:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -83,15 +120,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Lend a file that replaces `path` when the block ends well, and is on disk by then.
 
-    Killed at any point, the old file is there or the new one. When another program has written
-    `path` in the meantime, its file stays and OutputError is raised.
+    Killed at any point, the old file is there or the new one. A file that was there keeps its mode
+    and, where the system lets it, its owner; a link keeps pointing where it pointed. When another
+    program has written `path` in the meantime, its file stays and OutputError is raised.
     """
-    name = ""
+    name, made = "", list[Path]()
     try:
+        path = _behind_links(path)
+        made = make_folder(path.parent)
         before = _identity(path)
         _refuse_protected(path)
         _remove_abandoned(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
+        handle, name = _temporary(path)
         try:
             file = os.fdopen(handle, "wb")
         except BaseException:
@@ -101,19 +141,41 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
         if _identity(path) != before:
             raise OutputError(
                 f"{path}: another program wrote it in the meantime, and its file was left alone; "
                 "save under another name"
             )
+        _keep_mode(path, name)
         os.replace(name, path)
+        made = []
         _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
+        remove_folders(made)
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """Open a new file beside `path`; the system's own mask decides the mode of what is new."""
+    mode = stat.S_IMODE(path.stat().st_mode) & 0o777 if path.exists() else 0o666
+    name = str(path.parent / f"{TEMPORARY}{secrets.token_hex(8)}")
+    return os.open(
+        name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode
+    ), name
+
+
+def _keep_mode(path: Path, name: str) -> None:
+    """Give what replaces `path` its mode and owner; not every file system has them."""
+    with contextlib.suppress(OSError):
+        old, new = os.stat(path), os.stat(name)
+        if hasattr(os, "chown") and (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+            with contextlib.suppress(OSError):
+                os.chown(name, old.st_uid, old.st_gid)
+        if stat.S_IMODE(old.st_mode) != stat.S_IMODE(new.st_mode):
+            os.chmod(name, stat.S_IMODE(old.st_mode))
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
@@ -147,9 +209,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

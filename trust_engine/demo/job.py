@@ -11,8 +11,9 @@ import numpy as np
 
 from ..audit import audit, plan, to_pixels
 from ..diff import WeightDiff, applied, save_diff
-from ..files import check_writable, write_atomically
+from ..files import write_atomically
 from ..model import LoadedModel, load_model
+from ..outputs import check_outputs
 from ..pictures import contact_sheet, neuron_map, png
 from ..progress import passes_bar, run_with_bar
 from ..spec import ConceptSpec, UnlearnSpec
@@ -37,8 +38,7 @@ def run_demo(concept: str, out: Path, seed: int, device: str, say: Callable[[str
     spec = UnlearnSpec((ConceptSpec((concept,)),), seed=seed)
     names = ("diff.safetensors", "before_after.png", "neurons.png", "audit.json")
     paths = {name: out / name for name in names}
-    for path in paths.values():
-        check_writable(path)
+    check_outputs(paths.values(), {"the model": "demo"})
     model = load_model("demo", device)
     run = Unlearning(model.lend(), spec)
     say(f"Unlearning {concept!r} from the demo model. Preserving its neighbours:")
