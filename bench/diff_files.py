@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trust_engine.denoiser import ModuleDenoiser, ldm_denoiser, projections, scaled_linear
 from trust_engine.diff import SparseOffset, WeightDiff, applied, load_diff, save_diff
-from trust_engine.diff_base import BaseModel, open_base
-from trust_engine.diff_checkpoint import write_checkpoint, write_unet_folder, write_unet_pt
-from trust_engine.diff_export import export_dense, export_lora
-from trust_engine.diff_family import FAMILIES, Family
-from trust_engine.diff_safetensors import planned, tensor_bytes, write_tensors
-from trust_engine.keys import LDM_PREFIX, KeyMap, projection_of
+from trust_engine.diff.bake import write_checkpoint, write_unet_folder, write_unet_pt
+from trust_engine.diff.base import BaseModel, open_base
+from trust_engine.diff.lora import export_dense, export_lora
+from trust_engine.io.safetensors import planned, tensor_bytes, write_tensors
+from trust_engine.models.denoiser import ModuleDenoiser, ldm_denoiser, projections, scaled_linear
+from trust_engine.models.keys import LDM_PREFIX, KeyMap, projection_of
+from trust_engine.models.unet_families import FAMILIES, Family
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 BLOCK = 1 << 20

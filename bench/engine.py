@@ -21,11 +21,11 @@ from typing import Any
 
 from bench.measure import GONE, Known, measure, relative
 from bench.trained import CONCEPTS, EVERY, HELD_OUT, engine_mark, trained
-from trust_engine.audit.figures import Rate
+from trust_engine.audit.metrics.intervals import Rate
 from trust_engine.demo.judge import ASSETS, load_judge
 from trust_engine.diff import fingerprint
-from trust_engine.files import write_atomically
-from trust_engine.model import LoadedModel, load_model
+from trust_engine.io.files import write_atomically
+from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import UnlearnSpec
 
 ABLATED = ("gun", "baby+beer")

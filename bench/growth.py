@@ -12,11 +12,11 @@ import time
 import torch
 
 from trust_engine.demo.vocabulary import OBJECTS
-from trust_engine.everyday import THINGS
-from trust_engine.memory import Peak
-from trust_engine.model import load_model
+from trust_engine.models.everyday import THINGS
+from trust_engine.models.load import load_model
+from trust_engine.models.memory import Peak
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.run import Unlearning
 
 KEPT = ("a house", "a person", "a tree", "a dog", "a car", "a flower", "a boat", "a bird")
 

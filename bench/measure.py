@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from trust_engine.audit import Rate, Shot, look
-from trust_engine.audit.victim import patched
 from trust_engine.demo.judge import Judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
 from trust_engine.diff import WeightDiff
-from trust_engine.model import LoadedModel
-from trust_engine.sampler import SamplerSettings
+from trust_engine.diff.overrides import patched
+from trust_engine.models.load import LoadedModel
+from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
 
 SAMPLER = SamplerSettings()

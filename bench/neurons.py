@@ -16,11 +16,11 @@ import torch
 
 from bench.engine import BOUNDED
 from bench.trained import trained
-from trust_engine.mask import DynamicMask, Tensors, overlap, share
-from trust_engine.model import LoadedModel, load_model
-from trust_engine.saliency import AttentionSaliency, NoiseSaliency, averaged
+from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import ConceptSpec, Saliency, UnlearnSpec
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.mask import DynamicMask, Tensors, overlap, share
+from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.saliency import AttentionSaliency, NoiseSaliency, averaged
 
 SOURCES = ("attention", "noise", "clip")
 BUDGET = 0.03

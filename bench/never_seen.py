@@ -25,17 +25,17 @@ from bench.world.train_unet import LATTICE
 from bench.world.training import to_tensor
 from trust_engine.audit.attacks.base import attack_cell
 from trust_engine.audit.attacks.catalogue import make_attack
-from trust_engine.audit.core import follow
-from trust_engine.audit.figures import Rate
-from trust_engine.audit.judges import DemoJudge
-from trust_engine.audit.shots import concept_shots
-from trust_engine.audit.studio import Bait, Studio
+from trust_engine.audit.checks.core import follow
+from trust_engine.audit.context import Bait, Studio
+from trust_engine.audit.judges.base import DemoJudge
+from trust_engine.audit.metrics.intervals import Rate
+from trust_engine.audit.probes import concept_shots
 from trust_engine.audit.topic import demo_topic
-from trust_engine.checkpoint_loading import VAE_PREFIX
 from trust_engine.demo.judge import load_judge
 from trust_engine.demo.vocabulary import UNSEEN, Scene
-from trust_engine.model import DEMO, LoadedModel, load_model
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.checkpoint import VAE_PREFIX
+from trust_engine.models.load import DEMO, LoadedModel, load_model
+from trust_engine.models.sampler import SamplerSettings
 
 ATTACKS = ("relearning", "relearning_lora", "textual_inversion_1", "textual_inversion_3")
 

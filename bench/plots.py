@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from bench.engine import ABLATED, STORE, mean
 from bench.measure import relative
-from trust_engine.pictures import FAINT, INK, MARGIN, PAPER, font
+from trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
 
 INKS = (
     (192, 40, 60), (217, 130, 43), (38, 132, 96), (62, 104, 190), (128, 90, 170), (110, 120, 130),

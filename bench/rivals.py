@@ -34,19 +34,19 @@ from bench.measure import SAMPLER, measure, relative
 from bench.trained import engine_mark
 from trust_engine.audit.attacks.base import attack_cell
 from trust_engine.audit.attacks.catalogue import make_attack
-from trust_engine.audit.core import follow
-from trust_engine.audit.judges import DemoJudge
+from trust_engine.audit.checks.core import follow
+from trust_engine.audit.context import Studio, shoot
+from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.levels import QUICK as AUDITS
 from trust_engine.audit.levels import Budgets
-from trust_engine.audit.shots import pair_shots
-from trust_engine.audit.studio import Studio, shoot
+from trust_engine.audit.probes import pair_shots
 from trust_engine.audit.topic import demo_topic
-from trust_engine.audit.victim import weights_of, with_weights
 from trust_engine.demo.judge import load_judge
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, save_diff
-from trust_engine.files import write_atomically
-from trust_engine.model import LoadedModel, load_model
-from trust_engine.sampler import SamplerSettings
+from trust_engine.diff.overrides import weights_of, with_weights
+from trust_engine.io.files import write_atomically
+from trust_engine.models.load import LoadedModel, load_model
+from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
 
 CONCEPTS = {

@@ -17,13 +17,13 @@ from typing import Any
 from bench.engine import mean
 from bench.trained import engine_mark, trained
 from trust_engine.audit import Rate, Shot, look
-from trust_engine.audit.victim import patched
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
 from trust_engine.diff import fingerprint, fitted
-from trust_engine.files import write_atomically
-from trust_engine.model import LoadedModel, load_model
-from trust_engine.sampler import SamplerSettings
+from trust_engine.diff.overrides import patched
+from trust_engine.io.files import write_atomically
+from trust_engine.models.load import LoadedModel, load_model
+from trust_engine.models.sampler import SamplerSettings
 
 TEN = ("gun", "cat", "pizza", "baby", "car", "bomb", "guitar", "clown", "beer", "umbrella")
 HEIGHTS = (1, 2, 5, 10)

@@ -19,10 +19,10 @@ from typing import Any
 
 import trust_engine
 from trust_engine.diff import WeightDiff, fingerprint, load_diff, save_diff
-from trust_engine.files import write_atomically
-from trust_engine.model import LoadedModel, load_model
+from trust_engine.io.files import write_atomically
+from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.run import Unlearning
 
 SINGLES = ("gun", "cat", "pizza", "baby", "car")
 CONCEPTS = {
@@ -45,9 +45,11 @@ HELD_OUT = {
 EVERY = {**CONCEPTS, **HELD_OUT}
 FOLDER = Path("runs/diffs")
 MAKERS = (
-    "attention", "concept", "forgetting", "local", "mask", "objective", "optimiser", "phrases",
-    "pieces", "recording", "saliency", "sampler", "scaling", "spec", "templates", "trajectory",
-    "unlearn", "whole",
+    "phrases", "spec", "models/attention", "models/sampler", "prompts/concept",
+    "prompts/templates", "unlearn/end_to_end", "unlearn/layerwise", "unlearn/mask",
+    "unlearn/objective", "unlearn/optimiser", "unlearn/problems", "unlearn/record",
+    "unlearn/resolve", "unlearn/run", "unlearn/saliency", "unlearn/trainer",
+    "unlearn/trajectory",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""
 Made = tuple[WeightDiff, dict[str, Any]]

@@ -16,16 +16,16 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
-from ..trust_engine.audit.judges import check_judge, load_aligner, load_judge
+from ..trust_engine.audit.judges.base import check_judge, load_aligner, load_judge
 from ..trust_engine.audit.levels import Level
-from ..trust_engine.audit.verdict import BACK
+from ..trust_engine.audit.report.verdict import BACK
 from ..trust_engine.errors import SpecError
-from ..trust_engine.files import write_atomically
-from ..trust_engine.model import LoadedModel
-from ..trust_engine.pictures import FAINT, INK, MARGIN, PAPER, font
+from ..trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
+from ..trust_engine.frontend.wording import spelled
+from ..trust_engine.io.files import write_atomically
+from ..trust_engine.models.load import LoadedModel
 from ..trust_engine.spec import ConceptSpec
-from ..trust_engine.speed import pass_seconds
-from ..trust_engine.wording import spelled
+from ..trust_engine.unlearn.estimate import pass_seconds
 from .changes import between_models
 from .charts import to_image
 from .folders import report_file

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..trust_engine.charts import Curves, chart, side_by_side, stacked
-from ..trust_engine.pictures import neuron_map
+from ..trust_engine.frontend.charts import Curves, chart, side_by_side, stacked
+from ..trust_engine.frontend.pictures import neuron_map
 
 __all__ = [
     "chart",

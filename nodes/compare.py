@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..trust_engine.errors import SpecError
-from ..trust_engine.pictures import contact_sheet
+from ..trust_engine.frontend.pictures import contact_sheet
 from .charts import to_image
 from .host import schedule_of
 from .inputs import choice, number, socket, text

@@ -12,9 +12,9 @@ import comfy.supported_models
 import comfy.supported_models_base
 import folder_paths
 
-from ..trust_engine.demo.architecture import UNET_CONFIG
-from ..trust_engine.demo.clip import CHECKPOINT, TEXT_CONFIG
 from ..trust_engine.demo.judge import ASSETS
+from ..trust_engine.models.demo_architecture import UNET_CONFIG
+from ..trust_engine.models.demo_clip import CHECKPOINT, TEXT_CONFIG
 from .kinds import CATEGORY
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..trust_engine.diff import WeightDiff, combine, load_diff, overlap
-from ..trust_engine.diff_label import describe, label
+from ..trust_engine.diff.label import describe, label
 from .folders import DIFFS, found, listed
 from .host import schedule_of
 from .inputs import choice, number, socket, switch

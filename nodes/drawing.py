@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..trust_engine.sampler import SamplerSettings, ddim, initial_noise
+from ..trust_engine.models.sampler import SamplerSettings, ddim, initial_noise
 from .charts import from_image
 from .lending import Lent
 

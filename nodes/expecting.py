@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..trust_engine.memory import TRAINED
-from ..trust_engine.scaling import followed
+from ..trust_engine.frontend.wording import spelled
+from ..trust_engine.models.memory import TRAINED
 from ..trust_engine.spec import UnlearnSpec
-from ..trust_engine.speed import Speed, expected_seconds, pass_seconds, step_seconds
-from ..trust_engine.unlearn import StepReport, Unlearning
-from ..trust_engine.wording import spelled
+from ..trust_engine.unlearn.estimate import Speed, expected_seconds, pass_seconds, step_seconds
+from ..trust_engine.unlearn.resolve import followed
+from ..trust_engine.unlearn.run import StepReport, Unlearning
 from .lending import Lent
 
 LEAST = 10  # steps of a run from which a step's time is learned, and at least half of what it may

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..trust_engine.pictures import neuron_map
+from ..trust_engine.frontend.pictures import neuron_map
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from .charts import heated, side_by_side, stacked, to_image
 from .drawing import MOMENTS, HeatMap, decoded, draw, previewed

@@ -9,10 +9,10 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
 
-from ..trust_engine.conditioning import Conditioning
-from ..trust_engine.denoiser import NoiseSchedule, Prediction
-from ..trust_engine.diff_family import family_of
 from ..trust_engine.errors import ModelError
+from ..trust_engine.models.conditioning import Conditioning
+from ..trust_engine.models.denoiser import NoiseSchedule, Prediction
+from ..trust_engine.models.unet_families import family_of
 from .weights import Weights
 
 ROWS = 16  # of a batch that the UNet gets at once, memory permitting

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..trust_engine import everyday
 from ..trust_engine.demo.vocabulary import OBJECTS, STYLES
-from ..trust_engine.unlearn import LentModel
+from ..trust_engine.models import everyday
+from ..trust_engine.models.lent import LentModel
 from .host import HostDenoiser, See, family_named, latent_side
 from .text import HostEncoder
 from .weights import Weights

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..trust_engine.diff import WeightDiff
-from ..trust_engine.diff_apply import STRONGEST, check_base, check_family
+from ..trust_engine.diff.apply import STRONGEST, check_base, check_family
 from ..trust_engine.errors import DiffError
 from ..trust_engine.spec import in_range
 

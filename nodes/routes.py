@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from ..trust_engine import diff_label
+from ..trust_engine.diff import label as diff_label
 from ..trust_engine.diff import load_diff
 from ..trust_engine.errors import TrustError
 from .folders import found

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..trust_engine.errors import SpecError
-from ..trust_engine.resume import RunState
-from ..trust_engine.scaling import followed
 from ..trust_engine.spec import UnlearnSpec
-from ..trust_engine.unlearn import StepReport, Unlearning
+from ..trust_engine.unlearn.resolve import followed
+from ..trust_engine.unlearn.run import StepReport, Unlearning
+from ..trust_engine.unlearn.state import RunState
 from .charts import chart
 from .drawing import previewed
 from .expecting import Stopwatch, expect, needs

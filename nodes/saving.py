@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..trust_engine.diff import WeightDiff, save_diff
-from ..trust_engine.diff_export import export_dense, export_lora
-from ..trust_engine.diff_label import describe, label
+from ..trust_engine.diff.label import describe, label
+from ..trust_engine.diff.lora import export_dense, export_lora
 from .diffs import with_notes
 from .folders import DIFFS, new_file
 from .inputs import choice, number, socket, text

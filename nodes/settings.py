@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..trust_engine.effort import DEFAULTS, EFFORTS, steps_of
 from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
+from ..trust_engine.unlearn.effort import DEFAULTS, EFFORTS, steps_of
 from .inputs import choice, number, switch
 from .kinds import CATEGORY, SETTINGS
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trust_engine.conditioning import Conditioning, stack
 from ..trust_engine.errors import ModelError
+from ..trust_engine.models.conditioning import Conditioning, stack
 from .tokens import tokens_of
 
 

@@ -7,11 +7,11 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from ..trust_engine.diff_weights import WeightDiff
-from ..trust_engine.sampler import SamplerSettings
-from ..trust_engine.scaling import followed
+from ..trust_engine.diff.weight_diff import WeightDiff
+from ..trust_engine.frontend.wording import some
+from ..trust_engine.models.sampler import SamplerSettings
 from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
-from ..trust_engine.wording import some
+from ..trust_engine.unlearn.resolve import followed
 from .charts import side_by_side, stacked, summary_picture, to_image
 from .drawing import decoded, draw
 from .host import family_named

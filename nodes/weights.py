@@ -8,9 +8,9 @@ import comfy.lora
 import torch
 from torch import Tensor
 
-from ..trust_engine.diff_apply import fingerprint_of
+from ..trust_engine.diff.apply import fingerprint_of
 from ..trust_engine.errors import ModelError
-from ..trust_engine.keys import projection_of
+from ..trust_engine.models.keys import projection_of
 from .patching import is_ours
 
 PREFIX = "diffusion_model."

@@ -53,8 +53,8 @@ def webui(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     """Have AUTOMATIC1111, then Forge running, with the demo model or WEBUI_CHECKPOINT."""
-    from webui_demo import lay_out
-    from webui_server import FULL_SIZE, running
+    from hosts.webui_demo import lay_out
+    from hosts.webui_server import FULL_SIZE, running
 
     data = tmp_path_factory.mktemp("webui") / "data"
     with running(request.param, data, None if FULL_SIZE else lay_out) as started:
@@ -66,8 +66,8 @@ def webui_page(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     """Have both running for a browser, always with the demo model."""
-    from webui_demo import lay_out
-    from webui_server import running
+    from hosts.webui_demo import lay_out
+    from hosts.webui_server import running
 
     with running(request.param, tmp_path_factory.mktemp("page") / "data", lay_out) as started:
         yield started

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from fake_comfy import Host, installed
+
+from fakes.comfy import Host, installed
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "/comfy/custom_nodes/my-pack_x_1"  # ComfyUI names a pack after its path, dots replaced

@@ -20,10 +20,10 @@ from modules import (
 )
 from torch import Tensor, nn
 
-from trust_engine.conditioning import Conditioning
-from trust_engine.denoiser import NoiseSchedule
-from trust_engine.diff_weights import SparseOffset
+from trust_engine.diff.weight_diff import SparseOffset
 from trust_engine.errors import DiffError, ModelError
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.denoiser import NoiseSchedule
 
 from .host import HERE, Host, Part, kept_attributes, named_schedule
 

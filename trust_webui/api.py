@@ -14,10 +14,10 @@ from fastapi import Body, Depends, FastAPI, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
-from trust_engine.diff_label import describe
-from trust_engine.effort import EFFORTS, steps_of
+from trust_engine.diff.label import describe
 from trust_engine.errors import SpecError, TrustError
 from trust_engine.spec import KINDS, UnlearnSpec
+from trust_engine.unlearn.effort import EFFORTS, steps_of
 
 from . import applying, folders, form
 from .auditing import LEVELS, Question, audit

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from modules import shared
 
 from trust_engine.diff import WeightDiff, load_diff, payload_sha256
-from trust_engine.diff_apply import STRONGEST, check_base, check_family
+from trust_engine.diff.apply import STRONGEST, check_base, check_family
 from trust_engine.errors import DiffError, SpecError, TrustError
 from trust_engine.spec import in_range
 

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
-from trust_engine.audit.judges import check_judge, load_aligner, load_judge
-from trust_engine.diff_apply import STRONGEST
+from trust_engine.audit.judges.base import check_judge, load_aligner, load_judge
+from trust_engine.diff.apply import STRONGEST
 from trust_engine.errors import SpecError
-from trust_engine.files import write_atomically
-from trust_engine.model import LoadedModel
+from trust_engine.io.files import write_atomically
+from trust_engine.models.load import LoadedModel
 from trust_engine.spec import ConceptSpec, in_range
 
 from . import applying, folders

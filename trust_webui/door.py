@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modules import paths_internal, script_callbacks
 
-from trust_engine import pictures
+from trust_engine.frontend import pictures
 
 from . import api, host, settings, tab
 from .jobs import JOBS

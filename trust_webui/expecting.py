@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 
-from trust_engine.conditioning import Conditioning
-from trust_engine.memory import TRAINED
+from trust_engine.frontend.wording import some, spelled
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.lent import LentModel
+from trust_engine.models.memory import TRAINED
 from trust_engine.spec import UnlearnSpec
-from trust_engine.speed import (
+from trust_engine.unlearn.estimate import (
     Speed,
     expected_seconds,
     layers_of,
     recording_passes,
 )
-from trust_engine.trajectory import POSITIONS
-from trust_engine.unlearn import LentModel, Unlearning
-from trust_engine.wording import some, spelled
+from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.trajectory import POSITIONS
 
 from .host import Host, current
 from .jobs import Job

@@ -15,10 +15,10 @@ from modules import prompt_parser, sd_models, sd_samplers_common, shared
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from trust_engine.conditioning import Conditioning
-from trust_engine.denoiser import NoiseSchedule
-from trust_engine.diff_weights import WeightDiff
+from trust_engine.diff.weight_diff import WeightDiff
 from trust_engine.errors import DiffError, ModelError
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.denoiser import NoiseSchedule
 
 from .host import HERE, Host, Part, kept_attributes, named_schedule
 

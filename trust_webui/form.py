@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from trust_engine.effort import DEFAULTS, steps_of
 from trust_engine.errors import OutputError, SpecError
-from trust_engine.files import write_atomically
+from trust_engine.io.files import write_atomically
 from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn.effort import DEFAULTS, steps_of
 
 from . import folders
 from .work import Order

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trust_engine import everyday
 from trust_engine.demo.vocabulary import OBJECTS, STYLES
-from trust_engine.denoiser import ModuleDenoiser, NoiseSchedule
 from trust_engine.diff import WeightDiff
-from trust_engine.diff_apply import fingerprint_of
+from trust_engine.diff.apply import fingerprint_of
 from trust_engine.errors import ModelError
-from trust_engine.families import SUPPORTED, ModelFamily, detect
-from trust_engine.keys import projection_of
-from trust_engine.unlearn import LentModel
+from trust_engine.models import everyday
+from trust_engine.models.denoiser import ModuleDenoiser, NoiseSchedule
+from trust_engine.models.families import SUPPORTED, ModelFamily, detect
+from trust_engine.models.keys import projection_of
+from trust_engine.models.lent import LentModel
 
 from .text import HostEncoder
 

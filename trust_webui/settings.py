@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trust_engine.effort import EFFORTS
+from trust_engine.unlearn.effort import EFFORTS
 
 from . import folders
 

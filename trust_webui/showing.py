@@ -10,9 +10,9 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from trust_engine.charts import chart, stacked
-from trust_engine.pictures import PAPER
-from trust_engine.wording import spelled
+from trust_engine.frontend.charts import chart, stacked
+from trust_engine.frontend.pictures import PAPER
+from trust_engine.frontend.wording import spelled
 
 from .jobs import JOBS, Job
 from .work import Unlearned

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from trust_engine.models.lent import LentModel
 from trust_engine.spec import CHOICES
-from trust_engine.speed import Speed, pass_seconds, step_seconds
-from trust_engine.unlearn import LentModel
+from trust_engine.unlearn.estimate import Speed, pass_seconds, step_seconds
 
 from .host import Host
 from .jobs import Job

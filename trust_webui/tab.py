@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from trust_engine.effort import DEFAULTS, EFFORTS
 from trust_engine.errors import TrustError
 from trust_engine.spec import CHOICES, KINDS
+from trust_engine.unlearn.effort import DEFAULTS, EFFORTS
 
 from . import folders, form, showing, tab_expected, tab_files
 from .expecting import watched

@@ -11,11 +11,11 @@ from typing import Any
 import gradio as gr
 
 from trust_engine.diff import load_diff
-from trust_engine.diff_base import open_base
-from trust_engine.diff_checkpoint import write_checkpoint
-from trust_engine.diff_export import export_dense, export_lora
-from trust_engine.diff_file import annotate_diff
-from trust_engine.diff_label import describe, label
+from trust_engine.diff.bake import write_checkpoint
+from trust_engine.diff.base import open_base
+from trust_engine.diff.file import annotate_diff
+from trust_engine.diff.label import describe, label
+from trust_engine.diff.lora import export_dense, export_lora
 from trust_engine.errors import SpecError, TrustError
 from trust_engine.spec import KINDS
 

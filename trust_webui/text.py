@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trust_engine.concept import MAX_TOKENS
-from trust_engine.conditioning import Conditioning, stack
 from trust_engine.errors import ModelError
+from trust_engine.models.conditioning import Conditioning, stack
+from trust_engine.prompts.concept import MAX_TOKENS
 
 LONGEST = 12 * 77  # tokens: prompts of one to four chunks, in any mixture
 

@@ -15,18 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trust_engine.charts import chart
-from trust_engine.denoiser import ModuleDenoiser
 from trust_engine.diff import Rounding, WeightDiff, save_diff
-from trust_engine.diff_apply import add
+from trust_engine.diff.apply import add
 from trust_engine.errors import SpecError
-from trust_engine.pictures import neuron_map
-from trust_engine.sampler import SamplerSettings, ddim, initial_noise
-from trust_engine.scaling import followed
+from trust_engine.frontend.charts import chart
+from trust_engine.frontend.pictures import neuron_map
+from trust_engine.frontend.wording import some
+from trust_engine.models.denoiser import ModuleDenoiser
+from trust_engine.models.lent import LentModel
+from trust_engine.models.parameters import exchanged
+from trust_engine.models.sampler import SamplerSettings, ddim, initial_noise
 from trust_engine.spec import UnlearnSpec
-from trust_engine.unlearn import LentModel, StepReport, Unlearning
-from trust_engine.weights import exchanged
-from trust_engine.wording import some
+from trust_engine.unlearn.resolve import followed
+from trust_engine.unlearn.run import StepReport, Unlearning
 
 from . import folders
 from .host import Host, current

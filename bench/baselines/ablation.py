@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trust_engine.audit.attacks.base import denoising_loss
-from trust_engine.model import LoadedModel
+from trust_engine.models.load import LoadedModel
 
 from .common import Task, Weights, chosen, keys_and_values, mse, train
 

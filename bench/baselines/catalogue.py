@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trust_engine.audit.victim import patched
+from trust_engine.diff.overrides import patched
 from trust_engine.spec import KINDS, UnlearnSpec
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.run import Unlearning
 
 from . import ablation, closed_form, combination, esd, leco, salun, zeroing
 from .common import Task, Weights

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trust_engine.model import LoadedModel
+from trust_engine.models.load import LoadedModel
 
 from .common import Task, Weights, chosen, cross_attention, mse, train
 

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trust_engine.conditioning import Conditioning
-from trust_engine.model import LoadedModel
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.load import LoadedModel
+from trust_engine.models.sampler import SamplerSettings
 
 from .common import Task, Weights, chosen, cross_attention, denoise_to, mse, train
 

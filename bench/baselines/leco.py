@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trust_engine.model import LoadedModel
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.load import LoadedModel
+from trust_engine.models.sampler import SamplerSettings
 
 from .common import Task, Weights, chosen, denoise_to, mse, train
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trust_engine.audit.attacks.base import denoising_loss
-from trust_engine.audit.victim import with_weights
-from trust_engine.model import LoadedModel
+from trust_engine.diff.overrides import with_weights
+from trust_engine.models.load import LoadedModel
 
 from .common import Task, Weights, chosen, mse, train
 

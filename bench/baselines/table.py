@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from bench.measure import GONE, relative
-from trust_engine.audit.figures import Rate
+from trust_engine.audit.metrics.intervals import Rate
 
 from .catalogue import METHODS
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trust_engine.audit.core import follow
+from trust_engine.audit.checks.core import follow
 from trust_engine.audit.drawing import paint
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.sampler import SamplerSettings
 
 from .common import TRAIN_SEED, Task, Weights
 

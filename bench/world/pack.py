@@ -8,11 +8,11 @@ from torch import Tensor
 
 from bench.world.train_unet import SHIPPED
 from bench.world.training import RUNS
-from trust_engine.demo.architecture import SHAPE
-from trust_engine.demo.clip import TEXT_PREFIX
 from trust_engine.demo.judge import ASSETS
-from trust_engine.keys import LDM_PREFIX, KeyMap
-from trust_engine.model import DEMO, VAE_PREFIX
+from trust_engine.models.demo_architecture import SHAPE
+from trust_engine.models.demo_clip import TEXT_PREFIX
+from trust_engine.models.keys import LDM_PREFIX, KeyMap
+from trust_engine.models.load import DEMO, VAE_PREFIX
 
 
 def checkpoint() -> dict[str, Tensor]:

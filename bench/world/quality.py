@@ -13,8 +13,8 @@ from PIL import Image
 from trust_engine.audit import Rate, Shot, look, to_pixels
 from trust_engine.demo.judge import load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
-from trust_engine.model import LoadedModel, load_model
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.load import LoadedModel, load_model
+from trust_engine.models.sampler import SamplerSettings
 
 SETTINGS = SamplerSettings(steps=20, cfg=4.0)
 FLOOR = {

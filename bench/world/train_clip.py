@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from bench.world.scenes import describe, draw, random_scene
 from bench.world.training import RUNS, Stage, autocast, pick_device, to_tensor
-from trust_engine.demo.clip import TEXT_CONFIG, TinyClip, tokenize
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene
+from trust_engine.models.demo_clip import TEXT_CONFIG, TinyClip, tokenize
 
 STEPS, BATCH, RATE = 2400, 96, 1.5e-3
 ATTRIBUTES = (*OBJECTS, *STYLES, *BACKGROUNDS)

@@ -13,9 +13,9 @@ from torch import Tensor
 from bench.world.scenes import describe, draw, random_scene
 from bench.world.train_autoencoder import Codec
 from bench.world.training import RUNS, Stage, autocast, channels_last, pick_device, to_tensor
-from trust_engine.demo.architecture import UNET_CONFIG
-from trust_engine.demo.clip import TinyClip, tokenize
 from trust_engine.demo.vocabulary import OBJECTS, STYLES, Scene
+from trust_engine.models.demo_architecture import UNET_CONFIG
+from trust_engine.models.demo_clip import TinyClip, tokenize
 
 STEPS, BATCH, RATE = 14_000, 48, 1e-3
 MORE = 3000  # steps that train on a UNet that ships

@@ -1,6 +1,6 @@
 """Our ESD, UCE and SalUn beside their authors' code: one model, one input, both run.
 
-    ESD_PATH=... UCE_PATH=... SALUN_PATH=... pytest -n0 -s tests/test_authors_code.py
+    ESD_PATH=... UCE_PATH=... SALUN_PATH=... pytest -n0 -s tests/bench/test_authors_code.py
 
 Each path names a checkout of the authors' repository; BENCHMARKS.md has their commits and the
 figures. What the authors drew by chance is read from their run and handed to ours.
@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from authors_code import Pictures, Salun, run_esd, run_uce
 from torch import Tensor
 
 from bench.baselines import closed_form, esd, salun
 from bench.baselines.common import Task, Weights
-from trust_engine.audit.victim import weights_of, with_weights
-from trust_engine.concept import PromptSet
-from trust_engine.model import LoadedModel, load_model
+from toys.authors_code import Pictures, Salun, run_esd, run_uce
+from trust_engine.diff.overrides import weights_of, with_weights
+from trust_engine.models.load import LoadedModel, load_model
+from trust_engine.prompts.concept import PromptSet
 from trust_engine.spec import ConceptSpec
 
 GUN = ConceptSpec(("gun",))

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import WORDS, WordEncoder, frozen_bits, tiny_denoiser
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.baselines import ablation, closed_form, combination, esd, leco, salun, zeroing
 from bench.baselines.catalogue import METHODS
-from bench.baselines.common import Meter, Task, Weights, denoise_to, keys_and_values, metered
-from trust_engine.audit.victim import weights_of, with_weights
-from trust_engine.conditioning import Conditioning
-from trust_engine.model import LoadedModel
-from trust_engine.sampler import SamplerSettings
+from bench.baselines.common import Meter, Task, Weights, denoise_to, keys_and_values
+from toys.task import task_of
+from toys.tiny import frozen_bits
+from trust_engine.diff.overrides import weights_of, with_weights
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.load import LoadedModel
+from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
 
-GUN = ConceptSpec(("gun",), preserve=("a cat", "a dog"))
 SHORT: dict[str, Any] = {
     "esd-x": esd.Settings(steps=3, batch=2, sampler_steps=3),
     "esd-u": esd.Settings(steps=3, batch=2, sampler_steps=3),
@@ -33,13 +33,6 @@ SHORT: dict[str, Any] = {
     "trust": {"steps": 3, "trajectory_steps": 2},
     "trust-robust": {"robust": True, "steps": 3, "passes": 10},
 }
-
-
-def task_of(concept: ConceptSpec = GUN, seed: int = 0, meter: Meter | None = None) -> Task:
-    model = LoadedModel(
-        tiny_denoiser(), WordEncoder(), nn.Identity(), (8, 8), WORDS, ("sketch",), "tiny"
-    )  # type: ignore[arg-type]
-    return Task(metered(model, meter) if meter else model, concept, seed)
 
 
 def loud(task: Task) -> Task:

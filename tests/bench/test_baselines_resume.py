@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_baselines import task_of
 
 import bench.rivals as rivals
 from bench.baselines.catalogue import METHODS
-from trust_engine.audit.figures import Rate
+from toys.task import task_of
+from trust_engine.audit.metrics.intervals import Rate
 
 SIZE = rivals.Size(12, 0, ("relearning", "p4d"), ("gun",), 1)
 RATE = Rate(1, 4).to_dict()

@@ -10,7 +10,7 @@ import pytest
 
 from bench.baselines.catalogue import METHODS
 from bench.baselines.table import doubt, pareto, points, read_cells, retention, tables
-from trust_engine.audit.figures import Rate
+from trust_engine.audit.metrics.intervals import Rate
 
 
 def cell(seed: int, hits: int, asr: int, kept: int = 10) -> dict:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bench.never_seen import rendered
+from trust_engine.audit.context import sees_all
 from trust_engine.audit.drawing import decode
-from trust_engine.audit.judges import DemoJudge
-from trust_engine.audit.studio import sees_all
+from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.demo.judge import load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, STYLES, UNSEEN, Scene
-from trust_engine.model import load_model
+from trust_engine.models.load import load_model
 
 
 def test_the_judge_sees_what_was_rendered() -> None:

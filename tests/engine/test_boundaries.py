@@ -1,4 +1,4 @@
-"""Who may import whom, and how long a file may be. Each check is shown to catch a planted fault."""
+"""Who may import whom: packages import downward. Each check is shown to catch a planted fault."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from pathlib import Path, PurePath
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = {"comfy", "folder_paths", "modules", "gradio", "nodes", "bench", "trust_engine"}
 LAZY = {"diffusers", "transformers"}  # seconds to import: only when a model is loaded
-LAZY_EXEMPT = {"denoiser_diffusers.py", "model.py", "__main__.py"}
-LONGEST = 300
-OURS = ("trust_engine", "nodes", "scripts", "trust_webui", "bench", "tools", "tests")
+LAZY_EXEMPT = {"diffusers_unet.py", "load.py", "__main__.py", "demo_clip.py"}
+FLOORS = (  # lowest first: a package imports from its own floor's package and from those below
+    ("errors", "phrases"),
+    ("spec",),
+    ("io", "distributed"),
+    ("demo",),
+    ("models",),
+    ("prompts",),
+    ("diff",),
+    ("unlearn", "audit"),
+    ("benchmark", "frontend"),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 
 
 def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[int, str, bool]]:
@@ -45,15 +57,31 @@ def faults(source: str, path: PurePath) -> list[str]:
             found.append(f"{path}:{line} imports {module}")
         if dots > len(path.parts):
             found.append(f"{path}:{line} climbs out of trust_engine by {module}")
-        exempt = lazy or path.name in LAZY_EXEMPT or path.parts[0] == "demo"
+        exempt = lazy or path.name in LAZY_EXEMPT
         if top in LAZY and not exempt:
             found.append(f"{path}:{line} imports {module} at load")
     return found
 
 
-def too_long(source: str) -> bool:
-    """Tell whether a file is longer than the house allows."""
-    return len(source.splitlines()) > LONGEST
+def arrows(source: str, path: PurePath) -> Iterator[tuple[int, str]]:
+    """List (line, package of trust_engine) for all that a file, `path` within it, imports."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        here = path.parts[: len(path.parts) - node.level]
+        module = [*here, *(node.module or "").split(".")]
+        names = [module[0]] if module[0] else [alias.name for alias in node.names]
+        yield from ((node.lineno, name) for name in names if name in FLOOR)
+
+
+def upward(source: str, path: PurePath) -> list[str]:
+    """List the imports of a file of trust_engine that lead up, or across one floor."""
+    own = path.with_suffix("").parts[0]
+    return [
+        f"{path}:{line} ({own}) imports {package}, which is not below it"
+        for line, package in arrows(source, path)
+        if package != own and own in FLOOR and FLOOR[package] >= FLOOR[own]
+    ]
 
 
 def files(*folders: str) -> list[Path]:
@@ -90,22 +118,51 @@ def test_planted_import_is_caught(source: str, fault: str) -> None:
 @pytest.mark.parametrize(
     ("source", "path"),
     [
-        ("from .spec import ConceptSpec", "mask.py"),
-        ("from ..spec import ConceptSpec", "demo/job.py"),
+        ("from .spec import ConceptSpec", "phrases.py"),
+        ("from ..spec import ConceptSpec", "unlearn/run.py"),
         ("def f():\n    import diffusers", "sampler.py"),
-        ("import diffusers", "denoiser_diffusers.py"),
-        ("import transformers", "demo/clip.py"),
+        ("import diffusers", "models/diffusers_unet.py"),
+        ("import transformers", "models/demo_clip.py"),
     ],
 )
 def test_lawful_import_passes(source: str, path: str) -> None:
     assert faults(source, PurePath(path)) == []
 
 
-def test_no_file_is_too_long() -> None:
-    long = [str(path) for path in files(*OURS) if too_long(path.read_text("utf-8"))]
-    assert long == []
-    assert too_long("pass\n" * (LONGEST + 1))
-    assert not too_long("pass\n" * LONGEST)
+def test_packages_import_downward() -> None:
+    engine = ROOT / "trust_engine"
+    sources = {path.relative_to(engine): path.read_text("utf-8") for path in files("trust_engine")}
+    tops = {path.with_suffix("").parts[0] for path in sources} - {"__init__"}
+    assert tops == set(FLOOR), "every package and module of the top floor has its place in FLOORS"
+    assert [fault for path, source in sources.items() for fault in upward(source, path)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("from ..unlearn.run import Unlearning", "models/load.py"),
+        ("from ..audit import Audit", "unlearn/run.py"),
+        ("def f():\n    from ...cli.main import main", "audit/judges/base.py"),
+        ("from .. import frontend", "diff/file.py"),
+        ("from .io.files import write_atomically", "spec.py"),
+    ],
+)
+def test_planted_arrow_upward_is_caught(source: str, path: str) -> None:
+    (found,) = upward(source, PurePath(path))
+    assert path in found
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("from ..models.load import load_model", "cli/main.py"),
+        ("from .trainer import Trainer", "unlearn/run.py"),
+        ("from .. import __version__", "unlearn/run.py"),
+        ("from ...diff import WeightDiff", "audit/attacks/base.py"),
+    ],
+)
+def test_arrow_downward_passes(source: str, path: str) -> None:
+    assert upward(source, PurePath(path)) == []
 
 
 def test_one_script() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trust_engine.wording import some
+from trust_engine.frontend.wording import some
 
 
 def test_few_are_spelled_out_and_none_twice() -> None:

@@ -17,8 +17,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from fake_comfy_unet import CONTEXT, TOKENS, FakeUNet
 from torch import Tensor, nn
+
+from fakes.comfy_unet import CONTEXT, TOKENS, FakeUNet
 
 PREFIX = "diffusion_model."
 
@@ -248,7 +249,7 @@ def fake_model(
 @contextmanager
 def installed(host: Host, models: Path, sparse: bool = True) -> Iterator[None]:
     """Put the pretended modules into sys.modules for a while."""
-    from fake_comfy_modules import modules_of
+    from fakes.comfy_modules import modules_of
 
     modules: dict[str, ModuleType] = modules_of(host, models, sparse)
     before = {name: sys.modules.get(name) for name in modules}

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fake_comfy import Clip, Patcher
-from fake_comfy_modules import attention
 from torch import Tensor, nn
+
+from fakes.comfy import Clip, Patcher
+from fakes.comfy_modules import attention
 
 START, END, PAD, LENGTH, WIDTH, WIDE, HEADS, LAYERS, WORDS = 1, 2, 2, 8, 16, 24, 2, 3, 40
 ACTIVATIONS = {"quick_gelu": lambda a: a * torch.sigmoid(1.702 * a), "gelu": F.gelu}

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from fake_comfy import Host
+    from fakes.comfy import Host
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Any = None) -> Tensor:
@@ -109,7 +109,7 @@ def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
 
 
 def _text() -> dict[str, Any]:
-    import fake_comfy_clip as clip  # it builds on fake_comfy, which imports this module
+    from fakes import comfy_clip as clip  # it builds on fakes.comfy, which imports this module
 
     names = ("ACTIVATIONS", "CLIPTextModel", "CLIPTextModel_")
     return {name: getattr(clip, name) for name in names}

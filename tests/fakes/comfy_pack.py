@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_comfy import Clip, Host, Patcher, Vae, fake_model, installed
 
-ROOT = Path(__file__).resolve().parent.parent
+from fakes.comfy import Clip, Host, Patcher, Vae, fake_model, installed
+
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "/comfy/custom_nodes/my-pack_x_2"
 ONE_HOST = Host()
 Part = Callable[[str], Any]

@@ -7,13 +7,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from fake_webui import module
-from fake_webui_text import count, encode
-from tiny import LdmUNet
 from torch import Tensor, nn
 
-from trust_engine.demo.architecture import SHAPE
-from trust_engine.model import load_model
+from fakes.webui import module
+from fakes.webui_text import count, encode
+from toys.tiny import LdmUNet
+from trust_engine.models.demo_architecture import SHAPE
+from trust_engine.models.load import load_model
 
 
 class ForgeUNet(LdmUNet):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trust_engine.model import LoadedModel
+from trust_engine.models.load import LoadedModel
 
 
 def encode(model: LoadedModel, prompts: Any) -> Tensor:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from comfy_prompts import DIRECT, drawn
-from comfy_server import ComfyServer
+
+from hosts.comfy_prompts import DIRECT, drawn
+from hosts.comfy_server import ComfyServer
 
 
 @pytest.fixture(scope="module")

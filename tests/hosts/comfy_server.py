@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Dashes and dots, which the host puts into our module's name; before 0.3.28 it cannot do with dots.
 FOLDER = os.environ.get("COMFYUI_PACK", "trust-unlearn.v1")
 # Seconds for one prompt. A laptop needs a fifth for an audit, a twentieth for all else.
@@ -56,7 +56,7 @@ class ComfyServer:
         packs.mkdir(parents=True)
         (packs / FOLDER).symlink_to(ROOT, target_is_directory=True)
         for name in ("memory", "watch"):
-            (packs / f"{name}.py").symlink_to(ROOT / "tests" / f"comfy_{name}.py")
+            (packs / f"{name}.py").symlink_to(ROOT / "tests" / "hosts" / f"comfy_{name}.py")
         command = [
             os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py", "--cpu",
             "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base),

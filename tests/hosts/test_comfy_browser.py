@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_prompts import PATCHED, drawn, hurry, node, unlearned
-from comfy_server import PATIENCE, ROOT, ComfyServer
 from PIL import Image
+
+from hosts.comfy_prompts import PATCHED, drawn, hurry, node, unlearned
+from hosts.comfy_server import PATIENCE, ROOT, ComfyServer
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 RENDERERS = ("litegraph", "vue")

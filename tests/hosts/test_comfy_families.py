@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_server import ROOT
+
+from hosts.comfy_server import ROOT
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.host("COMFYUI_PATH")
 def told(folder: Path, **spec: Any) -> dict[str, Any]:
     """Run comfy_families.py in the host's interpreter."""
     python, out = os.environ.get("COMFYUI_PYTHON", sys.executable), folder / "told.json"
-    script = ROOT / "tests" / "comfy_families.py"
+    script = ROOT / "tests" / "hosts" / "comfy_families.py"
     spec = {"dtype": "float32", "engine": "local", **spec}
     command = [python, str(script), os.environ["COMFYUI_PATH"], str(ROOT), json.dumps(spec)]
     done = subprocess.run([*command, str(out)], capture_output=True, text=True)

@@ -13,13 +13,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from comfy_hosted import baseline, drawn_anew, server  # noqa: F401
-from comfy_prompts import DIRECT, PATCHED, drawn, hurried, hurry, node, unlearned
-from comfy_server import FOLDER, ROOT, ComfyServer, as_prompt
 
-from trust_engine.demo.clip import CHECKPOINT
+from hosts.comfy_hosted import baseline, drawn_anew, server  # noqa: F401
+from hosts.comfy_prompts import DIRECT, PATCHED, drawn, hurried, hurry, node, unlearned
+from hosts.comfy_server import FOLDER, ROOT, ComfyServer, as_prompt
 from trust_engine.demo.judge import ASSETS
 from trust_engine.diff import load_diff
+from trust_engine.models.demo_clip import CHECKPOINT
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))

@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 import pytest
-from comfy_hosted import baseline, drawn_anew, server  # noqa: F401
-from comfy_prompts import DIRECT, PATCHED, Prompt, drawn, hurry, node, unlearned
-from comfy_server import ComfyServer, Ended
+
+from hosts.comfy_hosted import baseline, drawn_anew, server  # noqa: F401
+from hosts.comfy_prompts import DIRECT, PATCHED, Prompt, drawn, hurry, node, unlearned
+from hosts.comfy_server import ComfyServer, Ended
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 LONG = {"passes": 4000, "trajectory_steps": 50, "stop_effect": 0.0}

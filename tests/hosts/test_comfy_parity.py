@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_server import ROOT
+
+from hosts.comfy_server import ROOT
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
 PROMPTS = ["a gun on a red background", ""]
@@ -79,7 +80,7 @@ def run(script: str, out: Path) -> dict:
 def test_demo_model_is_the_engines(tmp_path: Path) -> None:
     pytest.importorskip("diffusers", reason="the engine's own loader needs diffusers")
     from trust_engine.diff import fingerprint
-    from trust_engine.model import load_model
+    from trust_engine.models.load import load_model
 
     told, model = run(UNET, tmp_path / "told"), load_model("demo", "cpu")
     cond = model.encoder.encode(PROMPTS)

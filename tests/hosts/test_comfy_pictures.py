@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_prompts import PATCHED, drawn, hurry, node, unlearned
-from comfy_server import PATIENCE, ROOT, ComfyServer
 from PIL import Image
-from test_comfy_browser import LOAD, PAUSE, queue, wait
 
+from hosts.comfy_prompts import PATCHED, drawn, hurry, node, unlearned
+from hosts.comfy_server import PATIENCE, ROOT, ComfyServer
+from hosts.test_comfy_browser import LOAD, PAUSE, queue, wait
 from trust_engine.spec import UnlearnSpec
 
 pytestmark = [pytest.mark.host("COMFYUI_PATH"), pytest.mark.slow]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from webui_page import DRAWN, choose, draw, fill, go, opened, same, saved, shot
-from webui_server import Server
 
+from hosts.webui_page import DRAWN, choose, draw, fill, go, opened, same, saved, shot
+from hosts.webui_server import Server
 from trust_engine.diff import load_diff
 
 OURS = "#script_txt2img_trust_trust"

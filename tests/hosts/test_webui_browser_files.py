@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from webui_drawing import apart, first, give_lora, made
-from webui_page import choose, fill, go, opened, press, shot, unfold
-from webui_server import Server
 
+from hosts.webui_drawing import apart, first, give_lora, made
+from hosts.webui_page import choose, fill, go, opened, press, shot, unfold
+from hosts.webui_server import Server
 from trust_engine.diff import load_diff
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from webui_drawing import ROBUST, SHORT, apart, drawn, first, give_lora, made, read
-from webui_server import FULL_SIZE, Server
 
+from hosts.webui_drawing import ROBUST, SHORT, apart, drawn, first, give_lora, made, read
+from hosts.webui_server import FULL_SIZE, Server
 from trust_engine.diff import WeightDiff, save_diff
-from trust_engine.diff_export import export_dense
+from trust_engine.diff.lora import export_dense
 
 
 @pytest.fixture

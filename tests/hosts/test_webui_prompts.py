@@ -9,9 +9,10 @@ import zlib
 
 import pytest
 import torch
-from webui_demo import EMBEDDING, MEANS
-from webui_drawing import made, read
-from webui_server import FULL_SIZE, Server
+
+from hosts.webui_demo import EMBEDDING, MEANS
+from hosts.webui_drawing import made, read
+from hosts.webui_server import FULL_SIZE, Server
 
 LONG = "a small red table and a big blue tree in the sun and " * 7  # over 75 tokens
 ALIKE = {

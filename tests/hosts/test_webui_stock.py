@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from webui_drawing import ROBUST, SHORT, apart, first, give_lora, made, read
-from webui_server import Server
 
+from hosts.webui_drawing import ROBUST, SHORT, apart, first, give_lora, made, read
+from hosts.webui_server import Server
 from trust_engine.diff import WeightDiff
-from trust_engine.diff_base import open_base
-from trust_engine.diff_checkpoint import write_checkpoint
-from trust_engine.diff_export import export_dense, export_lora
+from trust_engine.diff.bake import write_checkpoint
+from trust_engine.diff.base import open_base
+from trust_engine.diff.lora import export_dense, export_lora
 
 BOUND = 0.02  # of the low-rank export's error
 SPECS = {"gun": SHORT, "robust": ROBUST}

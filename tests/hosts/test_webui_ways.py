@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import some_diff
-from webui_demo import lay_out
-from webui_drawing import SHORT, first, made, read
-from webui_server import ROOT, WAY, Server, running
 
+from hosts.webui_demo import lay_out
+from hosts.webui_drawing import SHORT, first, made, read
+from hosts.webui_server import ROOT, WAY, Server, running
+from toys.tiny import some_diff
 from trust_engine.diff import save_diff
-from trust_engine.model import load_model
+from trust_engine.models.load import load_model
 
 FULL = WAY["A1111_PATH"]
 TRAINED = {

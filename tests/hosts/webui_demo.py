@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from trust_engine.demo.architecture import UNET_CONFIG
-from trust_engine.demo.clip import ASSETS, CHECKPOINT, TEXT_CONFIG
+from trust_engine.models.demo_architecture import UNET_CONFIG
+from trust_engine.models.demo_clip import ASSETS, CHECKPOINT, TEXT_CONFIG
 
 VAE = {
     "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 4,

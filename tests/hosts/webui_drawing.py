@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from PIL import Image
-from webui_server import Server
 
+from hosts.webui_server import Server
 from trust_engine.diff import WeightDiff, load_diff
 
 SHORT = {"steps": 3, "trajectory_steps": 2, "passes": 16, "rate": 1.0, "budget": 0.3}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageChops
-from webui_server import PATIENCE, Server
+
+from hosts.webui_server import PATIENCE, Server
 
 DRAWN = {"steps": 20, "width": 128, "height": 128, "cfg_scale": 4}
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = {
     "A1111_PATH": ["--use-cpu", "all", "--do-not-download-clip", "--disable-nan-check"],
     "FORGE_PATH": ["--always-cpu"],

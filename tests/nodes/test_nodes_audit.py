@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from fake_comfy import Clip, Host, InterruptProcessingException, Patcher, Vae
-from fake_comfy_pack import (  # noqa: F401
+
+from fakes.comfy import Clip, Host, InterruptProcessingException, Patcher, Vae
+from fakes.comfy_pack import (  # noqa: F401
     Part,
     concept,
     frozen,

@@ -9,8 +9,9 @@ import re
 from typing import Any
 
 import pytest
-from fake_comfy import Clip, Host, Patcher, Vae, fake_model
-from fake_comfy_pack import (  # noqa: F401
+
+from fakes.comfy import Clip, Host, Patcher, Vae, fake_model
+from fakes.comfy_pack import (  # noqa: F401
     Part,
     concept,
     host,
@@ -26,7 +27,7 @@ def expected(part: Part, model: Patcher, drawing: int = 0, **fields: Any) -> Any
     lent = part("nodes.lending").lend(model, Clip(), 64)
     told = {"trajectory_steps": 2, "passes": 64, "xi": 1.0, "steps": 4, **fields}
     spec = part("trust_engine.spec").UnlearnSpec(concept(part), **told)
-    run = part("trust_engine.unlearn").Unlearning(lent.model, spec)
+    run = part("trust_engine.unlearn.run").Unlearning(lent.model, spec)
     return part("nodes.expecting").expect(lent, run, drawing)
 
 
@@ -64,7 +65,7 @@ def test_a_run_corrects_what_was_measured(part: Part, host: Host, model: Patcher
     """As if the machine had been busy with something else when it was measured."""
     expecting = part("nodes.expecting")
     lent = part("nodes.lending").lend(model, Clip(), 64)
-    slow = part("trust_engine.speed").Speed(1000.0, {"csr": 1000.0})
+    slow = part("trust_engine.unlearn.estimate").Speed(1000.0, {"csr": 1000.0})
     expecting._known[model.model] = {expecting._key(lent): slow}
     before = expected(part, model, steps=20)
     part("nodes.settings").EFFORTS["twenty"] = 20 / part("nodes.settings").DEFAULTS["steps"]
@@ -77,7 +78,7 @@ def test_a_run_that_stopped_early_says_nothing_of_a_step(
     part: Part, host: Host, model: Patcher
 ) -> None:
     """What sets a layer up would count as if it belonged to its few steps."""
-    expecting, report = part("nodes.expecting"), part("trust_engine.unlearn").StepReport
+    expecting, report = part("nodes.expecting"), part("trust_engine.unlearn.run").StepReport
     lent = part("nodes.lending").lend(model, Clip(), 64)
     spec = part("trust_engine.spec").UnlearnSpec(concept(part), steps=100)
     before = expecting.measured(lent, spec)

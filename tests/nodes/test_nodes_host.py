@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_comfy import CONST, V_PREDICTION, Clip, Host, Patcher, fake_model
-from fake_comfy_modules import calculate_weight
-from fake_comfy_pack import Part, frozen, host, model, models, part  # noqa: F401
+
+from fakes.comfy import CONST, V_PREDICTION, Clip, Host, Patcher, fake_model
+from fakes.comfy_modules import calculate_weight
+from fakes.comfy_pack import Part, frozen, host, model, models, part  # noqa: F401
 
 KEY = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 FULL = "diffusion_model." + KEY
@@ -24,7 +25,7 @@ def direct(model: Patcher, x: torch.Tensor, t: int, context: torch.Tensor) -> to
 
 def asked(part: Part, lent: Any, x: torch.Tensor, t: int, context: torch.Tensor) -> torch.Tensor:
     """Ask through the adapter, out of inference mode as the engine does."""
-    cond = part("trust_engine.conditioning").Conditioning(context)
+    cond = part("trust_engine.models.conditioning").Conditioning(context)
     return lent(x, torch.full((len(x),), t), cond)
 
 
@@ -43,7 +44,7 @@ def test_predicts_what_the_unet_predicts(part: Part, host: Host, kind: str, t: i
 def test_watches_without_touching(part: Part, host: Host, model: Patcher) -> None:
     before, options = frozen(model), repr(model.model_options)
     lent = part("nodes.host").HostDenoiser(model)
-    attention, seen = part("trust_engine.attention"), {}
+    attention, seen = part("trust_engine.models.attention"), {}
     sites = attention.cross_attention_modules(lent)
     assert list(sites) == [f"{b}.1.transformer_blocks.0.attn2" for b in
                            ("input_blocks.1", "middle_block", "output_blocks.0")]  # fmt: skip

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_comfy_pack import Part, host, models, part  # noqa: F401
 
+from fakes.comfy_pack import Part, host, models, part  # noqa: F401
 from trust_engine.spec import UnlearnSpec
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "de")
 IDS = {
     "TrustDemoModel", "TrustConcept", "TrustFindNeurons", "TrustUnlearn", "TrustUnlearnSettings",

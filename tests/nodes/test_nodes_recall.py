@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_comfy import Host, Patcher
-from fake_comfy_pack import Part, host, model, models, part, quick, unlearn  # noqa: F401
+
+from fakes.comfy import Host, Patcher
+from fakes.comfy_pack import Part, host, model, models, part, quick, unlearn  # noqa: F401
 
 PROMPT = {
     "1": {"class_type": "TrustDemoModel", "inputs": {}},

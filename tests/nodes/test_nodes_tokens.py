@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fake_comfy import Clip
-from fake_comfy_clip import WIDTH, TowerClip, TwoTowerClip
-from fake_comfy_pack import Part, host, model, models, part  # noqa: F401
+
+from fakes.comfy import Clip
+from fakes.comfy_clip import WIDTH, TowerClip, TwoTowerClip
+from fakes.comfy_pack import Part, host, model, models, part  # noqa: F401
 
 CPU = torch.device("cpu")
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"

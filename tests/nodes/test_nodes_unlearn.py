@@ -8,8 +8,9 @@ import json
 
 import pytest
 import torch
-from fake_comfy import Clip, Host, InterruptProcessingException, Patcher, Vae, fake_model
-from fake_comfy_pack import (  # noqa: F401
+
+from fakes.comfy import Clip, Host, InterruptProcessingException, Patcher, Vae, fake_model
+from fakes.comfy_pack import (  # noqa: F401
     Part,
     concept,
     content,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "web"
 SCRIPTS = sorted(WEB.rglob("*.js"))
 NODE = shutil.which("node")
@@ -41,7 +41,7 @@ def modules(tmp_path: Path) -> Path:
 @needs_node
 @pytest.mark.parametrize("tests", ["test_web.mjs", "test_web_host.mjs"])
 def test_front_end_in_node(modules: Path, tests: str) -> None:
-    command = [str(NODE), "--test", "--test-reporter=tap", str(ROOT / "tests" / tests)]
+    command = [str(NODE), "--test", "--test-reporter=tap", str(ROOT / "tests" / "nodes" / tests)]
     told = {**os.environ, "WEB": str(modules)}
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=told)
     assert done.returncode == 0, done.stdout + done.stderr

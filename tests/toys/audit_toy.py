@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from trust_engine.audit.levels import Budgets, Level
 from trust_engine.audit.topic import Topic, World
-from trust_engine.conditioning import Conditioning
-from trust_engine.denoiser import ModuleDenoiser, scaled_linear
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint
-from trust_engine.model import LoadedModel
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.denoiser import ModuleDenoiser, scaled_linear
+from trust_engine.models.load import LoadedModel
+from trust_engine.models.sampler import SamplerSettings
 
 KEY = "middle_block.1.transformer_blocks.0.attn2.to_v.weight"
 OBJECTS = ("gun", "cat", "dog", "tree", "car")

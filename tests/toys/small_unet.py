@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from trust_engine.denoiser import ModuleDenoiser, ldm_denoiser, scaled_linear
-from trust_engine.diff_apply import fingerprint_of
-from trust_engine.diff_safetensors import write_all
-from trust_engine.diff_weights import SparseOffset, WeightDiff
-from trust_engine.keys import LDM_PREFIX
+from trust_engine.diff.apply import fingerprint_of
+from trust_engine.diff.weight_diff import SparseOffset, WeightDiff
+from trust_engine.io.safetensors import write_all
+from trust_engine.models.denoiser import ModuleDenoiser, ldm_denoiser, scaled_linear
+from trust_engine.models.keys import LDM_PREFIX
 
 torch.set_num_threads(1)
 LAYERS = ("input_blocks.1.1", "middle_block.1")

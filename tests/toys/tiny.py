@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from trust_engine.conditioning import Conditioning
-from trust_engine.denoiser import (
+from trust_engine.diff import SparseOffset, WeightDiff, fingerprint
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.denoiser import (
     ModuleDenoiser,
     NoiseSchedule,
     ldm_denoiser,
     projections,
     scaled_linear,
 )
-from trust_engine.denoiser_diffusers import diffusers_denoiser
-from trust_engine.diff import SparseOffset, WeightDiff, fingerprint
-from trust_engine.keys import KeyMap, UNetShape
+from trust_engine.models.diffusers_unet import diffusers_denoiser
+from trust_engine.models.keys import KeyMap, UNetShape
+from trust_engine.models.lent import LentModel
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import LentModel
 
 torch.set_num_threads(1)
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trust_engine import families
-from trust_engine.families import END, KL, MODELS, ModelFamily
+from trust_engine.models import families
+from trust_engine.models.families import END, KL, MODELS, ModelFamily
 
 torch.set_num_threads(1)
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

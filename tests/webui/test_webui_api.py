@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_webui import App, HTTPException, installed
-from fake_webui_a1111 import FakeA1111
-from tiny import some_diff
 
+from fakes.webui import App, HTTPException, installed
+from fakes.webui_a1111 import FakeA1111
+from toys.tiny import some_diff
 from trust_engine.diff import load_diff, save_diff
 
 SHORT = {"steps": 2, "trajectory_steps": 2, "passes": 12}

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from fake_webui import Processing, Runner, installed, process_images
-from fake_webui_a1111 import FakeA1111, Lora, Network
-from fake_webui_forge import FakeForge
-from small_unet import small_diff
-from tiny import some_diff
 
+from fakes.webui import Processing, Runner, installed, process_images
+from fakes.webui_a1111 import FakeA1111, Lora, Network
+from fakes.webui_forge import FakeForge
+from toys.small_unet import small_diff
+from toys.tiny import some_diff
 from trust_engine.diff import WeightDiff, applied, save_diff
 from trust_engine.errors import DiffError
 

@@ -10,11 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from fake_webui import Script, installed
-from fake_webui_a1111 import FakeA1111
-from fake_webui_forge import FakeForge
 
-ROOT = Path(__file__).resolve().parent.parent
+from fakes.webui import Script, installed
+from fakes.webui_a1111 import FakeA1111
+from fakes.webui_forge import FakeForge
+
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "trust_unlearn.py"
 
 

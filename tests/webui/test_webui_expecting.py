@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_webui import installed
-from fake_webui_a1111 import FakeA1111
-from fake_webui_forge import FakeForge
 
+from fakes.webui import installed
+from fakes.webui_a1111 import FakeA1111
+from fakes.webui_forge import FakeForge
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 GUN = ConceptSpec(("gun",), preserve=("a cat",))

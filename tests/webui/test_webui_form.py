@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_webui import installed
 
-from trust_engine.effort import EFFORTS, steps_of
+from fakes.webui import installed
 from trust_engine.errors import OutputError, SpecError, TrustError
 from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn.effort import EFFORTS, steps_of
 
 
 @pytest.fixture

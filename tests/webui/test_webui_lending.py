@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from fake_webui import installed
-from fake_webui_a1111 import FakeA1111, Lora, Network
-from fake_webui_forge import FakeForge
-from webui_lent import HOSTS, entered, make, run_job, spec
 
-from trust_engine.conditioning import Conditioning
+from fakes.webui import installed
+from fakes.webui_a1111 import FakeA1111, Lora, Network
+from fakes.webui_forge import FakeForge
+from hosts.webui_lent import HOSTS, entered, make, run_job, spec
 from trust_engine.diff import fingerprint, load_diff
 from trust_engine.errors import ModelError, SpecError
-from trust_engine.keys import projection_of
-from trust_engine.unlearn import LentModel, Unlearning
-from trust_engine.weights import exchanged
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.keys import projection_of
+from trust_engine.models.lent import LentModel
+from trust_engine.models.parameters import exchanged
+from trust_engine.unlearn.run import Unlearning
 
 MIDDLE = "middle_block.1.transformer_blocks.0.attn2.to_k"
 

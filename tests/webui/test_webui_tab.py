@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_webui import MADE, Component, installed
-from fake_webui_a1111 import FakeA1111
-from small_unet import small_diff
 
+from fakes.webui import MADE, Component, installed
+from fakes.webui_a1111 import FakeA1111
+from toys.small_unet import small_diff
 from trust_engine.diff import load_diff, save_diff
 from trust_engine.spec import UnlearnSpec
 

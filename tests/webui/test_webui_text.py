@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from webui_lent import HOSTS, entered, run_job, spec
 
-from trust_engine.conditioning import Conditioning, stack
+from hosts.webui_lent import HOSTS, entered, run_job, spec
 from trust_engine.errors import ModelError
+from trust_engine.models.conditioning import Conditioning, stack
 from trust_engine.spec import ConceptSpec
 
 TWO, THREE = "a cat BREAK a dog", "a cat BREAK a dog BREAK a tree"

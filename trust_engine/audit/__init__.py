@@ -1,13 +1,13 @@
 """Did it work? Forgetting, retention and attacks, side by side with the untouched model."""
 
-from .core import AUDIT_VERSION, Findings, audit, look
+from .checks.core import AUDIT_VERSION, Findings, audit, look
 from .drawing import to_pixels
-from .figures import Rate, mean_figure, mean_rate, wilson
 from .levels import FULL, LEVELS, QUICK, Budgets, Level, pick_level
-from .page import render_page
+from .metrics.intervals import Rate, mean_figure, mean_rate, wilson
+from .probes import TARGET_FACTOR, Shot, ShotList, plan
+from .report.page import render_page
+from .report.terminal import summary
 from .run import Audit, AuditStep
-from .shots import TARGET_FACTOR, Shot, ShotList, plan
-from .terminal import summary
 from .topic import Topic, World, demo_topic, open_topic
 
 __all__ = [

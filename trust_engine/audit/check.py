@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..sampler import SamplerSettings
+from ..models.sampler import SamplerSettings
+from .context import Picture, Studio, shoot
 from .drawing import Canvas, Work, passes_of
-from .shots import Shot
-from .studio import Picture, Studio, shoot
+from .probes import Shot
 
 BOTH = ("untouched", "edited")
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..model import LoadedModel
-from ..sampler import SamplerSettings
-from ..team import ALONE, Team
+from ..distributed import ALONE, Team
+from ..models.load import LoadedModel
+from ..models.sampler import SamplerSettings
 from .drawing import Canvas, Result, Work, decode, paint, passes_of, thumbnail
-from .eyes import Eye
-from .figures import Rate
-from .judges import Aligner, Judge
-from .shots import Shot, concept_shots
+from .judges.base import Aligner, Judge
+from .metrics.images import Eye
+from .metrics.intervals import Rate
+from .probes import Shot, concept_shots
 from .topic import Topic
 
 SHOWN = 8  # pictures a report shows of one cell

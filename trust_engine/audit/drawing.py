@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..conditioning import Conditioning
-from ..denoiser import device_of
-from ..model import LoadedModel
-from ..sampler import SamplerSettings, initial_noise, sample, timesteps
-from ..team import ALONE, Team
+from ..distributed import ALONE, Team
+from ..models.conditioning import Conditioning
+from ..models.denoiser import device_of
+from ..models.load import LoadedModel
+from ..models.sampler import SamplerSettings, initial_noise, sample, timesteps
 
 Result = TypeVar("Result")
 Work = Generator[int, None, Result]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ..errors import SpecError
-from ..sampler import SamplerName
+from ..models.sampler import SamplerName
 
 
 @dataclass(frozen=True)

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 
 from ..diff import WeightDiff
+from ..diff.overrides import patched
+from ..distributed import ALONE, Team
 from ..errors import SpecError
-from ..model import LoadedModel
-from ..sampler import SamplerSettings
-from ..team import ALONE, Team
+from ..models.load import LoadedModel
+from ..models.sampler import SamplerSettings
+from ..models.token_embeddings import token_space
 from .attacks.base import attack_cell
 from .attacks.catalogue import make_attack
-from .cells import Cell, Outcome
-from .eyes import Eye
-from .forgetting import forgetting_cells
-from .judges import Aligner, as_judge, is_coupled
+from .check import Cell, Outcome
+from .checks.forgetting import forgetting_cells
+from .checks.retention import core_cell, retention_cells
+from .context import Studio
+from .judges.base import Aligner, as_judge, is_coupled
 from .levels import QUICK, Level
-from .report import Report, assemble
-from .retention import core_cell, retention_cells
-from .shots import core_shots
+from .metrics.images import Eye
+from .probes import core_shots
+from .report.summary import Report, assemble
 from .state import State, identity
-from .studio import Studio
-from .tokens import token_space
 from .topic import Topic
-from .victim import patched
 
 
 @dataclass(frozen=True)

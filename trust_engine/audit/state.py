@@ -9,9 +9,9 @@ from typing import Any
 
 from ..diff import fingerprint
 from ..errors import OutputError
-from ..files import write_atomically
-from .cells import Cell, Outcome
-from .studio import Picture, Studio
+from ..io.files import write_atomically
+from .check import Cell, Outcome
+from .context import Picture, Studio
 
 STATE_VERSION = 2
 

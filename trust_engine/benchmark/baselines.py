@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conditioning import Conditioning
-from .denoiser import Denoiser, device_of, projections
-from .keys import projection_of
-from .model import LoadedModel
+from ..models.conditioning import Conditioning
+from ..models.denoiser import Denoiser, device_of, projections
+from ..models.keys import projection_of
+from ..models.load import LoadedModel
 
 ESD_SAMPLING = 25  # denoising steps before an update, on average: 0 to 50, drawn evenly
 ESD_ITERATIONS = 1000

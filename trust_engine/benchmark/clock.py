@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .conditioning import Conditioning
-from .denoiser import ModuleDenoiser
+from ..models.conditioning import Conditioning
+from ..models.denoiser import ModuleDenoiser
 
 
 @dataclass

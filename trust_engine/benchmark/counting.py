@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .attention import CrossAttention, cross_attention_modules, read_layer
-from .bench_memory import LiveTensors, fused_attention_assumed
-from .bench_model import family_for, schedule_for
-from .conditioning import Conditioning
-from .denoiser_diffusers import diffusers_denoiser
-from .forgetting import Forgetting
-from .local import LayerProblem, Situation
-from .memory import batch_for
-from .model import blank_unet
-from .objective import csr, exact_product, slope
-from .pieces import UNGUIDED
-from .recording import sampler_of
-from .scaling import followed
-from .spec import ConceptSpec, UnlearnSpec
-from .text_encoders import TIME_WIDTH
-from .trajectory import POSITIONS, plan_recording
+from ..models.attention import CrossAttention, cross_attention_modules, read_layer
+from ..models.conditioning import Conditioning
+from ..models.diffusers_unet import diffusers_denoiser
+from ..models.load import blank_unet
+from ..models.memory import batch_for
+from ..models.text_encoders import TIME_WIDTH
+from ..spec import ConceptSpec, UnlearnSpec
+from ..unlearn.layerwise import LayerProblem, Situation
+from ..unlearn.objective import csr, exact_product, slope
+from ..unlearn.problems import UNGUIDED
+from ..unlearn.record import sampler_of
+from ..unlearn.resolve import followed
+from ..unlearn.trainer import Forgetting
+from ..unlearn.trajectory import POSITIONS, plan_recording
+from .random_models import family_for, schedule_for
+from .tensor_memory import LiveTensors, fused_attention_assumed
 
 GB = 1e9
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_names import Stock, Stored
-from .denoiser import NoiseSchedule, scaled_linear
-from .families import MODELS, ModelFamily
-from .model import LoadedModel, assemble, blank_unet
-from .text_encoders import blank_tower
+from ..models.denoiser import NoiseSchedule, scaled_linear
+from ..models.families import MODELS, ModelFamily
+from ..models.load import LoadedModel, assemble, blank_unet
+from ..models.names import Stock, Stored
+from ..models.text_encoders import blank_tower
 
 FAMILY_NAMES = {"sd15": "sd1", "sd2": "sd2", "sdxl": "sdxl"}  # for people: for the engine
 

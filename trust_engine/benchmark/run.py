@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 
-from .bench_baselines import (
+from ..errors import ModelError
+from ..models.load import LoadedModel
+from ..models.memory import Peak, check_memory, in_use
+from ..models.sampler import SamplerSettings, ddim, initial_noise
+from ..spec import UnlearnSpec
+from ..unlearn.run import Unlearning
+from .baselines import (
     ESD_ITERATIONS,
     ESD_SAMPLING,
     esd_update,
@@ -18,15 +24,9 @@ from .bench_baselines import (
     sampling_passes,
     uce,
 )
-from .bench_clock import Clock
-from .bench_counting import WORD, count_full_size
-from .bench_model import family_for, random_model, schedule_for
-from .errors import ModelError
-from .memory import Peak, check_memory, in_use
-from .model import LoadedModel
-from .sampler import SamplerSettings, ddim, initial_noise
-from .spec import UnlearnSpec
-from .unlearn import Unlearning
+from .clock import Clock
+from .counting import WORD, count_full_size
+from .random_models import family_for, random_model, schedule_for
 
 GLOBAL_STEPS = 2
 REPEATS = 3

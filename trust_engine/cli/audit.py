@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .cli_inputs import check_all_fit, named, read_diffs
-from .errors import OutputError, SpecError
-from .files import write_atomically
-from .outputs import check_outputs
-from .spec import KINDS
+from ..errors import OutputError, SpecError
+from ..io.files import write_atomically
+from ..io.outputs import check_outputs
+from ..spec import KINDS
+from .inputs import check_all_fit, named, read_diffs
 
 
 def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -83,8 +83,8 @@ def _add_words(parser: argparse.ArgumentParser) -> None:
 
 def read_topic(args: argparse.Namespace) -> Any:
     """Build the topic from flags; raises SpecError."""
-    from .audit.topic import demo_topic, open_topic
-    from .spec import ConceptSpec
+    from ..audit.topic import demo_topic, open_topic
+    from ..spec import ConceptSpec
 
     kind = args.kind
     if kind is None and args.companion is not None:
@@ -114,13 +114,13 @@ def _inputs(args: argparse.Namespace) -> dict[str, str]:
 
 def run_audit(args: argparse.Namespace) -> None:
     """Audit, print the figures and write what was asked for."""
-    from .audit import Audit, pick_level, render_page, summary
-    from .audit.eyes import check_eye, load_eye
-    from .audit.judges import check_judge, load_aligner, load_judge
-    from .audit.shots import core_shots
-    from .model import load_model
+    from ..audit import Audit, pick_level, render_page, summary
+    from ..audit.judges.base import check_judge, load_aligner, load_judge
+    from ..audit.metrics.images import check_eye, load_eye
+    from ..audit.probes import core_shots
+    from ..models.load import load_model
+    from ..models.sampler import SamplerSettings
     from .progress import passes_bar
-    from .sampler import SamplerSettings
 
     check_judge(args.judge)
     for eye in args.eye:

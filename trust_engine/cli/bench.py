@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import SpecError
-from .files import check_writable, write_atomically
-from .spec import in_range
+from ..errors import SpecError
+from ..io.files import check_writable, write_atomically
+from ..spec import in_range
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 PARTS = ("local", "global", "baselines")
@@ -43,8 +43,8 @@ def add_bench(commands: Any) -> None:
 
 
 def _speed(args: argparse.Namespace) -> None:
-    from .bench_speed import Question, bench
-    from .model import pick_device
+    from ..benchmark.run import Question, bench
+    from ..models.load import pick_device
 
     if args.resolution:
         in_range("resolution", args.resolution, 64, 4096, whole=True)

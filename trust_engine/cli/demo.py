@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 
 from ..audit import audit, plan, to_pixels
+from ..demo.judge import load_judge
+from ..demo.vocabulary import OBJECTS, caption
 from ..diff import WeightDiff, applied, save_diff
-from ..files import write_atomically
-from ..model import LoadedModel, load_model
-from ..outputs import check_outputs
-from ..pictures import contact_sheet, neuron_map, png
-from ..progress import passes_bar, run_with_bar
+from ..frontend.pictures import contact_sheet, neuron_map, png
+from ..frontend.wording import some
+from ..io.files import write_atomically
+from ..io.outputs import check_outputs
+from ..models.load import LoadedModel, load_model
 from ..spec import ConceptSpec, UnlearnSpec
-from ..unlearn import Unlearning
-from ..wording import some
-from .judge import load_judge
-from .vocabulary import OBJECTS, caption
+from ..unlearn.run import Unlearning
+from .progress import passes_bar, run_with_bar
 
 IMAGES = 1  # pictures an object in the demo's own audit, which says so
 ROWS = {

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_inputs import named, read_diffs
-from .errors import DiffError, SpecError
-from .outputs import check_folder, check_outputs
+from ..errors import DiffError, SpecError
+from ..io.outputs import check_folder, check_outputs
+from .inputs import named, read_diffs
 
 if TYPE_CHECKING:
-    from .diff import WeightDiff
+    from ..diff import WeightDiff
 
 FORMATS = {
     "dense": "for stock Lora loaders of ComfyUI, A1111 and Forge; exact to float16",
@@ -93,16 +93,16 @@ def _action(
 
 
 def _info(args: argparse.Namespace) -> None:
-    from .diff import load_diff
-    from .diff_label import describe, label
+    from ..diff import load_diff
+    from ..diff.label import describe, label
 
     told = describe(load_diff(args.file), args.file.stat().st_size)
     print(json.dumps(told, indent=1) if args.json else label(args.file.name, told))
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from .diff import load_diff, payload_sha256
-    from .diff_base import open_base
+    from ..diff import load_diff, payload_sha256
+    from ..diff.base import open_base
 
     diff = load_diff(args.file)
     if args.model:
@@ -118,8 +118,8 @@ def _apply(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from .diff import combine, energy, overlap, save_diff, scaled, thinned
-    from .spec import in_range
+    from ..diff import combine, energy, overlap, save_diff, scaled, thinned
+    from ..spec import in_range
 
     if args.keep is not None:
         in_range("--keep", args.keep, 0.0, 1.0)
@@ -155,9 +155,9 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _fitted(args: argparse.Namespace, parts: Sequence[tuple[WeightDiff, float]]) -> WeightDiff:
-    from .diff import fitted
-    from .diff_base import open_base
-    from .model import load_model
+    from ..diff import fitted
+    from ..diff.base import open_base
+    from ..models.load import load_model
 
     if not args.model:
         raise SpecError("--how fit asks the model's text encoder; add --model")
@@ -173,9 +173,9 @@ def _export(args: argparse.Namespace) -> None:
             raise SpecError(f"--format {args.format} needs the model it goes into; add --model")
         _write_model(args)
         return
-    from .diff import combine
-    from .diff_base import open_base
-    from .diff_export import export_dense, export_lora
+    from ..diff import combine
+    from ..diff.base import open_base
+    from ..diff.lora import export_dense, export_lora
 
     check_outputs([args.out], {"the model": args.model, **named(args.files)})
     parts = read_diffs(args.files)
@@ -191,8 +191,8 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _write_model(args: argparse.Namespace) -> None:
-    from .diff_base import open_base
-    from .diff_checkpoint import write_checkpoint, write_unet_folder, write_unet_pt
+    from ..diff.bake import write_checkpoint, write_unet_folder, write_unet_pt
+    from ..diff.base import open_base
 
     write: Any = {
         "checkpoint": write_checkpoint,
@@ -211,7 +211,7 @@ def _write_model(args: argparse.Namespace) -> None:
 
 
 def _annotate(args: argparse.Namespace) -> None:
-    from .diff import annotate_diff, payload_sha256
+    from ..diff import annotate_diff, payload_sha256
 
     notes: dict[str, Any] = {
         name: text or None
@@ -242,7 +242,7 @@ def _read_audit(path: Path) -> dict[str, Any]:
 
 
 def _fingerprint(args: argparse.Namespace) -> None:
-    from .diff_base import open_base
+    from ..diff.base import open_base
 
     with open_base(_source(args.model)) as base:
         family = base.family.name if base.family else None
@@ -253,7 +253,7 @@ def _fingerprint(args: argparse.Namespace) -> None:
 def _source(model: str) -> Path:
     if model != "demo":
         return Path(model)
-    from .model import DEMO
+    from ..models.load import DEMO
 
     return DEMO
 

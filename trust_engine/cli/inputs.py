@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import SpecError
-from .spec import CHOICES, ConceptSpec, UnlearnSpec
+from ..errors import SpecError
+from ..spec import CHOICES, ConceptSpec, UnlearnSpec
 
 CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
 DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
@@ -99,7 +99,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:
     """Read FILE[:STRENGTH]..., in order; whether they fit a model is not known yet."""
-    from .diff import load_diff
+    from ..diff import load_diff
 
     named = [_split_strength(text) for text in texts]
     return [(load_diff(path), strength) for path, strength in named]
@@ -112,7 +112,7 @@ def check_all_fit(
     strict: bool = False,
 ) -> None:
     """Raise DiffError for a diff that does not fit; warn of one made from another base."""
-    from .diff import check_fits
+    from ..diff import check_fits
 
     for text, (diff, _) in zip(texts, diffs, strict=True):
         if warning := check_fits(diff, denoiser, text, strict):

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__
-from .cli_audit import add_audit, run_audit
-from .cli_bench import add_bench
-from .cli_diff import add_diff
-from .cli_inputs import add_memory, add_settings, check_all_fit, named, read_diffs, read_spec
-from .errors import DivergenceError, SpecError, TrustError
-from .files import write_atomically
-from .outputs import check_outputs
-from .spec import KINDS, in_range
-from .team import joined
+from .. import __version__
+from ..distributed import joined
+from ..errors import DivergenceError, SpecError, TrustError
+from ..io.files import write_atomically
+from ..io.outputs import check_outputs
+from ..spec import KINDS, in_range
+from .audit import add_audit, run_audit
+from .bench import add_bench
+from .diff import add_diff
+from .inputs import add_memory, add_settings, check_all_fit, named, read_diffs, read_spec
 
 if TYPE_CHECKING:
-    from .unlearn import Unlearning
+    from ..unlearn.run import Unlearning
 
 EPILOG = """examples:
   python -m trust_engine demo
@@ -196,7 +196,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from .demo.job import run_demo
+    from .demo import run_demo
 
     run_demo(args.concept, args.out, args.seed, args.device, print)
 
@@ -205,12 +205,12 @@ def _generate(args: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
 
-    from .audit import to_pixels
-    from .diff import applied
-    from .model import load_model
-    from .pictures import png
+    from ..audit import to_pixels
+    from ..diff import applied
+    from ..frontend.pictures import png
+    from ..models.load import load_model
+    from ..models.sampler import SamplerSettings
     from .progress import passes_bar
-    from .sampler import SamplerSettings
 
     settings = SamplerSettings(args.steps, args.cfg)
     in_range("seed", args.seed, 0, 2**48, whole=True)
@@ -227,13 +227,13 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _unlearn(args: argparse.Namespace) -> None:
-    from .diff import save_diff
-    from .memory import exhaustion_told
-    from .model import load_model
+    from ..diff import save_diff
+    from ..frontend.wording import some
+    from ..models.load import load_model
+    from ..models.memory import exhaustion_told
+    from ..unlearn.run import Unlearning
+    from ..unlearn.state import keeping, wanted
     from .progress import run_with_bar
-    from .resume import keeping, wanted
-    from .unlearn import Unlearning
-    from .wording import some
 
     spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
     if team.first:
@@ -275,7 +275,7 @@ def _unlearn(args: argparse.Namespace) -> None:
 
 def _saved_what_there_is(run: Unlearning, out: Path, error: DivergenceError) -> DivergenceError:
     """Save the last good state of a run that diverged, under a name that tells."""
-    from .diff import save_diff
+    from ..diff import save_diff
 
     try:
         diff = run.last_good

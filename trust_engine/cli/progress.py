@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from .unlearn import Unlearning
+from ..unlearn.run import Unlearning
 
 FORMAT = "{desc:<12}{percentage:3.0f}% |{bar:30}| {elapsed}<{remaining}{postfix}"
 

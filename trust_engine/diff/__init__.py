@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .diff_algebra import (
+from .apply import Rounding, applied, check_fits, describe_base, fingerprint
+from .arithmetic import (
     Overlap,
     added,
     between,
@@ -13,10 +14,9 @@ from .diff_algebra import (
     subtracted,
     thinned,
 )
-from .diff_apply import Rounding, applied, check_fits, describe_base, fingerprint
-from .diff_file import FORMAT, FORMAT_VERSION, annotate_diff, load_diff, payload_sha256, save_diff
-from .diff_fit import fitted
-from .diff_weights import SparseOffset, WeightDiff
+from .file import FORMAT, FORMAT_VERSION, annotate_diff, load_diff, payload_sha256, save_diff
+from .least_squares import fitted
+from .weight_diff import SparseOffset, WeightDiff
 
 __all__ = [
     "FORMAT",

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, projections
-from .diff_family import family_of
-from .diff_weights import SparseOffset, WeightDiff, plain
-from .errors import DiffError
-from .spec import in_range
+from ..errors import DiffError
+from ..models.denoiser import Denoiser, projections
+from ..models.unet_families import family_of
+from ..spec import in_range
+from .weight_diff import SparseOffset, WeightDiff, plain
 
 STRONGEST = 2.0
 HASHED = 1 << 20  # entries of a weight that are hashed at once

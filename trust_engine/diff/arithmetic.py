@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from . import __version__
-from .diff_file import payload_sha256
-from .diff_weights import SparseOffset, WeightDiff, plain
-from .errors import DiffError, SpecError
-from .keys import layer_of, projection_of
-from .spec import in_range
+from .. import __version__
+from ..errors import DiffError, SpecError
+from ..models.keys import layer_of, projection_of
+from ..spec import in_range
+from .file import payload_sha256
+from .weight_diff import SparseOffset, WeightDiff, plain
 
 How = Literal["sum", "mean", "strongest"]
 Parts = Sequence[tuple[WeightDiff, float]]

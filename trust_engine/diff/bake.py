@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from .diff_apply import Rounding
-from .diff_base import BaseModel, Parts
-from .diff_file import payload_sha256
-from .diff_safetensors import Plan, write_tensors
-from .errors import ModelError, OutputError
-from .files import TEMPORARY, atomic_file, make_folder, remove_folders, write_atomically
-from .keys import KeyMap
+from ..errors import ModelError, OutputError
+from ..io.files import TEMPORARY, atomic_file, make_folder, remove_folders, write_atomically
+from ..io.safetensors import Plan, write_tensors
+from ..models.keys import KeyMap
+from .apply import Rounding
+from .base import BaseModel, Parts
+from .file import payload_sha256
 
 APPLIED = "trust-applied"
 # Hashes of the file the base was, which the result is not.

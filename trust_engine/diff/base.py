@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from .diff_apply import Rounding, add, check_base, check_family, fingerprint_of
-from .diff_family import FAMILIES, Family, family_of
-from .diff_safetensors import (
+from ..errors import ModelError
+from ..io.files import open_regular
+from ..io.safetensors import (
     DTYPES,
     Entry,
     Header,
@@ -21,10 +21,10 @@ from .diff_safetensors import (
     read_tensor,
     tensor_bytes,
 )
-from .diff_weights import WeightDiff
-from .errors import ModelError
-from .files import open_regular
-from .keys import LDM_PREFIX, KeyMap, projection_of
+from ..models.keys import LDM_PREFIX, KeyMap, projection_of
+from ..models.unet_families import FAMILIES, Family, family_of
+from .apply import Rounding, add, check_base, check_family, fingerprint_of
+from .weight_diff import WeightDiff
 
 LONGEST_HEADER = 64 << 20
 _PREFIXES = (LDM_PREFIX, "diffusion_model.", "")

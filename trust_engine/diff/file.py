@@ -13,7 +13,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .diff_safetensors import (
+from ..errors import DiffError
+from ..io.files import open_regular
+from ..io.safetensors import (
     Buffer,
     Header,
     as_tensor,
@@ -23,9 +25,7 @@ from .diff_safetensors import (
     tensor_bytes,
     write_tensors,
 )
-from .diff_weights import NAME, SparseOffset, WeightDiff, check_offset, halves
-from .errors import DiffError
-from .files import open_regular
+from .weight_diff import NAME, SparseOffset, WeightDiff, check_offset, halves
 
 FORMAT = "trust-diff"
 NOTES = "trust-notes"

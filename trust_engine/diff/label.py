@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .diff_family import family_of
-from .diff_file import payload_sha256
-from .diff_weights import WeightDiff, plain
-from .keys import layer_of, projection_of
+from ..models.keys import layer_of, projection_of
+from ..models.unet_families import family_of
+from .file import payload_sha256
+from .weight_diff import WeightDiff, plain
 
 WIDTH = 14
 

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .concept import build_prompts
-from .conditioning import TextEncoder
-from .diff_algebra import Parts, check_parts, lineage
-from .diff_weights import SparseOffset, WeightDiff
-from .errors import DiffError, SpecError
-from .keys import projection_of
-from .spec import ConceptSpec, UnlearnSpec
+from ..errors import DiffError, SpecError
+from ..models.conditioning import TextEncoder
+from ..models.keys import projection_of
+from ..prompts.concept import build_prompts
+from ..spec import ConceptSpec, UnlearnSpec
+from .arithmetic import Parts, check_parts, lineage
+from .weight_diff import SparseOffset, WeightDiff
 
 BETA = 1.0  # weight of what must stay
 RIDGE = 1e-4  # of the mean square of a text state's entry

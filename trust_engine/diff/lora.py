@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .diff_family import FAMILIES, family_of
-from .diff_file import payload_sha256
-from .diff_safetensors import planned, tensor_bytes, write_tensors
-from .diff_weights import SparseOffset, WeightDiff
-from .errors import DiffError
-from .spec import in_range
+from ..errors import DiffError
+from ..io.safetensors import planned, tensor_bytes, write_tensors
+from ..models.unet_families import FAMILIES, family_of
+from ..spec import in_range
+from .file import payload_sha256
+from .weight_diff import SparseOffset, WeightDiff
 
 PROVENANCE = "trust-provenance"
 _LARGEST = 1 << 26  # entries; the largest weight of SD 1.x, 2.x and SDXL has 3e7

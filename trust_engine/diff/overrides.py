@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conditioning import Conditioning
-from ..denoiser import ModuleDenoiser
-from ..diff import WeightDiff, applied
-from ..model import LoadedModel
+from ..models.conditioning import Conditioning
+from ..models.denoiser import ModuleDenoiser
+from ..models.load import LoadedModel
+from . import WeightDiff, applied
 
 Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]
 

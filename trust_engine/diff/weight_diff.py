@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import DiffError
+from ..errors import DiffError
 
 NAME = re.compile(r"[a-z0-9_]{1,64}(\.[a-z0-9_]{1,64}){1,16}\.(weight|bias)")
 LARGEST_WEIGHT = 2**31 - 1  # entries: flat indices are int32

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import OutputError, TrustError
+from ..errors import OutputError, TrustError
 
 TEMPORARY = ".trust-"
 ABANDONED = 24 * 3600  # seconds: a temporary file this old belongs to a process that was killed

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .errors import DiffError, TrustError
+from ..errors import DiffError, TrustError
 from .files import atomic_file, refuse_pickle
 
 CHUNK = 1 << 20

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..errors import ModelError
 from .denoiser import Denoiser
-from .errors import ModelError
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_names import Stock, Stored
-from .diff_safetensors import DTYPES, Entry, read_header, read_tensor
-from .errors import ModelError
+from ..errors import ModelError
+from ..io.files import open_regular
+from ..io.safetensors import DTYPES, Entry, read_header, read_tensor
 from .families import SUPPORTED, other_kind
-from .files import open_regular
 from .keys import LDM_PREFIX
+from .names import Stock, Stored
 from .precision import compute_type, widen
 
 LONGEST_HEADER = 64 << 20

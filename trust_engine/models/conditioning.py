@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .errors import ModelError
+from ..errors import ModelError
 
 
 @dataclass(frozen=True)

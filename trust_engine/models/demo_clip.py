@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..weights import fill
-from .judge import ASSETS, Backbone
+from ..demo.judge import ASSETS, Backbone
+from .parameters import fill
 
 CHECKPOINT = "emoji-world.safetensors"
 TEXT_PREFIX = "cond_stage_model.transformer."

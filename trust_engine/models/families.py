@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .demo.clip import TEXT_CONFIG
-from .diff_family import FAMILIES, Family
-from .errors import ModelError
+from ..errors import ModelError
+from .demo_clip import TEXT_CONFIG
+from .unet_families import FAMILIES, Family
 
 Layout = Literal["hf", "openclip"]
 SUPPORTED = "SD 1.x, SD 2.x and SDXL"

@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_loading import VAE_PREFIX, Checkpoint, fill, open_checkpoint, size_of
-from .checkpoint_names import Stock, Stored
-from .decoders import decoder_stock, load_decoder
-from .demo.clip import CHECKPOINT, load_clip, tokenize
-from .demo.judge import ASSETS
-from .demo.vocabulary import OBJECTS, STYLES
+from ..demo.judge import ASSETS
+from ..demo.vocabulary import OBJECTS, STYLES
+from ..errors import ModelError
+from ..spec import UnlearnSpec
+from .checkpoint import VAE_PREFIX, Checkpoint, fill, open_checkpoint, size_of
+from .demo_clip import CHECKPOINT, load_clip, tokenize
 from .denoiser import ModuleDenoiser, NoiseSchedule, compute_dtype, device_of, projections
-from .denoiser_diffusers import diffusers_denoiser
-from .errors import ModelError
+from .diffusers_unet import diffusers_denoiser
 from .everyday import STYLES as LOOKS
 from .everyday import THINGS
 from .families import ModelFamily, detect
 from .keys import KeyMap
+from .lent import LentModel
 from .memory import (
     batch_for,
     check_memory,
@@ -29,11 +29,11 @@ from .memory import (
     recording_needs,
     training_needs,
 )
-from .prediction import schedule_of
+from .names import Stock, Stored
 from .sampler import SamplerSettings, ddim, initial_noise
-from .spec import UnlearnSpec
+from .schedule import schedule_of
 from .text_encoders import ClipEncoder, SDXLEncoder, load_encoder, tower_stock
-from .unlearn import LentModel
+from .vae import decoder_stock, load_decoder
 
 __all__ = ["DEMO", "VAE_PREFIX", "ClipEncoder", "LoadedModel", "load_model", "pick_device"]
 

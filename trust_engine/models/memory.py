@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import ModelError
+from ..errors import ModelError
 from .keys import layer_of
 
 GB = 1e9

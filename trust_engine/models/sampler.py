@@ -10,10 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..errors import SpecError
+from ..spec import in_range
 from .conditioning import Conditioning, stack
 from .denoiser import Denoiser, device_of
-from .errors import SpecError
-from .spec import in_range
 
 SamplerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .checkpoint_loading import Checkpoint
+from ..errors import ModelError
+from .checkpoint import Checkpoint
 from .denoiser import NoiseSchedule, Prediction, scaled_linear
-from .errors import ModelError
 from .families import ModelFamily
 
 LEAST = 4.8973451890853435e-08  # of the signal's share at the end: zero has no noise level

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_loading import Checkpoint, fill
-from .checkpoint_names import Stock, tower_names
+from ..errors import ModelError
+from .checkpoint import Checkpoint, fill
 from .conditioning import Conditioning
-from .demo.clip import load_tokenizer
-from .errors import ModelError
+from .demo_clip import load_tokenizer
 from .families import END, ModelFamily, Tower
+from .names import Stock, tower_names
 
 LENGTH = 77
 TIME_WIDTH = 256  # of each of the six numbers that tell SDXL size and crop

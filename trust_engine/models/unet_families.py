@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .demo.architecture import SHAPE, UNET_CONFIG
+from .demo_architecture import SHAPE, UNET_CONFIG
 from .keys import UNetShape, projection_of
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"

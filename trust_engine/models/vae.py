@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_loading import VAE_PREFIX, Checkpoint, fill
-from .checkpoint_names import Stock, decoder_names
+from ..errors import ModelError
+from .checkpoint import VAE_PREFIX, Checkpoint, fill
 from .denoiser import compute_dtype
-from .errors import ModelError
 from .families import ModelFamily
+from .names import Stock, decoder_names
 
 
 class KLDecoder(nn.Module):

@@ -9,10 +9,10 @@ from itertools import cycle
 
 import torch.nn.functional as F
 
-from .conditioning import TextEncoder
-from .errors import SpecError
-from .phrases import with_article
-from .spec import ConceptSpec
+from ..errors import SpecError
+from ..models.conditioning import TextEncoder
+from ..phrases import with_article
+from ..spec import ConceptSpec
 from .templates import LOOKS, LOOKS_KEPT, PAIRS, STYLES, TEMPLATES, THINGS, UNDER, Template
 
 MAX_TOKENS = 75

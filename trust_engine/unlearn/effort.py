@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .errors import SpecError
-from .spec import UnlearnSpec
+from ..errors import SpecError
+from ..spec import UnlearnSpec
 
 DEFAULTS: dict[str, Any] = {
     f.name: f.default

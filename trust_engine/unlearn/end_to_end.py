@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .conditioning import Conditioning
-from .denoiser import Denoiser, compute_dtype, device_of
-from .errors import SpecError
+from ..errors import SpecError
+from ..models.conditioning import Conditioning
+from ..models.denoiser import Denoiser, compute_dtype, device_of
+from ..models.parameters import exchanged
+from ..spec import UnlearnSpec
 from .mask import Tensors
 from .objective import distance
-from .spec import UnlearnSpec
-from .weights import exchanged
 
 BATCH = 8
 

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from .attention import cross_attention_modules, read_layer
-from .denoiser import device_of
-from .forgetting import Forgetting
-from .local import PROMPTS_A_STEP, LayerProblem, Situation
-from .model import LoadedModel
+from ..models.attention import cross_attention_modules, read_layer
+from ..models.denoiser import device_of
+from ..models.lent import LentModel
+from ..models.load import LoadedModel
+from ..spec import ConceptSpec, UnlearnSpec
+from .end_to_end import BATCH
+from .layerwise import PROMPTS_A_STEP, LayerProblem, Situation
+from .resolve import followed
 from .robust import BATCH as PICTURES
 from .robust import MEASURED, MEASURED_BATCH
-from .scaling import followed
-from .spec import ConceptSpec, UnlearnSpec
+from .run import Unlearning
+from .trainer import Forgetting
 from .trajectory import POSITIONS
-from .unlearn import LentModel, Unlearning
-from .whole import BATCH
 
 ROWS = 2  # of the UNet pass that is timed
 STEPS = 3  # that are timed

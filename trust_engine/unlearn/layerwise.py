@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .attention import CrossAttention
+from ..models.attention import CrossAttention
 from .mask import Tensors
 from .objective import distance
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .spec import UnlearnSpec
+from ..spec import UnlearnSpec
 
 Tensors = tuple[Tensor, ...]
 DECAY = 0.9

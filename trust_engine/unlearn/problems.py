@@ -8,18 +8,18 @@ from functools import cached_property
 
 import torch
 
-from .attention import cross_attention_modules, read_layer
-from .concept import PromptSet
-from .conditioning import Conditioning, stack
-from .denoiser import Denoiser, device_of
-from .forgetting import Forgetting
-from .local import LayerProblem, Situation
+from ..models.attention import cross_attention_modules, read_layer
+from ..models.conditioning import Conditioning, stack
+from ..models.denoiser import Denoiser, device_of
+from ..prompts.concept import PromptSet
+from ..spec import UnlearnSpec
+from .end_to_end import Moments, WholeProblem
+from .layerwise import LayerProblem, Situation
 from .mask import Tensors
 from .robust import Hardening, RobustProblem, every_weight, hardened
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
-from .spec import UnlearnSpec
+from .trainer import Forgetting
 from .trajectory import Plan, Recording
-from .whole import Moments, WholeProblem
 
 UNGUIDED = 6  # rows of the empty prompt among what must stay: guidance leans on it
 

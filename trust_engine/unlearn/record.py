@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
+from ..distributed import Team
+from ..models.conditioning import Conditioning
+from ..models.denoiser import compute_dtype
+from ..models.lent import LentModel
+from ..models.memory import batch_for
+from ..models.sampler import SamplerSettings
+from ..prompts.concept import PromptSet
+from ..spec import UnlearnSpec
 from . import robust
-from .concept import PromptSet
-from .conditioning import Conditioning
-from .denoiser import compute_dtype
-from .memory import batch_for
-from .sampler import SamplerSettings
-from .spec import UnlearnSpec
-from .team import Team
 from .trajectory import Plan, Recording, plan_recording, record
-
-if TYPE_CHECKING:
-    from .unlearn import LentModel
 
 
 def sampler_of(spec: UnlearnSpec) -> SamplerSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from .spec import UnlearnSpec
+from ..spec import UnlearnSpec
 
 STEPS, PASSES, BETA = 0.5, 0.6, -0.5  # powers of the number of concepts: 50 cost less than 12 do
 MOST = 0.3  # share of the entries that several concepts may change together

@@ -25,17 +25,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .concept import PromptSet
-from .conditioning import Conditioning, stack
-from .denoiser import Denoiser, device_of
-from .forgetting import Forgetting, Standing
+from ..distributed import ALONE, Team
+from ..models.conditioning import Conditioning, stack
+from ..models.denoiser import Denoiser, device_of
+from ..models.sampler import SamplerSettings, ddim, initial_noise
+from ..prompts.concept import PromptSet
+from ..spec import UnlearnSpec
+from .end_to_end import Differentiable
 from .mask import Tensors
 from .objective import distance
-from .sampler import SamplerSettings, ddim, initial_noise
-from .spec import UnlearnSpec
-from .team import ALONE, Team
+from .trainer import Forgetting, Standing
 from .trajectory import Recording
-from .whole import Differentiable
 
 PASSES = 10  # times the spec's, to draw with
 DRAWING_STEPS = 12

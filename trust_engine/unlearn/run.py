@@ -9,43 +9,24 @@ from typing import Any
 
 import torch
 
-from . import __version__
-from .attention import cross_attention_modules
-from .concept import PromptSet, build_prompts
-from .conditioning import Conditioning, TextEncoder
-from .denoiser import Denoiser
-from .diff import SparseOffset, WeightDiff, describe_base
-from .errors import DivergenceError, SpecError
-from .forgetting import Forgetting, Standing
-from .keys import projection_of
+from .. import __version__
+from ..diff import SparseOffset, WeightDiff, describe_base
+from ..distributed import ALONE, Team
+from ..errors import DivergenceError, SpecError
+from ..models.attention import cross_attention_modules
+from ..models.conditioning import Conditioning
+from ..models.keys import projection_of
+from ..models.lent import LentModel
+from ..prompts.concept import PromptSet, build_prompts
+from ..spec import UnlearnSpec
+from .end_to_end import Cost, differentiable
 from .mask import overlap, thinned
-from .pieces import Ground, Piece
-from .recording import plan_of, recorded, sampler_of
-from .resume import RunState
-from .saliency import Score
-from .scaling import followed
-from .spec import UnlearnSpec
-from .team import ALONE, Team
+from .problems import Ground, Piece
+from .record import plan_of, recorded, sampler_of
+from .resolve import followed
+from .state import RunState
+from .trainer import Forgetting, Standing
 from .trajectory import Recording
-from .whole import Cost, differentiable
-
-
-@dataclass(frozen=True)
-class LentModel:
-    """What a host lends: the UNet, text encoding and latent size (h, w).
-
-    vocabulary, styles: words the model knows, from which the engine proposes what to preserve;
-    score: how well latents show prompts, for the saliency source "clip"; batch: prompts to record
-    at once, 0: as many as take about a gigabyte.
-    """
-
-    denoiser: Denoiser
-    encoder: TextEncoder
-    latent_size: tuple[int, int]
-    vocabulary: Sequence[str] = ()
-    styles: Sequence[str] = ()
-    score: Score | None = None
-    batch: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,18 @@ clip: how well the picture so far shows the prompt, through the VAE (the paper's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .local import LayerProblem
+from ..models.lent import Score
+from .end_to_end import WholeProblem
+from .layerwise import LayerProblem
 from .mask import Tensors
-from .whole import WholeProblem
 
 BATCHES = 8  # averaged for a saliency that is taken once
-
-Score = Callable[[Tensor, Sequence[str]], Tensor]
-"""Latents x0 (b, 4, h, w) and prompts -> how well each decoded picture shows its prompt, (b,)."""
 
 
 class Source(Protocol):

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .diff import SparseOffset
-from .errors import DivergenceError, SpecError
-from .files import open_safetensors, write_atomically
-from .forgetting import Standing
+from ..diff import SparseOffset
+from ..errors import DivergenceError, SpecError
+from ..io.files import open_safetensors, write_atomically
+from .trainer import Standing
 from .trajectory import Recording
 
 if TYPE_CHECKING:
-    from .unlearn import Unlearning
+    from .run import Unlearning
 
 FORMAT = "trust_run"
 VERSION = 1

@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .errors import DivergenceError
+from ..errors import DivergenceError
+from ..models.precision import quick_products
+from ..spec import UnlearnSpec
 from .mask import SETTLE, DynamicMask, Tensors, overlap, share
 from .objective import InfluenceScale, cip, csr, exact_product, finite_product, slope
 from .optimiser import SelectiveAdam
-from .precision import quick_products
 from .saliency import Source
-from .spec import UnlearnSpec
 
 SMOOTH = 0.9  # of the effect and harm that early stopping looks at
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .attention import cross_attention_modules, watch_inputs
-from .conditioning import Conditioning
-from .denoiser import Denoiser
-from .errors import SpecError
-from .sampler import SamplerSettings, ddim, initial_noise, timesteps
-from .team import ALONE, Team
+from ..distributed import ALONE, Team
+from ..errors import SpecError
+from ..models.attention import cross_attention_modules, watch_inputs
+from ..models.conditioning import Conditioning
+from ..models.denoiser import Denoiser
+from ..models.sampler import SamplerSettings, ddim, initial_noise, timesteps
 
 GROUP = 8  # prompts that keep the same positions, however many are recorded at once
 POSITIONS = 24  # image positions kept a layer, prompt and step; each is an independent query

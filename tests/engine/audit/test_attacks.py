@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from audit_toy import (
+
+from toys.audit_toy import (
     BUDGETS,
     CACTUS,
     FEW,
@@ -14,17 +15,16 @@ from audit_toy import (
     forgets_the_word,
     toy_model,
 )
-from tiny import frozen_bits
-
+from toys.tiny import frozen_bits
 from trust_engine.audit.attacks.base import Strike, attack_cell
 from trust_engine.audit.attacks.catalogue import MAKERS, make_attack
 from trust_engine.audit.attacks.discrete import to_simplex
 from trust_engine.audit.attacks.ringabell import Pool
-from trust_engine.audit.core import follow
+from trust_engine.audit.checks.core import follow
+from trust_engine.audit.context import Studio
 from trust_engine.audit.levels import ATTACKS
-from trust_engine.audit.studio import Studio
 from trust_engine.audit.topic import Topic
-from trust_engine.audit.victim import patched
+from trust_engine.diff.overrides import patched
 from trust_engine.errors import SpecError
 
 TEXT = ("textual_inversion_1", "textual_inversion_3", "p4d", "unlearn_diff_atk", "ring_a_bell")

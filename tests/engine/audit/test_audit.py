@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from audit_toy import (
+
+from toys.audit_toy import (
     FEW,
     LEVEL,
     TOPIC,
@@ -19,12 +20,11 @@ from audit_toy import (
     forgets_the_word,
     toy_model,
 )
-from tiny import frozen_bits
-
+from toys.tiny import frozen_bits
 from trust_engine.audit import Audit, render_page, summary
 from trust_engine.audit.topic import open_topic
 from trust_engine.errors import SpecError
-from trust_engine.model import LoadedModel
+from trust_engine.models.load import LoadedModel
 
 NO_ATTACK = replace(LEVEL, attacks=())
 
@@ -89,7 +89,7 @@ def test_every_figure_has_n_and_an_interval(finished: Audit) -> None:
 
 
 def test_every_key_is_documented(finished: Audit) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "audit.md").read_text("utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "audit.md").read_text("utf-8")
     data = finished.report.figures
     keys = {*data, *data["forgetting"], *data["retention"], *data["attacks"]["relearning"]}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trust_engine.audit.clip_files import load_clip_model
-from trust_engine.audit.eyes import check_eye, distances, load_eye, set_distance
-from trust_engine.audit.judge_clip import ClipJudge
-from trust_engine.audit.lpips import Lpips
+from trust_engine.audit.judges.clip import ClipJudge
+from trust_engine.audit.judges.clip_files import load_clip_model
+from trust_engine.audit.metrics.images import check_eye, distances, load_eye, set_distance
+from trust_engine.audit.metrics.lpips import Lpips
 from trust_engine.errors import ModelError, SpecError
 
 ALEX = (("1.0", 3, 64, 11), ("2.3", 64, 192, 5), ("3.6", 192, 384, 3),

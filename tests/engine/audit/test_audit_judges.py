@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trust_engine.audit.judge_clip import ClipJudge
-from trust_engine.audit.judge_nudenet import NudeNetJudge
-from trust_engine.audit.judges import (
+from trust_engine.audit.judges.base import (
     DemoJudge,
     TinyAligner,
     as_judge,
@@ -21,6 +19,8 @@ from trust_engine.audit.judges import (
     load_aligner,
     load_judge,
 )
+from trust_engine.audit.judges.clip import ClipJudge
+from trust_engine.audit.judges.nudenet import NudeNetJudge
 from trust_engine.audit.topic import demo_topic, open_topic
 from trust_engine.demo.judge import load_judge as load_net
 from trust_engine.diff import WeightDiff

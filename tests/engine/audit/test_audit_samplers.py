@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from test_sampler import COND, UNCOND, predict
-from tiny import fake_denoiser
+from engine.models.test_sampler import COND, UNCOND, predict
 from torch import Tensor
 
-from trust_engine.conditioning import stack
-from trust_engine.denoiser import scaled_linear
+from toys.tiny import fake_denoiser
 from trust_engine.errors import SpecError
-from trust_engine.sampler import SAMPLERS, SamplerSettings, initial_noise, sample, timesteps
+from trust_engine.models.conditioning import stack
+from trust_engine.models.denoiser import scaled_linear
+from trust_engine.models.sampler import SAMPLERS, SamplerSettings, initial_noise, sample, timesteps
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEADING = {"timestep_spacing": "leading", "steps_offset": 1}

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from audit_toy import BUDGETS, LEVEL, TOPIC, ToyJudge, forgets_the_word, toy_model
 
+from toys.audit_toy import BUDGETS, LEVEL, TOPIC, ToyJudge, forgets_the_word, toy_model
 from trust_engine.audit import Audit, Rate, Topic, mean_figure, wilson
+from trust_engine.audit.checks.retention import neighbours
 from trust_engine.audit.levels import FULL, QUICK, pick_level
-from trust_engine.audit.retention import neighbours
-from trust_engine.audit.shots import (
+from trust_engine.audit.probes import (
     GROUPS,
     around,
     base_of,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from audit_toy import forgets_the_word, toy_model
-from tiny import frozen_bits
 
-from trust_engine.audit.victim import override, patched, weights_of
-from trust_engine.conditioning import Conditioning
+from toys.audit_toy import forgets_the_word, toy_model
+from toys.tiny import frozen_bits
 from trust_engine.diff import applied
+from trust_engine.diff.overrides import override, patched, weights_of
+from trust_engine.models.conditioning import Conditioning
 
 
 def test_patched_weights_are_what_applying_gives() -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from audit_toy import LEVEL, forgets_the_word, toy_model
 
 import trust_engine.audit
-import trust_engine.model
-from trust_engine.cli import main
+import trust_engine.models.load
+from toys.audit_toy import LEVEL, forgets_the_word, toy_model
+from trust_engine.cli.main import main
 from trust_engine.diff import save_diff
 
 AUDIT = ["audit", "--model", "m", "--diff", "d.safetensors", "--concept", "gun"]
@@ -22,7 +22,7 @@ def _in_a_folder_with_a_diff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     model = toy_model()
     save_diff(forgets_the_word(model)[0][0], Path("d.safetensors"))
-    monkeypatch.setattr(trust_engine.model, "load_model", lambda *_: model)
+    monkeypatch.setattr(trust_engine.models.load, "load_model", lambda *_: model)
     monkeypatch.setattr(trust_engine.audit, "pick_level", lambda _: LEVEL)
 
 
@@ -98,7 +98,7 @@ def test_bad_input_is_one_line(
     def load(*_: object) -> None:
         pytest.fail("a model was loaded before the input was checked")
 
-    monkeypatch.setattr(trust_engine.model, "load_model", load)
+    monkeypatch.setattr(trust_engine.models.load, "load_model", load)
     before = sorted(Path().iterdir())
     try:
         code: object = main([*AUDIT, *flags])

@@ -8,25 +8,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import frozen_bits
-from tiny_families import tiny_family
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import trust_engine.bench_model
-import trust_engine.bench_speed as speed
-from trust_engine.attention import CrossAttention
-from trust_engine.bench_baselines import esd_update, salun_update, sample_for, uce
-from trust_engine.bench_counting import PAIR, WORD, Work, count_layer, count_pass, problem_for
-from trust_engine.bench_memory import LiveTensors
-from trust_engine.bench_model import FAMILY_NAMES, random_model
-from trust_engine.cli import main
-from trust_engine.concept import build_prompts
-from trust_engine.denoiser import projections
-from trust_engine.local import Situation
-from trust_engine.model import LoadedModel
+import trust_engine.benchmark.random_models
+import trust_engine.benchmark.run as speed
+from toys.tiny import frozen_bits
+from toys.tiny_families import tiny_family
+from trust_engine.benchmark.baselines import esd_update, salun_update, sample_for, uce
+from trust_engine.benchmark.counting import PAIR, WORD, Work, count_layer, count_pass, problem_for
+from trust_engine.benchmark.random_models import FAMILY_NAMES, random_model
+from trust_engine.benchmark.tensor_memory import LiveTensors
+from trust_engine.cli.main import main
+from trust_engine.models.attention import CrossAttention
+from trust_engine.models.denoiser import projections
+from trust_engine.models.load import LoadedModel
+from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import UnlearnSpec
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.layerwise import Situation
+from trust_engine.unlearn.run import Unlearning
 
 CPU = torch.device("cpu")
 FEW = {"passes": 48, "steps": 2}
@@ -35,7 +35,7 @@ FEW = {"passes": 48, "steps": 2}
 @pytest.fixture(autouse=True)
 def _tiny_families(monkeypatch: pytest.MonkeyPatch) -> None:
     families = tuple(tiny_family(name) for name in FAMILY_NAMES.values())
-    monkeypatch.setattr(trust_engine.bench_model, "MODELS", families)
+    monkeypatch.setattr(trust_engine.benchmark.random_models, "MODELS", families)
 
 
 class Counted:
@@ -90,7 +90,7 @@ def test_what_is_counted_is_what_a_layer_is_trained_on(
         met.extend([layer, erase, keep, eta])
         raise Stopped
 
-    monkeypatch.setattr("trust_engine.pieces.LayerProblem", stop)
+    monkeypatch.setattr("trust_engine.unlearn.problems.LayerProblem", stop)
     with pytest.raises(Stopped):
         list(Unlearning(model.lend(), UnlearnSpec((work.concept,))))
     layer, erase, keep, eta = met
@@ -155,7 +155,7 @@ def test_a_step_costs_the_passes_that_are_reported(update, plain: int, trained: 
 
 
 def test_uce_takes_no_pass_and_solves_its_equation() -> None:
-    from trust_engine.bench_baselines import _closed_form
+    from trust_engine.benchmark.baselines import _closed_form
 
     model = random_model("sd15", CPU)
     counted = Counted(model)
@@ -207,10 +207,10 @@ def test_live_tensors_are_counted_once_and_freed(device: str) -> None:
 
 
 def test_the_global_engine_is_refused_where_memory_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    import trust_engine.memory
+    import trust_engine.models.memory
 
     model = random_model("sd15", CPU)
-    monkeypatch.setattr(trust_engine.memory, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(trust_engine.models.memory, "free_memory", lambda _: 1000)
     asked = speed.Question("sd15", CPU, **FEW)
     assert "GB are free" in speed._global(model, asked)["refused"]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
-from tiny import frozen_bits, tiny_denoiser, tiny_model
 
-import trust_engine.model
-from trust_engine.cli import main
+import trust_engine.models.load
+from toys.tiny import frozen_bits, tiny_denoiser, tiny_model
+from trust_engine.cli.main import main
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, load_diff, save_diff
 from trust_engine.errors import ModelError
-from trust_engine.keys import LDM_PREFIX
+from trust_engine.models.keys import LDM_PREFIX
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 FIRST = LDM_PREFIX + "input_blocks.0.0.weight"
@@ -76,14 +76,14 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
         pytest.fail("a model was loaded before the input was checked")
 
-    monkeypatch.setattr(trust_engine.model, "load_model", load)
+    monkeypatch.setattr(trust_engine.models.load, "load_model", load)
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.model.LoadedModel:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.models.load.LoadedModel:
     """Let the command line load the tiny model, which has no decoder."""
     lent = tiny_model()
-    model = trust_engine.model.LoadedModel(
+    model = trust_engine.models.load.LoadedModel(
         lent.denoiser,
         lent.encoder,
         torch.nn.Identity(),
@@ -91,7 +91,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.model.LoadedModel:
         lent.vocabulary,  # type: ignore[arg-type]
         (),
     )
-    monkeypatch.setattr(trust_engine.model, "load_model", lambda *_: model)
+    monkeypatch.setattr(trust_engine.models.load, "load_model", lambda *_: model)
     return model
 
 
@@ -201,7 +201,7 @@ def test_a_checkpoint_of_other_shapes_is_refused() -> None:
     weights = {FIRST: torch.zeros(64, 9, 3, 3)}
     Path("inpaint.safetensors").write_bytes(save(weights))
     with pytest.raises(ModelError, match="an inpainting model"):
-        trust_engine.model.load_model("inpaint.safetensors")
+        trust_engine.models.load.load_model("inpaint.safetensors")
 
 
 def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +211,7 @@ def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str
 
 
 def test_unlearns_and_reports(
-    tiny: trust_engine.model.LoadedModel, capsys: pytest.CaptureFixture[str]
+    tiny: trust_engine.models.load.LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = frozen_bits(tiny.denoiser.module)
     assert main([*UNLEARN, "--steps", "2", "--seed", "7", "--json"]) == 0
@@ -236,7 +236,7 @@ def test_a_spec_file_and_its_flags_give_the_same_diff() -> None:
 
 
 def test_a_diff_of_another_kind_of_model_is_refused(
-    tiny: trust_engine.model.LoadedModel, capsys: pytest.CaptureFixture[str]
+    tiny: trust_engine.models.load.LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key = "middle_block.1.transformer_blocks.0.attn2.to_v.weight"
     offsets = {key: SparseOffset.of(torch.ones(2, 2))}
@@ -253,7 +253,7 @@ def test_stopped_by_the_user(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trust_engine.progress.run_with_bar", interrupt)
+    monkeypatch.setattr("trust_engine.cli.progress.run_with_bar", interrupt)
     before = files()
     assert main(UNLEARN) == 130
     assert "stopped" in capsys.readouterr().err
@@ -289,7 +289,7 @@ def test_help_teaches(
 
 def test_the_real_command(tmp_path: Path) -> None:
     """In a process of its own nothing else is printed, such as a library's warnings."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-m", "trust_engine", *GENERATE, "--model", "pickle.ckpt"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine.diff.test_diff_file import spelled
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_unet import KEY, small_base, small_checkpoint, small_diff, small_weights
-from test_diff_file import spelled
 
-from trust_engine.cli import main
+from toys.small_unet import KEY, small_base, small_checkpoint, small_diff, small_weights
+from trust_engine.cli.main import main
 from trust_engine.diff import (
     SparseOffset,
     WeightDiff,
@@ -22,8 +22,8 @@ from trust_engine.diff import (
     payload_sha256,
     save_diff,
 )
-from trust_engine.keys import LDM_PREFIX
-from trust_engine.model import DEMO
+from trust_engine.models.keys import LDM_PREFIX
+from trust_engine.models.load import DEMO
 
 AUDIT = {
     "ua": {"value": 0.95, "low": 0.9, "high": 0.98, "n": 80},

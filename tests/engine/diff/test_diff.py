@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import KEY, content, frozen_bits, some_diff, tiny_denoiser
 
-from trust_engine.denoiser import ModuleDenoiser, projections
+from toys.tiny import KEY, content, frozen_bits, some_diff, tiny_denoiser
 from trust_engine.diff import (
     SparseOffset,
     WeightDiff,
@@ -22,6 +21,7 @@ from trust_engine.diff import (
     save_diff,
 )
 from trust_engine.errors import DiffError
+from trust_engine.models.denoiser import ModuleDenoiser, projections
 
 
 def small_offsets(keys: list[str]) -> dict[str, SparseOffset]:
@@ -70,11 +70,11 @@ def test_same_content_same_bytes_in_any_process_and_order(tmp_path: Path) -> Non
     turned = dict(reversed(provenance.items()))
     save_diff(WeightDiff(small_offsets(keys[::-1]), turned), tmp_path / "b")
     script = (
-        "import pathlib\nfrom test_diff import *\n"
+        "import pathlib\nfrom engine.diff.test_diff import *\n"
         f"save_diff(WeightDiff(small_offsets({keys}), {provenance}), pathlib.Path('c'))"
     )
     here = Path(__file__).parent
-    path = os.pathsep.join(map(str, (here, here.parent)))
+    path = os.pathsep.join(map(str, (here.parents[1], here.parents[2])))
     environment = {**os.environ, "PYTHONHASHSEED": "4321", "PYTHONPATH": path}
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
     one, two, three = ((tmp_path / name).read_bytes() for name in "abc")

@@ -6,9 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_unet import KEY, SHAPES, small_denoiser, small_diff, small_weights
 
-from trust_engine.denoiser import projections
+from toys.small_unet import KEY, SHAPES, small_denoiser, small_diff, small_weights
 from trust_engine.diff import (
     SparseOffset,
     WeightDiff,
@@ -24,6 +23,7 @@ from trust_engine.diff import (
     thinned,
 )
 from trust_engine.errors import DiffError, SpecError
+from trust_engine.models.denoiser import projections
 
 Vectors = st.lists(st.integers(-64, 64).map(lambda n: n / 16), min_size=8, max_size=8)
 

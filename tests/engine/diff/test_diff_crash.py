@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_unet import small_diff
-from test_diff_file import spelled
+from engine.diff.test_diff_file import spelled
 
-from trust_engine import files
+from toys.small_unet import small_diff
 from trust_engine.diff import load_diff, save_diff
 from trust_engine.errors import OutputError
-from trust_engine.files import atomic_file, check_writable, write_atomically
+from trust_engine.io import files
+from trust_engine.io.files import atomic_file, check_writable, write_atomically
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork, kill and limits of POSIX")
 STEPS = ("fdopen", "write", "flush", "fsync", "replace")

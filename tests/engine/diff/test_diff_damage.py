@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import KEY, content, some_diff, tiny_denoiser
 
+from toys.tiny import KEY, content, some_diff, tiny_denoiser
 from trust_engine.diff import SparseOffset, WeightDiff, load_diff, save_diff
 from trust_engine.errors import DiffError, OutputError
 

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from small_unet import KEY, SHAPES, small_diff
 
+from toys.small_unet import KEY, SHAPES, small_diff
 from trust_engine.diff import (
     SparseOffset,
     WeightDiff,
@@ -22,7 +22,7 @@ from trust_engine.diff import (
     payload_sha256,
     save_diff,
 )
-from trust_engine.diff_file import NOTES, _pack_indices, _unpack_indices
+from trust_engine.diff.file import NOTES, _pack_indices, _unpack_indices
 from trust_engine.errors import DiffError
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import KEY, WIDTH, HostEncoder, WordEncoder
 from torch import Tensor
 
-from trust_engine import diff_fit
-from trust_engine.concept import build_prompts
+from toys.tiny import KEY, WIDTH, HostEncoder, WordEncoder
 from trust_engine.diff import SparseOffset, WeightDiff, combine, fitted, load_diff, save_diff
+from trust_engine.diff import least_squares as diff_fit
 from trust_engine.errors import DiffError, SpecError
+from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec
 
 KEYS, VALUES = KEY.replace("to_v", "to_k"), KEY

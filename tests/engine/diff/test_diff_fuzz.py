@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_unet import SHAPES, small_denoiser, small_diff
-from test_diff_damage import mutations
-from test_diff_file import spelled
+from engine.diff.test_diff_damage import mutations
+from engine.diff.test_diff_file import spelled
 
+from toys.small_unet import SHAPES, small_denoiser, small_diff
 from trust_engine.diff import WeightDiff, applied, check_fits, save_diff
-from trust_engine.diff_file import FORMAT, _sha256, read_diff
-from trust_engine.diff_weights import SparseOffset, check_offset
+from trust_engine.diff.file import FORMAT, _sha256, read_diff
+from trust_engine.diff.weight_diff import SparseOffset, check_offset
 from trust_engine.errors import DiffError, TrustError
 
 LIMIT = 256 << 20  # bytes of address space that reading all of them may take on top

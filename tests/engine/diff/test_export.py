@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_unet import (
+
+from toys.small_unet import (
     KEY,
     SHAPES,
     metadata,
@@ -22,16 +23,15 @@ from small_unet import (
     small_weights,
     stock,
 )
-
-from trust_engine.denoiser import projections
 from trust_engine.diff import SparseOffset, WeightDiff, applied, payload_sha256
-from trust_engine.diff_apply import fingerprint_of
-from trust_engine.diff_base import open_base
-from trust_engine.diff_checkpoint import write_checkpoint, write_unet_folder, write_unet_pt
-from trust_engine.diff_export import export_dense, export_lora
-from trust_engine.diff_safetensors import write_all
+from trust_engine.diff.apply import fingerprint_of
+from trust_engine.diff.bake import write_checkpoint, write_unet_folder, write_unet_pt
+from trust_engine.diff.base import open_base
+from trust_engine.diff.lora import export_dense, export_lora
 from trust_engine.errors import DiffError, ModelError, OutputError
-from trust_engine.keys import LDM_PREFIX
+from trust_engine.io.safetensors import write_all
+from trust_engine.models.denoiser import projections
+from trust_engine.models.keys import LDM_PREFIX
 
 
 def test_dense_is_exact_to_float16_and_names_match(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_diffusers_folder_and_a_state_dict(tmp_path: Path) -> None:
 def test_diffusers_loads_the_folder(tmp_path: Path) -> None:
     from diffusers import UNet2DConditionModel
 
-    from trust_engine.model import DEMO, load_model
+    from trust_engine.models.load import DEMO, load_model
 
     with open_base(DEMO) as base:
         write_unet_folder(base, [], tmp_path / "unet")

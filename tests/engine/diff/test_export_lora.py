@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_unet import KEY, SHAPES, metadata, small_diff, stock
 
+from toys.small_unet import KEY, SHAPES, metadata, small_diff, stock
 from trust_engine.diff import SparseOffset, WeightDiff
-from trust_engine.diff_export import export_lora, low_rank
+from trust_engine.diff.lora import export_lora, low_rank
 
 
 def lora_weight(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:

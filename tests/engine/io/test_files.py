@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from trust_engine import files
 from trust_engine.errors import ModelError, OutputError
-from trust_engine.files import check_writable, open_safetensors, write_atomically
+from trust_engine.io import files
+from trust_engine.io.files import check_writable, open_safetensors, write_atomically
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file modes and devices")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from tiny import hooks_of, tiny_denoiser
 from torch import nn
 
-from trust_engine.attention import cross_attention_modules, read_layer, watch_inputs
-from trust_engine.denoiser import projections
+from toys.tiny import hooks_of, tiny_denoiser
 from trust_engine.errors import ModelError
-from trust_engine.keys import layer_of
+from trust_engine.models.attention import cross_attention_modules, read_layer, watch_inputs
+from trust_engine.models.denoiser import projections
+from trust_engine.models.keys import layer_of
 
 
 class LdmAttention(nn.Module):

@@ -15,12 +15,12 @@ from bench.world.scenes import draw, random_scene
 from bench.world.train_judge import labels, scramble
 from bench.world.training import to_tensor
 from trust_engine.audit import audit, plan
-from trust_engine.demo.clip import load_clip, tokenize
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import JUDGED, OBJECTS, Scene, caption
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint
-from trust_engine.model import DEMO, LoadedModel, load_model
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.demo_clip import load_clip, tokenize
+from trust_engine.models.load import DEMO, LoadedModel, load_model
+from trust_engine.models.sampler import SamplerSettings
 
 FEW = SamplerSettings(steps=2, cfg=4.0)
 

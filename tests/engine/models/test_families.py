@@ -15,8 +15,10 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 from safetensors.torch import load_file, save_file
-from tiny import frozen_bits
-from tiny_families import (
+from torch import Tensor
+
+from toys.tiny import frozen_bits
+from toys.tiny_families import (
     NAMES,
     TEXTS,
     UNET,
@@ -28,19 +30,17 @@ from tiny_families import (
     original,
     single_file,
 )
-from torch import Tensor
-
-from trust_engine.attention import cross_attention_modules
-from trust_engine.conditioning import Conditioning
-from trust_engine.demo.clip import load_tokenizer
-from trust_engine.denoiser import compute_dtype, scaled_linear
 from trust_engine.errors import ModelError
-from trust_engine.keys import projection_of
-from trust_engine.model import load_model
-from trust_engine.prediction import zero_terminal
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.attention import cross_attention_modules
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.demo_clip import load_tokenizer
+from trust_engine.models.denoiser import compute_dtype, scaled_linear
+from trust_engine.models.keys import projection_of
+from trust_engine.models.load import load_model
+from trust_engine.models.sampler import SamplerSettings
+from trust_engine.models.schedule import zero_terminal
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.run import Unlearning
 
 every = pytest.mark.parametrize("name", NAMES)
 PROMPTS = ["a gun on a table", "", "word " * 100]

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import UNET, folder, install, original, single_file
 
-import trust_engine.memory
+import trust_engine.models.memory
+from toys.tiny_families import UNET, folder, install, original, single_file
 from trust_engine.errors import ModelError
-from trust_engine.families import detect
-from trust_engine.model import load_model
+from trust_engine.models.families import detect
+from trust_engine.models.load import load_model
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +88,8 @@ def test_too_little_memory_is_told_before_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = single_file(tmp_path / "m", original("sd1"))
-    monkeypatch.setattr(trust_engine.memory, "free_memory", lambda _: 1_000_000)
-    monkeypatch.setattr("trust_engine.model.fill", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(trust_engine.models.memory, "free_memory", lambda _: 1_000_000)
+    monkeypatch.setattr("trust_engine.models.load.fill", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(ModelError, match=r"needs about 0\.0 GB .* free"):
         load_model(str(path), "cpu")
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_families import Original, build, ldm_tensors
 
-from trust_engine.attention import cross_attention_modules
-from trust_engine.bench_model import family_for, random_model
-from trust_engine.checkpoint_loading import check_names, open_checkpoint
-from trust_engine.decoders import decoder_stock
-from trust_engine.families import KL, MODELS, detect
-from trust_engine.memory import Peak
-from trust_engine.model import blank_unet, load_model, named_unet
+from toys.tiny_families import Original, build, ldm_tensors
+from trust_engine.benchmark.random_models import family_for, random_model
+from trust_engine.models.attention import cross_attention_modules
+from trust_engine.models.checkpoint import check_names, open_checkpoint
+from trust_engine.models.families import KL, MODELS, detect
+from trust_engine.models.load import blank_unet, load_model, named_unet
+from trust_engine.models.memory import Peak
+from trust_engine.models.text_encoders import blank_tower, tower_stock
+from trust_engine.models.vae import decoder_stock
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.text_encoders import blank_tower, tower_stock
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.run import Unlearning
 
 # Parameters of the UNet and of each text encoder, as published; layers; size of a float16 file.
 PUBLISHED = {

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_spec
 
-import trust_engine.memory as memory
-from trust_engine.attention import CrossAttention
-from trust_engine.bench_counting import count_pass
-from trust_engine.bench_memory import LiveTensors
-from trust_engine.bench_model import family_for, schedule_for
-from trust_engine.cli_inputs import check_out
-from trust_engine.denoiser import projections
+import trust_engine.models.memory as memory
+from toys.tiny import tiny_model, tiny_spec
+from trust_engine.benchmark.counting import count_pass
+from trust_engine.benchmark.random_models import family_for, schedule_for
+from trust_engine.benchmark.tensor_memory import LiveTensors
+from trust_engine.cli.inputs import check_out
 from trust_engine.errors import ModelError, OutputError
-from trust_engine.local import LayerProblem, Situation
-from trust_engine.memory import (
+from trust_engine.models.attention import CrossAttention
+from trust_engine.models.denoiser import projections
+from trust_engine.models.load import load_model
+from trust_engine.models.memory import (
     AT_ONCE,
     GB,
     MEMORY,
@@ -28,11 +28,11 @@ from trust_engine.memory import (
     recording_needs,
     training_needs,
 )
-from trust_engine.model import load_model
-from trust_engine.sampler import SamplerSettings
+from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.trajectory import Recording, record
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.layerwise import LayerProblem, Situation
+from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.trajectory import Recording, record
 
 CPU = torch.device("cpu")
 GUN = ConceptSpec(("gun",))

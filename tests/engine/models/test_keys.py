@@ -8,11 +8,18 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from tiny import CONFIG, SHAPE
 
-from trust_engine.demo.architecture import SHAPE as DEMO_SHAPE
-from trust_engine.demo.architecture import UNET_CONFIG
-from trust_engine.keys import LDM_PREFIX, KeyMap, UNetShape, layer_of, module_pairs, projection_of
+from toys.tiny import CONFIG, SHAPE
+from trust_engine.models.demo_architecture import SHAPE as DEMO_SHAPE
+from trust_engine.models.demo_architecture import UNET_CONFIG
+from trust_engine.models.keys import (
+    LDM_PREFIX,
+    KeyMap,
+    UNetShape,
+    layer_of,
+    module_pairs,
+    projection_of,
+)
 
 SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 SDXL = {

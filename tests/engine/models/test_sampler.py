@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny import fake_denoiser
 from torch import Tensor
 
-from trust_engine.conditioning import Conditioning, stack
-from trust_engine.denoiser import NoiseSchedule, scaled_linear
+from toys.tiny import fake_denoiser
 from trust_engine.errors import SpecError
-from trust_engine.sampler import SamplerSettings, ddim, initial_noise, timesteps
+from trust_engine.models.conditioning import Conditioning, stack
+from trust_engine.models.denoiser import NoiseSchedule, scaled_linear
+from trust_engine.models.sampler import SamplerSettings, ddim, initial_noise, timesteps
 
 COND = Conditioning(torch.tensor([[[0.3]], [[-0.7]]]))
 UNCOND = Conditioning(torch.tensor([[[0.1]]]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trust_engine.weights import fill
+from trust_engine.models.parameters import fill
 
 
 class Old(nn.Module):

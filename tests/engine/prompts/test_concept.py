@@ -6,13 +6,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from tiny import WORDS, WordEncoder
 
-from trust_engine.concept import PUSH, PromptSet, build_prompts
+from toys.tiny import WORDS, WordEncoder
 from trust_engine.errors import SpecError
 from trust_engine.phrases import with_article
+from trust_engine.prompts.concept import PUSH, PromptSet, build_prompts
+from trust_engine.prompts.templates import PAIRS, STYLES
 from trust_engine.spec import ConceptSpec
-from trust_engine.templates import PAIRS, STYLES
 
 KINDS = {
     "single": ConceptSpec(("gun", "pistol")),

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import tiny_spec
 
-from trust_engine.attention import CrossAttention
+from toys.tiny import tiny_spec
 from trust_engine.errors import DivergenceError
-from trust_engine.forgetting import Forgetting, Standing
-from trust_engine.local import LayerProblem, Situation
-from trust_engine.mask import overlap, share
+from trust_engine.models.attention import CrossAttention
 from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn.layerwise import LayerProblem, Situation
+from trust_engine.unlearn.mask import overlap, share
+from trust_engine.unlearn.trainer import Forgetting, Standing
 
 PROMPTS, POSITIONS, D, C, TOKENS = 4, 96, 24, 64, 6
 
@@ -237,8 +237,8 @@ def test_goals_worked_out_at_once_or_at_each_step_are_the_same(
     erase, keep = situations()
     ends = []
     for answers, memory in ((1 << 23, 0), (0, 1 << 26), (0, 0)):
-        monkeypatch.setattr("trust_engine.local.ANSWERS_KEPT", answers)
-        monkeypatch.setattr("trust_engine.local.MEMORY_KEPT", memory)
+        monkeypatch.setattr("trust_engine.unlearn.layerwise.ANSWERS_KEPT", answers)
+        monkeypatch.setattr("trust_engine.unlearn.layerwise.MEMORY_KEPT", memory)
         wanted = spec(steps=12, eta=eta)
         it = forgetting(wanted, erase, keep)
         problem = it.problem
@@ -268,7 +268,7 @@ def test_a_gpu_trains_in_its_tensor_cores_and_a_host_never_notices(
     if not hasattr(torch.backends.cuda.matmul, name):
         pytest.skip("this torch has no such switch")
     script = (
-        "import torch; from trust_engine.precision import quick_products as q\n"
+        "import torch; from trust_engine.models.precision import quick_products as q\n"
         "m = torch.backends.cuda.matmul\n"
         f"for host in ({plain!r}, {quick!r}):\n"
         f"    m.{name} = host\n"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_spec
 from torch import Tensor
 
-from trust_engine.mask import DynamicMask, grouped, overlap, share, top_groups, z_scores
+from toys.tiny import tiny_spec
+from trust_engine.unlearn.mask import DynamicMask, grouped, overlap, share, top_groups, z_scores
 
 # Few distinct values, so that ties are common.
 values = st.lists(st.sampled_from([-2.0, 0.0, 0.5, 1.0, 1.5, 3.0]), min_size=1, max_size=12)

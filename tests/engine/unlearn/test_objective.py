@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trust_engine.attention import CrossAttention
-from trust_engine.objective import (
+from trust_engine.models.attention import CrossAttention
+from trust_engine.unlearn.objective import (
     InfluenceScale,
     cip,
     csr,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from trust_engine.diff import SparseOffset
-from trust_engine.optimiser import BETA1, BETA2, EPSILON, SelectiveAdam
+from trust_engine.unlearn.optimiser import BETA1, BETA2, EPSILON, SelectiveAdam
 
 
 def relative(rate: float) -> float:

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import content, frozen_bits, tiny_model, tiny_spec
 
-import trust_engine.robust as robust
-from trust_engine.concept import PromptSet
-from trust_engine.denoiser import projections
+import trust_engine.unlearn.robust as robust
+from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
 from trust_engine.diff import applied
-from trust_engine.pieces import Ground
-from trust_engine.resume import load_state, save_state
-from trust_engine.robust import (
+from trust_engine.models.denoiser import projections
+from trust_engine.models.lent import LentModel
+from trust_engine.prompts.concept import PromptSet
+from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn.problems import Ground
+from trust_engine.unlearn.resolve import followed
+from trust_engine.unlearn.robust import (
     BUDGET,
     EARLIEST,
     MEASURED_BATCH,
@@ -30,9 +32,8 @@ from trust_engine.robust import (
     pictured,
     told_of,
 )
-from trust_engine.scaling import followed
-from trust_engine.spec import UnlearnSpec
-from trust_engine.unlearn import LentModel, Unlearning
+from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.state import load_state, save_state
 
 BATCH, DRAWN = 4, 6  # samples; passes a picture
 MEASURED = 6  # batches of the concept and as many of the rest

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_unlearn import finish, saved
-from tiny import frozen_bits, tiny_model, tiny_spec
+from engine.unlearn.test_unlearn import finish, saved
 
-from trust_engine.attention import cross_attention_modules, read_layer
+from toys.tiny import frozen_bits, tiny_model, tiny_spec
 from trust_engine.diff import applied, save_diff
 from trust_engine.errors import DivergenceError, SpecError
-from trust_engine.resume import load_state, save_state
+from trust_engine.models.attention import cross_attention_modules, read_layer
 from trust_engine.spec import ConceptSpec
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.state import load_state, save_state
 
 KINDS = {
     "single": ConceptSpec(("gun",)),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tiny import tiny_model, tiny_spec
 
-from trust_engine.scaling import followed
+from toys.tiny import tiny_model, tiny_spec
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import Unlearning
+from trust_engine.unlearn.resolve import followed
+from trust_engine.unlearn.run import Unlearning
 
 
 def several(count: int, **changes: object) -> UnlearnSpec:

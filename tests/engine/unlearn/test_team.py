@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from trust_engine.diff import load_diff
+from trust_engine.distributed import ALONE, LAUNCHED, Team, joined
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.team import ALONE, LAUNCHED, Team, joined
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 UNLEARN = ("unlearn", "--model", "demo", "--concept", "gun", "--steps", "2", "--device", "cpu")
 
 

@@ -6,13 +6,13 @@ from collections import defaultdict
 
 import pytest
 import torch
-from tiny import WordEncoder, tiny_denoiser
 from torch import Tensor
 
-from trust_engine.attention import cross_attention_modules, watch_inputs
+from toys.tiny import WordEncoder, tiny_denoiser
 from trust_engine.errors import SpecError
-from trust_engine.sampler import SamplerSettings
-from trust_engine.trajectory import POSITIONS, plan_recording, record
+from trust_engine.models.attention import cross_attention_modules, watch_inputs
+from trust_engine.models.sampler import SamplerSettings
+from trust_engine.unlearn.trajectory import POSITIONS, plan_recording, record
 
 PROMPTS = ("a gun", "a cat", "a dog on a car")
 LAST = "output_blocks.3.1.transformer_blocks.0.attn2"

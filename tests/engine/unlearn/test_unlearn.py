@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import HostEncoder, WordEncoder, frozen_bits, hooks_of, tiny_model, tiny_spec
 from torch import Tensor
 
-from trust_engine.attention import cross_attention_modules, read_layer
-from trust_engine.conditioning import Conditioning
-from trust_engine.denoiser import projections
+from toys.tiny import HostEncoder, WordEncoder, frozen_bits, hooks_of, tiny_model, tiny_spec
 from trust_engine.diff import WeightDiff, applied, fingerprint, load_diff, save_diff
 from trust_engine.errors import SpecError
+from trust_engine.models.attention import cross_attention_modules, read_layer
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.denoiser import projections
+from trust_engine.models.lent import LentModel
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn import LentModel, StepReport, Unlearning
+from trust_engine.unlearn.run import StepReport, Unlearning
 
 STYLES = ("diffusers", "ldm")
 

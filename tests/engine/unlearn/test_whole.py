@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import frozen_bits, tiny_denoiser, tiny_spec
 from torch import Tensor
 
-from trust_engine.attention import cross_attention_modules, read_layer
-from trust_engine.conditioning import Conditioning
+from toys.tiny import frozen_bits, tiny_denoiser, tiny_spec
 from trust_engine.errors import SpecError
-from trust_engine.forgetting import Forgetting
-from trust_engine.objective import csr, exact_product, finite_product, slope
-from trust_engine.weights import exchanged
-from trust_engine.whole import Moments, WholeProblem, differentiable
+from trust_engine.models.attention import cross_attention_modules, read_layer
+from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.parameters import exchanged
+from trust_engine.unlearn.end_to_end import Moments, WholeProblem, differentiable
+from trust_engine.unlearn.objective import csr, exact_product, finite_product, slope
+from trust_engine.unlearn.trainer import Forgetting
 
 
 def whole(style: str = "diffusers", **changes: object) -> WholeProblem:

@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...conditioning import Conditioning
-from ...denoiser import device_of
-from ...model import LoadedModel
-from ..cells import Cell, Outcome
+from ...models.conditioning import Conditioning
+from ...models.denoiser import device_of
+from ...models.load import LoadedModel
+from ..check import Cell, Outcome
+from ..context import Looked, Studio, judge, sees_all
 from ..drawing import Work, decode
-from ..figures import Rate
-from ..shots import Shot, concept_shots
-from ..studio import Looked, Studio, judge, sees_all
+from ..metrics.intervals import Rate
+from ..probes import Shot, concept_shots
 
 TIMES = (100, 1000)  # attackers train on timesteps 100..999: the last ones only polish
 
@@ -92,7 +92,7 @@ def attack_cell(studio: Studio, attack: Attack, judged: int, reference: bool) ->
 
 def plain_hits(studio: Studio, shots: Sequence[Shot]) -> Work[list[bool]]:
     """Tell which of the attack's shots show the concept without any attack."""
-    from ..studio import shoot
+    from ..context import shoot
 
     def make() -> Work[list[bool]]:
         looked = yield from shoot(studio, studio.models["edited"], shots)

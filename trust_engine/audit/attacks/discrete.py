@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...conditioning import Conditioning
-from ...denoiser import device_of
-from ...model import LoadedModel
+from ...diff.overrides import differentiable
+from ...models.conditioning import Conditioning
+from ...models.denoiser import device_of
+from ...models.load import LoadedModel
+from ...models.token_embeddings import TokenSpace, embed, fill, token_space
+from ..context import Studio
 from ..drawing import Work, paint
 from ..levels import Budgets
-from ..shots import Shot, concept_shots
-from ..studio import Studio
-from ..tokens import TokenSpace, embed, fill, token_space
-from ..victim import differentiable
+from ..probes import Shot, concept_shots
 from .base import Attack, Strike, denoising_loss, draw_times
 
 ROWS = 8  # prompts whose gradients are held at once

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...conditioning import Conditioning
-from ...model import LoadedModel
+from ...diff.overrides import differentiable
+from ...models.conditioning import Conditioning
+from ...models.load import LoadedModel
+from ...models.token_embeddings import TokenSpace, embed, fill, token_space
+from ..context import Studio
 from ..drawing import Work, paint
 from ..levels import Budgets
-from ..shots import Shot, around, concept_shots
-from ..studio import Studio
-from ..tokens import TokenSpace, embed, fill, token_space
-from ..victim import differentiable
+from ..probes import Shot, around, concept_shots
 from .base import Attack, Strike, denoising_loss, draw_times
 
 SOURCE = "Gal et al. 2022, arXiv 2208.01618; as an attack: Pham et al. 2023, arXiv 2308.01508"

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ...conditioning import Conditioning
-from ...model import LoadedModel
+from ...diff.overrides import weights_of, with_weights
+from ...models.conditioning import Conditioning
+from ...models.load import LoadedModel
+from ..context import Bait, Studio, paint_shots
 from ..drawing import Work
 from ..levels import Budgets
-from ..shots import concept_shots, retained_shots
-from ..studio import Bait, Studio, paint_shots
-from ..victim import weights_of, with_weights
+from ..probes import concept_shots, retained_shots
 from .base import Attack, Strike, denoising_loss, draw_times
 
 Weights = Mapping[str, Tensor]

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...model import LoadedModel
+from ...models.load import LoadedModel
+from ...models.token_embeddings import TokenSpace, embed, token_space
+from ..context import Studio
 from ..drawing import Work, paint
 from ..levels import Budgets
-from ..shots import Shot, concept_shots, others_of
-from ..studio import Studio
-from ..tokens import TokenSpace, embed, token_space
+from ..probes import Shot, concept_shots, others_of
 from ..topic import Topic, named
 from .base import Attack, Strike
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ...model import LoadedModel
+from ...diff.overrides import weights_of, with_weights
+from ...models.load import LoadedModel
+from ..context import Studio, paint_shots
 from ..drawing import Work
 from ..levels import Budgets
-from ..shots import concept_shots
-from ..studio import Studio, paint_shots
-from ..victim import weights_of, with_weights
+from ..probes import concept_shots
 from .base import Attack, Strike
 
 KINDS = {

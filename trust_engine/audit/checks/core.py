@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..diff import WeightDiff
-from ..model import LoadedModel
-from ..sampler import SamplerSettings
-from .drawing import Result, Work
-from .figures import Rate, mean_rate
-from .judges import as_judge
-from .shots import Shot, ShotList, core_shots
-from .studio import Looked, Picture, Studio, shoot
-from .topic import demo_topic
-from .victim import patched
+from ...diff import WeightDiff
+from ...diff.overrides import patched
+from ...models.load import LoadedModel
+from ...models.sampler import SamplerSettings
+from ..context import Looked, Picture, Studio, shoot
+from ..drawing import Result, Work
+from ..judges.base import as_judge
+from ..metrics.intervals import Rate, mean_rate
+from ..probes import Shot, ShotList, core_shots
+from ..topic import demo_topic
 
 AUDIT_VERSION = 2
 Progress = Callable[[int, int], None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .cells import Cell, gone_cell
-from .levels import Level
-from .shots import concept_shots, paraphrase_shots
-from .studio import Studio
+from ..check import Cell, gone_cell
+from ..context import Studio
+from ..levels import Level
+from ..probes import concept_shots, paraphrase_shots
 
 
 def forgetting_cells(studio: Studio, level: Level) -> Iterator[Cell]:

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..conditioning import TextEncoder
-from .cells import BOTH, Cell, Outcome, describe
-from .core import Core, core
-from .drawing import Work
-from .eyes import distances, set_distance
-from .figures import mean_figure, mean_rate
-from .levels import Level
-from .shots import (
+from ...models.conditioning import TextEncoder
+from ..check import BOTH, Cell, Outcome, describe
+from ..context import Looked, Studio, passes_for, shoot
+from ..drawing import Work
+from ..levels import Level
+from ..metrics.images import distances, set_distance
+from ..metrics.intervals import mean_figure, mean_rate
+from ..probes import (
     Shot,
     ShotList,
     member_shots,
@@ -25,8 +25,8 @@ from .shots import (
     pair_shots,
     retained_shots,
 )
-from .studio import Looked, Studio, passes_for, shoot
-from .topic import Topic, named
+from ..topic import Topic, named
+from .core import Core, core
 
 NEAR = 5
 

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..demo import judge as demo
-from ..demo.vocabulary import BACKGROUNDS, JUDGED, STYLES
-from ..errors import SpecError
-from .judge_clip import ClipJudge
-from .judge_nudenet import NudeNetJudge
-from .topic import Topic
+from ...demo import judge as demo
+from ...demo.vocabulary import BACKGROUNDS, JUDGED, STYLES
+from ...errors import SpecError
+from ..topic import Topic
+from .clip import ClipJudge
+from .nudenet import NudeNetJudge
 
 
 class Judge(Protocol):
@@ -102,7 +102,7 @@ class TinyAligner:
 
     def __init__(self, clip: Any = None) -> None:
         if clip is None:
-            from ..demo.clip import load_clip
+            from ...models.demo_clip import load_clip
 
             clip = load_clip()
         self.clip = clip
@@ -110,7 +110,7 @@ class TinyAligner:
     @torch.no_grad()
     def align(self, prompts: Sequence[str], pixels: Tensor) -> Tensor:
         """Return the cosine (b,) of each prompt with its picture."""
-        from ..demo.clip import tokenize
+        from ...models.demo_clip import tokenize
 
         words = self.clip.embed_text(tokenize(list(prompts)))
         return (words * self.features(pixels)).sum(1)

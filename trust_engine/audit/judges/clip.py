@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..topic import named
 from .clip_files import load_clip_model
-from .topic import named
 
 
 class ClipJudge:

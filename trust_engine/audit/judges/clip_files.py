@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ModelError
-from ..weights import fill
+from ...errors import ModelError
+from ...models.parameters import fill
 
 PARTS = ("text_model.", "vision_model.", "text_projection.", "visual_projection.", "logit_scale")
 HEADS = {1280: 16, 1664: 16}  # of the vision towers of ViT-H and bigG; all others: width / 64
@@ -41,7 +41,7 @@ def load_clip_model(path: Path) -> tuple[Any, Any]:
 
 
 def _shipped_tokenizer() -> Any:
-    from ..demo.clip import load_tokenizer
+    from ...models.demo_clip import load_tokenizer
 
     return load_tokenizer()
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
-from .drawing import to_pixels
+from ...errors import ModelError
+from ..drawing import to_pixels
 
 
 class NudeNetJudge:

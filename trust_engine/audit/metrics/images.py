@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..errors import SpecError
-from .figures import Figure, mean_figure
+from ...errors import SpecError
+from .intervals import Figure, mean_figure
 from .lpips import Lpips
 
 LEAST = 8  # pictures below which a set says nothing
@@ -39,7 +39,7 @@ def load_eye(text: str, device: Any = "cpu") -> Eye:
     kind, _, path = text.partition(":")
     if kind == "lpips":
         return Lpips(Path(path), str(device))
-    from .judge_clip import ClipJudge
+    from ..judges.clip import ClipJudge
 
     return ClipJudge(Path(path), {}, str(device))
 

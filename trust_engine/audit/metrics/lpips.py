@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ModelError
+from ...errors import ModelError
 
 LARGEST = 256  # pixels a side; larger pictures are shrunk, or the features would fill the memory
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..context import Picture
 from .page_style import SCRIPT, STYLE
-from .report import Report
-from .studio import Picture
+from .summary import Report
 
 FORGOTTEN = {
     "samplers": "sampler {}",

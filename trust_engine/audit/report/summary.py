@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .cells import Outcome
-from .core import AUDIT_VERSION
-from .levels import ATTACKS, Level
-from .studio import Picture, Studio
+from ..check import Outcome
+from ..checks.core import AUDIT_VERSION
+from ..context import Picture, Studio
+from ..levels import ATTACKS, Level
 from .verdict import not_covered, verdict
 
 

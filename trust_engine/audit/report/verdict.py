@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .attacks.catalogue import make_attack
-from .levels import Budgets
+from ..attacks.catalogue import make_attack
+from ..levels import Budgets
 
 LOW_SIGHT = 0.7  # below this the untouched model itself is too poor, or the judge too blind
 GONE = 0.75  # lower bound of the share without it: 12 of 12 pictures

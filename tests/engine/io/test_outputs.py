@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_unet import small_checkpoint, small_diff
 
-from trust_engine import outputs
-from trust_engine.cli import main
+from toys.small_unet import small_checkpoint, small_diff
+from trust_engine.cli.main import main
 from trust_engine.diff import save_diff
 from trust_engine.errors import OutputError
-from trust_engine.outputs import check_folder, check_outputs
+from trust_engine.io import outputs
+from trust_engine.io.outputs import check_folder, check_outputs
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")

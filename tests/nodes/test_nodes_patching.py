@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_comfy import Host, Patcher, Vae, fake_model
-from fake_comfy_modules import calculate_weight, cast_with_patches
-from fake_comfy_pack import Part, frozen, host, model, models, part, unlearn  # noqa: F401
+
+from fakes.comfy import Host, Patcher, Vae, fake_model
+from fakes.comfy_modules import calculate_weight, cast_with_patches
+from fakes.comfy_pack import Part, frozen, host, model, models, part, unlearn  # noqa: F401
 
 KEY = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 FULL = "diffusion_model." + KEY

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from .errors import OutputError
+from ..errors import OutputError
 from .files import check_writable
 
-DEMO = Path(__file__).with_name("demo") / "assets"
+DEMO = Path(__file__).parents[1] / "demo" / "assets"
 MOST = 20_000  # files of a model's folder that are looked at
 _MODEL = ("unet", "model_index.json", "config.json")
 _WEIGHTS = "diffusion_pytorch_model"

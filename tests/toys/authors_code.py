@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trust_engine.model import LoadedModel
+from trust_engine.models.load import LoadedModel
 
 Weights = dict[str, Tensor]
 

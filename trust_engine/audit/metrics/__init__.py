@@ -1,0 +1,1 @@
+"""Distances between pictures, and figures with their uncertainty."""

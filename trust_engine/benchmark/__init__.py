@@ -1,0 +1,1 @@
+"""What a run costs, measured on full-size models of random weights."""

@@ -1,0 +1,1 @@
+"""What both doors show and share, and no host knows."""

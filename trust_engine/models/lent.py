@@ -1,0 +1,32 @@
+"""A model as a host or a loader lends it to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .conditioning import TextEncoder
+from .denoiser import Denoiser
+
+Score = Callable[[Tensor, Sequence[str]], Tensor]
+"""Latents x0 (b, 4, h, w) and prompts -> how well each decoded picture shows its prompt, (b,)."""
+
+
+@dataclass(frozen=True)
+class LentModel:
+    """What a host lends: the UNet, text encoding and latent size (h, w).
+
+    vocabulary, styles: words the model knows, from which the engine proposes what to preserve;
+    score: how well latents show prompts, for the saliency source "clip"; batch: prompts to record
+    at once, 0: as many as take about a gigabyte.
+    """
+
+    denoiser: Denoiser
+    encoder: TextEncoder
+    latent_size: tuple[int, int]
+    vocabulary: Sequence[str] = ()
+    styles: Sequence[str] = ()
+    score: Score | None = None
+    batch: int = 0

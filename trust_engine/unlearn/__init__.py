@@ -1,0 +1,1 @@
+"""The method: record, find the concept neurons, fine-tune them alone (Algorithm 1 of the paper)."""
