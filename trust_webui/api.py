@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from secrets import compare_digest
 from typing import Any
 
-from fastapi import Body, Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
@@ -19,10 +20,11 @@ from trust_engine.errors import SpecError, TrustError
 from trust_engine.spec import KINDS, UnlearnSpec
 from trust_engine.unlearn.effort import EFFORTS, steps_of
 
-from . import applying, folders, form
-from .auditing import LEVELS, Question, audit
+from . import applying, folders, form, standing, wanted
+from .auditing import Question, asked_about, audit
 from .expecting import expect, watched
-from .jobs import ESTIMATE, JOBS, Job
+from .jobs import ESTIMATE, JOBS, PROGRAM, Job
+from .lines import one_line
 from .work import Order
 
 ROOT = "/trust/v1"
@@ -67,7 +69,30 @@ def _refusing(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except TrustError as error:
-        raise HTTPException(422, " ".join(str(error).split())) from error
+        raise HTTPException(422, one_line(error)) from error
+
+
+async def _body(request: Request) -> Any:
+    """Read a request's JSON; FastAPI itself would answer a mistake with a list of objects."""
+    content = await request.body()
+    return _refusing(lambda: parsed(content))
+
+
+def parsed(content: bytes) -> Any:
+    """Read JSON in which no key comes twice; raises SpecError."""
+    try:
+        return json.loads(content, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"the body is not JSON ({one_line(error, 120)})") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SpecError(f"{one_line(twice, 60)} stands twice in one object; take one out")
+    return told
 
 
 def concepts() -> dict[str, Any]:
@@ -89,27 +114,27 @@ def _told(name: str) -> dict[str, Any]:
         diff, _ = applying.load(name)
         told = describe(diff, folders.found(name).stat().st_size)
     except TrustError as error:
-        return {"name": name, "error": " ".join(str(error).split())}
+        return {"name": name, "error": one_line(error)}
     told.pop("provenance")
     return {"name": name, **told}
 
 
-def post_expect(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+def post_expect(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
     """Begin to estimate what a run would take; the body is that of /unlearn."""
     order = _refusing(lambda: read_order(body))
-    return _begun(JOBS.start(ESTIMATE, order.spec.name, expect(order)))
+    return _begun(JOBS.start(ESTIMATE, order.spec.name, expect(order), PROGRAM))
 
 
-def post_unlearn(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+def post_unlearn(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
     """Begin to unlearn: concepts, effort, spec (any field), resolution, pictures, name, preset."""
     order = _refusing(lambda: read_order(body))
-    return _begun(JOBS.start("unlearn", order.spec.name, watched(order)))
+    return _begun(JOBS.start("unlearn", order.spec.name, watched(order), PROGRAM))
 
 
-def post_audit(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
-    """Begin to audit: diff, concept, judge, and optionally level, images, retain, strength."""
+def post_audit(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
+    """Begin to audit: diff, judge, and optionally concept, level, images, retain, strength."""
     question = _refusing(lambda: read_question(body))
-    return _begun(JOBS.start("audit", question.diff, audit(question)))
+    return _begun(JOBS.start("audit", question.diff, audit(question), PROGRAM))
 
 
 def _begun(job: Job) -> dict[str, Any]:
@@ -127,7 +152,7 @@ def job(identity: str) -> dict[str, Any]:
 
 
 def cancel(identity: str) -> dict[str, Any]:
-    """Ask a job to stop; it does within one step."""
+    """Stop a job: at once while it waits, within one step while it runs."""
     one = _job(identity)
     one.stop()
     return one.to_dict()
@@ -136,83 +161,87 @@ def cancel(identity: str) -> dict[str, Any]:
 def _job(identity: str) -> Job:
     found = JOBS.get(identity)
     if found is None:
-        raise HTTPException(404, f"no job {identity!r}; GET {ROOT}/jobs lists them")
+        shown = one_line(repr(identity), 60)
+        raise HTTPException(404, f"no job {shown}; GET {ROOT}/jobs lists them")
     return found
 
 
 def applied() -> dict[str, Any]:
     """List the diffs that are on every picture."""
-    wanted = _refusing(applying.always)
-    return {"diffs": [{"name": one.name, "strength": one.strength} for one in wanted]}
+    on = _refusing(standing.always)
+    return {"diffs": [{"name": one.name, "strength": one.strength} for one in on]}
 
 
-def apply(body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008
+def apply(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
     """Put diffs on every picture from now on; an empty list takes them off."""
 
     def work() -> dict[str, Any]:
         _known(body, ("diffs",))
-        entries = body.get("diffs")
-        if not isinstance(entries, list):
-            raise SpecError('diffs must be a list of {"name": ..., "strength": ...}')
-        values: list[Any] = []
-        for entry in entries:
-            _known(entry, ("name", "strength"))
-            values += [str(entry.get("name", "")), entry.get("strength", 1.0)]
-        wanted = applying.asked(values)
-        hashes = [applying.load(one.name)[1] for one in wanted]
-        exact = [
-            applying.Wanted(one.name, one.strength, sha)
-            for one, sha in zip(wanted, hashes, strict=True)
-        ]
-        shared.opts.set("trust_always", applying.written(exact), run_callbacks=False)
-        return applied()
+        warnings = standing.put(wanted.listed(body.get("diffs")))
+        return {**applied(), **({"warnings": warnings} if warnings else {})}
 
     return _refusing(work)
 
 
-def read_order(body: Mapping[str, Any]) -> Order:
+def read_order(body: Any) -> Order:
     """Read what /unlearn is sent; raises SpecError."""
     _known(body, ("concepts", "effort", "spec", "resolution", "pictures", "name", "preset"))
     about = {key: body[key] for key in ("resolution", "pictures", "name") if key in body}
     if not all(type(about.get(key, 0)) is int for key in ("resolution", "pictures")):
         raise SpecError("resolution and pictures must be whole numbers")
-    if not isinstance(about.get("name", ""), str):
-        raise SpecError("name must be a text")
     if "preset" in body:
-        given = form.load_preset(str(body["preset"])).order
-        return Order(given.spec, **{"resolution": given.resolution, **about})
+        return _of_preset(body, about)
     parts = body.get("concepts")
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise SpecError('concepts must be a list such as [{"words": ["gun"]}]')
     settings = body.get("spec", {})
-    if not isinstance(settings, dict) or "concepts" in settings:
+    if not isinstance(settings, dict) or {"concepts", "concept"} & set(settings):
         raise SpecError("spec must be an object of the spec's fields, concepts not among them")
     if "effort" in body:
-        settings = {"steps": steps_of(str(body["effort"])), **settings}
+        if "steps" in settings:
+            raise SpecError("effort and the spec's steps say the same; leave one out")
+        settings = {"steps": steps_of(_text(body, "effort")), **settings}
     spec = UnlearnSpec.from_json(json.dumps({"concepts": parts, **settings}))
     return Order(spec, **about)
 
 
-def read_question(body: Mapping[str, Any]) -> Question:
-    """Read what /audit is sent; raises SpecError."""
+def _of_preset(body: Mapping[str, Any], about: Mapping[str, Any]) -> Order:
+    """Take a preset's order, with what is asked for beside it instead of its own."""
+    both = [key for key in ("concepts", "effort", "spec") if key in body]
+    if both:
+        raise SpecError(f"the preset says {', '.join(both)}; leave out the one or the other")
+    return replace(form.load_preset(_text(body, "preset")).order, **about)
+
+
+def read_question(body: Any) -> Question:
+    """Read what /audit is sent; raises TrustError."""
     _known(body, ("diff", "concept", "judge", "level", "images", "retain", "strength",
                   "resolution", "seed"))  # fmt: skip
     told = dict(body)
-    part = told.pop("concept", None)
-    if not isinstance(part, dict):
-        raise SpecError('concept must be an object such as {"words": ["gun"]}')
-    (concept,) = UnlearnSpec.from_json(json.dumps({"concepts": [part]})).concepts
-    if not all(isinstance(told.get(key), str) for key in ("diff", "judge")):
-        raise SpecError(f"diff and judge must be texts; levels are {', '.join(LEVELS)}")
+    diff, judge = _text(told, "diff"), _text(told, "judge")
+    part, concept = told.pop("concept", None), None
+    if part is not None:
+        if not isinstance(part, dict):
+            raise SpecError('concept must be an object such as {"words": ["gun"]}')
+        (concept,) = UnlearnSpec.from_json(json.dumps({"concepts": [part]})).concepts
     retain = told.pop("retain", [])
     if not isinstance(retain, list):
         raise SpecError("retain must be a list of texts")
-    return Question(concept=concept, retain=tuple(map(str, retain)), **told)
+    about = asked_about(diff, concept)
+    return Question(**{**told, "diff": diff, "judge": judge, "concept": about,
+                       "retain": tuple(retain)})  # fmt: skip
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise SpecError(f"{name} must be a text that is not empty")
+    return value
 
 
 def _known(body: Any, names: tuple[str, ...]) -> None:
     if not isinstance(body, Mapping):
         raise SpecError(f"an object with {', '.join(names)} is expected")
-    unknown = sorted(set(body) - set(names))
+    unknown = sorted(map(str, set(body) - set(names)))
     if unknown:
         raise SpecError(f"unknown fields {', '.join(unknown)}; known: {', '.join(names)}")

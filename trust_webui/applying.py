@@ -1,8 +1,7 @@
-"""Diffs at generation: choose, check, write down, and stop what would go on without them."""
+"""Diffs at generation: load, check, and stop what would go on without them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -10,27 +9,16 @@ from typing import Any, NoReturn
 from modules import shared
 
 from trust_engine.diff import WeightDiff, load_diff, payload_sha256
-from trust_engine.diff.apply import STRONGEST, check_base, check_family
-from trust_engine.errors import DiffError, SpecError, TrustError
-from trust_engine.spec import in_range
+from trust_engine.diff.apply import check_base, check_family
+from trust_engine.errors import DiffError, TrustError
 
 from . import folders
 from .host import Host, Part
+from .lines import one_line
+from .wanted import SHORT, Wanted
 
 INFOTEXT = "TRUST diffs"
-NONE = "None"
-SHORT = 10  # digits of a diff's hash in the infotext
-_WRITTEN = re.compile(r"\s*(?P<name>.+?)(?:@(?P<sha>[0-9a-f]{4,64}))?(?:\*(?P<strength>[-+.\d]+))?")
 _known: dict[tuple[str, int, int], tuple[WeightDiff, str]] = {}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A diff asked for: its file's name, its strength, and the hash it must have if it is known."""
-
-    name: str
-    strength: float = 1.0
-    sha: str = ""
 
 
 @dataclass
@@ -66,47 +54,6 @@ class Refusal:
 
     def __len__(self) -> NoReturn:
         self()
-
-
-def written(wanted: Sequence[Wanted | Part]) -> str:
-    """Spell diffs out for the infotext: name@hash*strength; name@hash*strength."""
-    return "; ".join(f"{one.name}@{one.sha[:SHORT]}*{one.strength:g}" for one in wanted)
-
-
-def read(text: str) -> list[Wanted]:
-    """Read what `written` wrote; `name` and `name*strength` do as well. Raises SpecError."""
-    wanted = []
-    for piece in filter(str.strip, text.split(";")):
-        match = _WRITTEN.fullmatch(piece.strip())
-        try:
-            strength = float(match["strength"] or 1) if match else None
-        except ValueError:
-            strength = None
-        if match is None or strength is None:
-            raise SpecError(f"{piece.strip()!r} is no diff; write such as gun.safetensors*0.5")
-        wanted.append(Wanted(match["name"].strip(), strength, match["sha"] or ""))
-    return wanted
-
-
-def always() -> list[Wanted]:
-    """Return the diffs that Settings put on every generation."""
-    return read(str(getattr(shared.opts, "trust_always", "") or ""))
-
-
-def asked(values: Sequence[Any]) -> list[Wanted]:
-    """Pair the accordion's values up: name, strength, name, strength; without those that are off.
-
-    A name may be as the infotext writes it, with the hash that it must have, or several of them.
-    """
-    wanted = []
-    for name, strength in zip(values[::2], values[1::2], strict=False):
-        if name in (None, "", NONE):
-            continue
-        in_range("strength", strength, -STRONGEST, STRONGEST)
-        for one in read(str(name)):
-            if strength:
-                wanted.append(Wanted(one.name, float(strength) * one.strength, one.sha))
-    return wanted
 
 
 def load(name: str) -> tuple[WeightDiff, str]:
@@ -166,9 +113,10 @@ def refuse_refiner(p: Any) -> None:
 
 def stop(p: Any, error: Exception) -> str:
     """Make sure that a generation ends with the reason instead of a picture."""
-    reason = f"TRUST diffs were not applied, so nothing was drawn: {error}"
+    told = one_line(error)
     if not isinstance(error, TrustError):
-        reason += f" ({type(error).__name__})"
+        told += f" ({type(error).__name__})"
+    reason = f"TRUST diffs were not applied, so nothing was drawn: {told}"
     refusal = Refusal(reason)
     p.sample = refusal
     p.sampler = refusal

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,24 @@ from torch import Tensor, nn
 
 from trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
 from trust_engine.audit.judges.base import check_judge, load_aligner, load_judge
-from trust_engine.diff.apply import STRONGEST
+from trust_engine.diff import WeightDiff
 from trust_engine.errors import SpecError
 from trust_engine.io.files import write_atomically
 from trust_engine.models.load import LoadedModel
+from trust_engine.phrases import bare
 from trust_engine.spec import ConceptSpec, in_range
 
 from . import applying, folders
-from .applying import Wanted
 from .host import Host, current
 from .jobs import Job
+from .wanted import Wanted
+from .work import check_resolution
 
 LEVELS = ("pictures only", "quick", "full")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")
+DEEPEST = 4  # merges of merges whose parts are read
+LARGEST_SEED = 2**63 - 1
+RETAINED = 100  # things that a judge is asked to look for
 
 
 class HostDecoder(nn.Module):
@@ -56,12 +62,28 @@ class Question:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        in_range("strength", self.strength, -STRONGEST, STRONGEST)
+        if not isinstance(self.judge, str) or not self.judge.isprintable():
+            raise SpecError("judge must be a text: demo, nudenet, or clip: and a CLIP model's "
+                            "folder")  # fmt: skip
+        Wanted(self.diff, self.strength)
         in_range("images", self.images, 1, 140, whole=True)
+        in_range("seed", self.seed, 0, LARGEST_SEED, whole=True)
+        check_resolution(self.resolution)
         if self.level not in LEVELS:
             raise SpecError(f"level {self.level!r} is unknown; use one of {', '.join(LEVELS)}")
+        self._check_retained()
         check_judge(self.judge)
         folders.found(self.diff)
+        _ = self.topic
+
+    def _check_retained(self) -> None:
+        if len(self.retain) > RETAINED or not all(
+            isinstance(name, str) and name.strip() for name in self.retain
+        ):
+            raise SpecError(f"retain must be a list of at most {RETAINED} texts")
+        if self.retain and self.judge == "demo":
+            raise SpecError("what should stay is named, but the demo's judge looks for all that it "
+                            "knows; leave it empty, or name another judge")  # fmt: skip
 
     @property
     def topic(self) -> Topic:
@@ -75,12 +97,71 @@ class Question:
         )  # fmt: skip
 
 
+def concepts_of(diff: WeightDiff) -> list[ConceptSpec]:
+    """Name what a diff forgets, by its label; of a merged one what its parts forget."""
+    return list(dict.fromkeys(_concepts(diff.provenance)))
+
+
+def _concepts(provenance: Mapping[str, Any], depth: int = 0) -> Iterator[ConceptSpec]:
+    parts = provenance.get("parts")
+    if isinstance(parts, list):
+        for part in parts if depth < DEEPEST else ():
+            if isinstance(part, dict) and _removes(part.get("strength", 1.0)):
+                yield from _concepts(part, depth + 1)
+        return
+    try:
+        spec = json.loads(provenance["spec"])
+        listed = spec.get("concepts") or [spec.get("concept")]
+        for told in listed:
+            yield ConceptSpec(
+                tuple(told["words"]), told.get("kind") or "single",
+                told.get("companion"), told.get("condition"),
+            )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, SpecError):
+        return  # written by a stranger, or by another version
+
+
+def _removes(strength: Any) -> bool:
+    return isinstance(strength, int | float) and strength > 0
+
+
+def asked_about(name: str, told: ConceptSpec | None = None) -> ConceptSpec:
+    """Return what a diff is to be audited for: what its label says, or one of those told.
+
+    Raises SpecError for words that are not the diff's: its figures would be another's.
+    """
+    known = concepts_of(applying.load(name)[0])
+    names = "; ".join(one.name for one in known)
+    if told is None and len(known) == 1:
+        return known[0]
+    if told is None and known:
+        raise SpecError(f"{name} forgets {names}: say for which of them it is audited")
+    if told is None:
+        raise SpecError(f"{name} does not say what it forgets: name it")
+    if known and not any(_same(told, one) for one in known):
+        raise SpecError(f"{name} forgets {names}, not {told.name}: audit it for what it forgets, "
+                        "or choose another diff")  # fmt: skip
+    return told
+
+
+def _same(told: ConceptSpec, known: ConceptSpec) -> bool:
+    partners = [bare((one.companion or one.condition or "").strip()) for one in (told, known)]
+    alike = told.kind == known.kind and partners[0] == partners[1]
+    return alike and bare(told.words[0]) in map(bare, known.words)
+
+
 @dataclass(frozen=True)
 class Audited:
-    """A finished audit: its figures, the page with pictures, and the verdict."""
+    """A finished audit: figures, the page with pictures, the verdict, and what it holds for.
+
+    sha: of the diff's content; base: the checkpoint's fingerprint.
+    """
 
     figures: dict[str, Any]
     page: Path
+    sha: str
+    strength: float
+    base: str
 
     @property
     def verdict(self) -> str:
@@ -92,7 +173,9 @@ class Audited:
         """Return what a diff's label shows of it."""
         told = self.figures
         shown = {k: told[k] for k in SHOWN if isinstance(told.get(k), dict) and told[k]["n"]}
-        about = {"level": told["level"], "judge": told["judge"]["name"]}
+        about = {"concept": told["concept"], "level": told["level"],
+                 "judge": told["judge"]["name"], "diff": self.sha, "strength": self.strength,
+                 "base": self.base}  # fmt: skip
         return {**shown, **about, "verdict": told["verdict"]}
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,23 +189,25 @@ def audit(question: Question) -> Callable[[Job], Audited]:
     def work(job: Job) -> Audited:
         host = current()
         folders.ready(folders.audits())
+        asked_about(question.diff, question.concept)  # the file may be another by now
         with host.borrowed() as said:
             job.said += said
             done = applying.prepare(host, [Wanted(question.diff, question.strength)])
             job.said += done.warnings
             host.bring()
-            run = _audit(host, question, [(part.diff, part.strength) for part in done.parts])
+            run = _audit(host, job, question, [(p.diff, p.strength) for p in done.parts])
             _follow(host, job, run)
+            (part,), base = done.parts, host.fingerprint()
         name = f"{question.diff.rpartition('/')[2].removesuffix(folders.SUFFIX)}-audit"
         page = folders.fresh(folders.audits(), name, ".html")
         write_atomically(page, render_page(run.report).encode())
-        return Audited(run.report.figures, page)
+        return Audited(run.report.figures, page, part.sha, part.strength, base)
 
     return work
 
 
-def _audit(host: Host, question: Question, diffs: Iterable[tuple[Any, float]]) -> Audit:
-    lent, topic = host.lend(question.resolution), question.topic
+def _audit(host: Host, job: Job, question: Question, diffs: Iterable[tuple[Any, float]]) -> Audit:
+    lent, topic = host.lend(question.resolution, job.check), question.topic
     model = LoadedModel(
         lent.denoiser, lent.encoder, HostDecoder(host), lent.latent_size,  # type: ignore[arg-type]
         tuple(lent.vocabulary), tuple(lent.styles), host.family.unet.name,

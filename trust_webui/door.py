@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from modules import paths_internal, script_callbacks
 
 from trust_engine.frontend import pictures
 
-from . import api, host, settings, tab
+from . import api, host, settings, standing, tab
 from .jobs import JOBS
 
 
@@ -20,8 +22,14 @@ def open_door() -> None:
     _lend_font()
     script_callbacks.on_ui_settings(settings.add)
     script_callbacks.on_ui_tabs(tab.build)
-    script_callbacks.on_app_started(api.add)
+    script_callbacks.on_app_started(_started)
     script_callbacks.on_script_unloaded(close_door)
+
+
+def _started(demo: Any, app: Any) -> None:
+    """Add the routes, and say what is on every picture: the host has read its settings by now."""
+    api.add(demo, app)
+    standing.report()
 
 
 def close_door() -> None:

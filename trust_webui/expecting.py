@@ -70,7 +70,7 @@ def expect(order: Order) -> Callable[[Job], Expected]:
         host = current()
         with host.borrowed() as said:
             job.said += said
-            lent = host.lend(order.resolution)
+            lent = host.lend(order.resolution, job.check)
             speed = timed(job, host, lent, order.resolution)
             return _expected(Unlearning(lent, order.spec), order, speed)
 

@@ -9,10 +9,14 @@ from pathlib import Path
 
 from modules import paths_internal, shared
 
-from trust_engine.errors import OutputError
+from trust_engine.errors import OutputError, SpecError
+
+from .lines import one_line
 
 SUFFIX = ".safetensors"
 DIFFS = "trust_diffs"
+LONGEST_NAME = 1000  # characters, of all folders and the file
+LONGEST_PART = 255  # bytes, of one of them: what file systems take
 _UNUSUAL = re.compile(r"[^\w.-]+")
 
 
@@ -45,19 +49,68 @@ def presets() -> Path:
 
 
 def listed() -> list[str]:
-    """List the diff files, folder/name, in alphabetical order; the folder need not exist."""
-    root = diffs()
-    found = (path.relative_to(root).as_posix() for path in root.rglob(f"*{SUFFIX}"))
+    """List the diff files, folder/name, in alphabetical order; the folder need not exist.
+
+    Links to files and folders are followed, each folder once.
+    """
+    root, seen, found = diffs(), set[str](), list[str]()
+    for place, inner, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads back
+            inner.clear()
+            continue
+        seen.add(real)
+        here = Path(place).relative_to(root)
+        found += [(here / name).as_posix() for name in files if _shown(name)]
     return sorted(found, key=str.lower)
 
 
+def _shown(name: str) -> bool:
+    """Tell whether a file is a diff's that can be named: no text holds every file's name."""
+    return name.endswith(SUFFIX) and name.isprintable()
+
+
+def check_name(name: object) -> None:
+    """Raise SpecError unless it is a name that a diff in the folder may have."""
+    if not isinstance(name, str) or not name.strip():
+        raise SpecError(f"{one_line(repr(name), 60)} is no diff's name; write such as "
+                        f"gun{SUFFIX}")  # fmt: skip
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise SpecError(f"{one_line(repr(name), 60)} is no diff's name: it has characters that "
+                        "cannot be written, or too many")  # fmt: skip
+    parts = name.replace("\\", "/").split("/")
+    if any(len(part.encode()) > LONGEST_PART for part in parts):
+        raise SpecError(f"{one_line(name, 60)}: no file has a name this long")
+
+
+def has(name: str) -> bool:
+    """Tell whether a diff of this name lies in the folder."""
+    try:
+        found(name)
+    except (OutputError, SpecError):
+        return False
+    return True
+
+
 def found(name: str) -> Path:
-    """Return a diff's path by its name; raises OutputError unless it lies in the folder."""
-    root = diffs()
-    path = root / name
-    if not path.resolve().is_relative_to(root.resolve()) or not path.is_file():
-        raise OutputError(f"{name}: no such diff in {root}; put the file there and refresh")
+    """Return a diff's path by its name; raises OutputError unless it lies in the folder.
+
+    A link that lies there counts: whoever keeps the folder has put it there.
+    """
+    check_name(name)
+    root, path = diffs(), diffs() / name
+    outside = Path(name).is_absolute() or ".." in name.replace("\\", "/").split("/")
+    if outside or not name.endswith(SUFFIX) or not _is_file(path):
+        raise OutputError(f"{one_line(name, 100)}: no such diff in {root}; put the file there and "
+                          "refresh")  # fmt: skip
     return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def ready(folder: Path) -> None:

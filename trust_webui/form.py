@@ -14,12 +14,14 @@ from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.effort import DEFAULTS, steps_of
 
 from . import folders
+from .lines import one_line
 from .work import Order
 
 PARTNERS = {
     "combination": "goes together with, such as: beer",
     "conditional": "hangs on, such as: on a red background",
 }
+LARGEST = 1 << 16  # characters of one field: a spec has to fit into a diff's label
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Form:
         return Order(self.spec, int(self.resolution or 0), int(self.pictures))
 
 
+TYPES = {str: "text", int: "whole number", float: "number", bool: "yes or no"}
 NAMES = tuple(field.name for field in fields(Form))
 
 
@@ -85,8 +88,11 @@ def concept_of(
     if not listed(words):
         raise SpecError("name what to forget, in a word or a phrase")
     other = partner.strip() or None
-    if kind in ("combination", "conditional") and other is None:
+    if kind in PARTNERS and other is None:
         raise SpecError(f"With, or when: say what it {PARTNERS[kind]}")
+    if kind not in PARTNERS and other is not None:
+        raise SpecError(f"With, or when says {other!r}, which the kind {kind} does not use: choose "
+                        f"{' or '.join(PARTNERS)}, or empty the field")  # fmt: skip
     companion = other if kind == "combination" else None
     condition = other if kind == "conditional" else None
     return ConceptSpec(listed(words), kind, companion, condition, preserve, anchor)  # type: ignore[arg-type]
@@ -110,7 +116,9 @@ def filled(values: Mapping[str, Any]) -> Form:
         if kind is int and isinstance(value, float) and value.is_integer():
             given[name], fits = int(value), True  # how the page's sliders say it
         if not fits or (isinstance(value, bool) and kind is not bool):
-            raise SpecError(f"{name} must be a {kind.__name__}, not {value!r}")
+            raise SpecError(f"{name} must be a {TYPES[kind]}, not {one_line(repr(value), 60)}")
+        if isinstance(value, str) and len(value) > LARGEST:
+            raise SpecError(f"{name} has {len(value)} characters; use at most {LARGEST}")
     return replace(form, **given)
 
 
@@ -128,17 +136,26 @@ def save_preset(name: str, form: Form) -> str:
 
 def load_preset(name: str) -> Form:
     """Read a preset; raises OutputError or SpecError."""
-    path = _preset(name)
+    path, shown = _preset(name), one_line(repr(name), 60)
     try:
         told = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"preset {name!r} cannot be read ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(f"preset {shown} cannot be read ({_why(error)})") from error
     if not isinstance(told, dict):
-        raise SpecError(f"preset {name!r} is damaged; save it anew")
-    return filled(told)
+        raise SpecError(f"preset {shown} is damaged; save it anew")
+    try:
+        return filled(told)
+    except SpecError as error:
+        raise SpecError(f"preset {shown}: {error}") from error
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or one_line(error, 120))
 
 
 def _preset(name: str) -> Path:
+    if not name.strip():
+        raise SpecError("name the preset")
     folder = folders.presets()
     folders.ready(folder)
     return folder / f"{folders.harmless(name)}.json"

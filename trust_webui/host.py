@@ -32,6 +32,10 @@ FACTOR = 8  # pixels a latent
 LEAST = 4.9e-08  # of the signal at the schedule's end: without any there is no noise level
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Part:
     """One diff of a generation: its file's name, the hash of its content, and its strength."""
@@ -156,12 +160,16 @@ class Host(ABC):
             self._printed = (known, fingerprint_of(keys, self.read))
         return self._printed[1]
 
-    def lend(self, resolution: int = 0) -> LentModel:
-        """Lend the model, within `borrowed`; resolution: side in pixels, 0 for the usual one."""
+    def lend(self, resolution: int = 0, between: Callable[[], None] = _nothing) -> LentModel:
+        """Lend the model, within `borrowed`; resolution: side in pixels, 0 for the usual one.
+
+        between: called before each prompt is encoded; what it raises ends the encoding.
+        """
         family, schedule = self.family, self.schedule
         side = resolution // FACTOR
         size = (side, side) if side else family.sizes[schedule.prediction == "v"]
-        encoder = HostEncoder(self.learned, self.count_tokens, (size[0] * FACTOR, size[1] * FACTOR))
+        pixels = (size[0] * FACTOR, size[1] * FACTOR)
+        encoder = HostEncoder(self.learned, self.count_tokens, pixels, between)
         denoiser = ModuleDenoiser(self.unet, schedule, self.forward(), _same, _same)
         demo = family.unet.name == "demo"
         things, styles = (

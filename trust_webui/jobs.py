@@ -16,27 +16,31 @@ from modules import call_queue, devices, shared
 from trust_engine.errors import TrustError
 
 from .host import current
+from .lines import TITLE, one_line
 
 log = logging.getLogger(__name__)
 KEPT = 20  # jobs that are remembered
 ESTIMATE = "expect"  # the kind of job that only times the checkpoint
 OVER = ("done", "failed", "stopped")
+PROGRAM = "program"  # the owner of what is begun by the API; else it is one page's own token
 
 
 class Stopped(Exception):
     """The user stopped the job."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A piece of work: where it stands, what it said, and what came of it.
 
     state: queued, running, done, failed or stopped; done, total: units of its own; curves: for
-    each piece that is trained (effect, harm) after every step; result: its own kind's.
+    each piece that is trained (effect, harm) after every step; result: its own kind's; owner: the
+    page that began it, or PROGRAM.
     """
 
     kind: str
     title: str
+    owner: str = ""
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     state: str = "queued"
     stage: str = "waiting for the host"
@@ -50,11 +54,20 @@ class Job:
     started: float = 0.0
     ended: float = 0.0
     _stop: threading.Event = field(default_factory=threading.Event)
+    _moving: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.title = one_line(self.title, TITLE)
 
     @property
     def over(self) -> bool:
         """Tell whether it has come to an end, good or bad."""
         return self.state in OVER
+
+    @property
+    def stopping(self) -> bool:
+        """Tell whether it runs and has been asked to stop."""
+        return self.state == "running" and self._stop.is_set()
 
     @property
     def seconds(self) -> float:
@@ -76,8 +89,31 @@ class Job:
         return round(self.done / self.total, 4) if self.total else 0.0
 
     def stop(self) -> None:
-        """Ask it to stop: it does within one step, or is never begun."""
+        """Stop it: at once while it waits for its turn, within one step while it runs."""
         self._stop.set()
+        with self._moving:
+            if self.state == "queued":
+                self.state, self.stage = "stopped", "stopped"
+                self.message, self.ended = "stopped before it began", time.time()
+
+    def begin(self) -> None:
+        """Note that it is its turn; raises Stopped when it has been stopped."""
+        with self._moving:
+            if self._stop.is_set():
+                raise Stopped
+            self.started, self.state, self.stage = time.time(), "running", "getting ready"
+
+    def end(self, state: str, message: str = "") -> None:
+        """Note how it ended, unless it had ended before."""
+        with self._moving:
+            if not self.over:
+                self.stage, self.message, self.ended = state, message, time.time()
+                self.state = state
+
+    def at(self, stage: str) -> None:
+        """Name what it does now; raises Stopped when the user has asked for it."""
+        self.stage = stage
+        self.check()
 
     def tick(self, done: int, total: int, stage: str) -> None:
         """Note progress; raises Stopped when the user has asked for it, here or in the host."""
@@ -99,6 +135,7 @@ class Job:
             "id": self.id,
             "kind": self.kind,
             "title": self.title,
+            "owner": PROGRAM if self.owner == PROGRAM else "page",
             "state": self.state,
             "stage": self.stage,
             "progress": self.progress,
@@ -121,9 +158,9 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
 
-    def start(self, kind: str, title: str, work: Work) -> Job:
+    def start(self, kind: str, title: str, work: Work, owner: str = "") -> Job:
         """Begin a job in a thread of its own; it waits for its turn there."""
-        job = Job(kind, title)
+        job = Job(kind, title, owner)
         with self._lock:
             over = [old.id for old in self._jobs.values() if old.over]
             for identity in over[: max(0, len(self._jobs) + 1 - KEPT)]:
@@ -138,15 +175,34 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """List the jobs, the oldest first."""
-        return list(self._jobs.values())
+        with self._lock:
+            return list(self._jobs.values())
 
-    def latest(self, kind: str = "") -> Job | None:
-        """Return the youngest job, of a kind if one is given; estimates only when asked for."""
-        fitting = [j for j in self.all() if (j.kind == kind if kind else j.kind != ESTIMATE)]
+    def latest(self, kind: str = "", owner: str = "") -> Job | None:
+        """Return the youngest job, of a kind and an owner if given; estimates only if asked for."""
+        fitting = [
+            job for job in self.all()
+            if (job.kind == kind if kind else job.kind != ESTIMATE)
+            and (not owner or job.owner == owner)
+        ]  # fmt: skip
         return fitting[-1] if fitting else None
 
+    def before(self, job: Job) -> int:
+        """Count the jobs that are to be done before a queued one."""
+        listed = self.all()
+        place = listed.index(job) if job in listed else len(listed)
+        return sum(not other.over for other in listed[:place])
+
+    def stop(self, owner: str, kind: str) -> list[Job]:
+        """Stop what an owner has begun of a kind; nobody else's. Returns what was stopped."""
+        mine = [job for job in self.all()
+                if owner and job.owner == owner and job.kind == kind and not job.over]  # fmt: skip
+        for job in mine:
+            job.stop()
+        return mine
+
     def stop_all(self) -> None:
-        """Ask all jobs to stop."""
+        """Ask all jobs to stop, for the host closes."""
         for job in self.all():
             job.stop()
 
@@ -160,26 +216,23 @@ def run(job: Job, work: Work) -> None:
         with call_queue.queue_lock, _turn(job):
             job.check()
             job.result = current().on_its_thread(lambda: work(job))
-        job.state, job.stage = "done", "done"
+        job.end("done")
     except Stopped:
-        job.state, job.message = "stopped", "stopped; the model is as it was"
+        job.end("stopped", "stopped; the model is as it was")
     except TrustError as error:
-        job.state, job.message = "failed", " ".join(str(error).split())
+        job.end("failed", one_line(error))
     except Exception as error:
         log.exception("TRUST job %s (%s) failed", job.id, job.title)
-        job.state, job.message = "failed", _unforeseen(error)
-    job.ended = time.time()
+        job.end("failed", one_line(_unforeseen(error)))
 
 
 @contextlib.contextmanager
 def _turn(job: Job) -> Iterator[None]:
     """Be the host's own job: its progress bar and its Interrupt button are ours meanwhile."""
     state = shared.state
-    if job._stop.is_set():
-        raise Stopped
+    job.begin()
     state.begin(job=f"TRUST {job.kind}")
     state.job_count = 1
-    job.started, job.state, job.stage = time.time(), "running", "getting ready"
     try:
         yield
     finally:

@@ -13,9 +13,11 @@ from modules.ui_common import create_refresh_button
 
 from trust_engine.errors import TrustError
 
-from . import applying, folders
-from .applying import INFOTEXT, NONE
+from . import applying, folders, standing, wanted
+from .applying import INFOTEXT
 from .host import current
+from .lines import one_line
+from .wanted import NONE, Wanted
 
 log = logging.getLogger(__name__)
 SLOTS = 4
@@ -71,19 +73,19 @@ class TrustScript(scripts.Script):
         """Load and check before anything is drawn, and write down what is applied."""
         p.trust_applied = None
         try:
-            wanted = [*applying.always(), *applying.asked(values)]
-            if not wanted and not TrustScript.used:
+            on = [*standing.always(), *wanted.asked(values)]
+            if not on and not TrustScript.used:
                 return
             host = current()
             host.clear()
-            if not wanted:
+            if not on:
                 return
             applying.refuse_refiner(p)
-            done = applying.prepare(host, wanted)
+            done = applying.prepare(host, on)
         except Exception as error:
             _stop(p, error)
             return
-        p.extra_generation_params[INFOTEXT] = applying.written(done.parts)
+        p.extra_generation_params[INFOTEXT] = wanted.written(done.parts)
         for warning in done.warnings:
             p.comment(f"TRUST: {warning}")
         p.trust_applied = done
@@ -135,43 +137,58 @@ def _choices() -> list[str]:
     return [NONE, *folders.listed()]
 
 
-def _pasted(params: dict[str, Any], slot: int) -> list[applying.Wanted]:
-    """Return the diff of a slot; the last slot takes all that are left."""
-    text = params.get(INFOTEXT)
-    if not text:
-        return []
-    wanted = applying.read(str(text))
-    # Those that Settings apply to every picture anyway would be there twice.
-    standing = {one.name for one in applying.always()}
-    mine = [one for one in wanted if one.name not in standing]
+def _pasted(params: dict[str, Any], slot: int) -> list[Wanted]:
+    """Return the diffs of a slot; the last slot takes all that are left. Raises SpecError."""
+    found = wanted.read(str(params.get(INFOTEXT) or ""))
+    # Those that are on every picture anyway would be there twice.
+    on = _standing()
+    mine = [one for one in found if one.name not in on]
     return mine[slot:] if slot == SLOTS - 1 else mine[slot : slot + 1]
+
+
+def _standing() -> set[str]:
+    try:
+        return {one.name for one in standing.always()}
+    except TrustError:
+        return set()  # a generation will say what is wrong with it
 
 
 @functools.cache
 def _pasted_name(slot: int) -> Callable[[dict[str, Any]], Any]:
     def value(params: dict[str, Any]) -> Any:
-        mine = _pasted(params, slot)
+        try:
+            mine = _pasted(params, slot)
+        except TrustError:
+            # Asked for all the same, once: the generation then says what is wrong with it.
+            return _asked_for(one_line(params[INFOTEXT]) if slot == 0 else NONE)
         if not mine:
             return gr.update(value=NONE)
         if len(mine) == 1 and _is_here(mine[0]):
             return gr.update(choices=_choices(), value=mine[0].name)
-        # Asked for all the same: the generation then says what is wrong with it.
-        name = applying.written(mine) if len(mine) > 1 else f"{mine[0].name}@{mine[0].sha}"
-        return gr.update(choices=[*_choices(), name], value=name)
+        one = mine[0]
+        return _asked_for(wanted.written(mine) if len(mine) > 1
+                          else wanted.spelled(one.name, one.sha))  # fmt: skip
 
     return value
+
+
+def _asked_for(name: str) -> Any:
+    return gr.update(choices=list(dict.fromkeys([*_choices(), name])), value=name)
 
 
 @functools.cache
 def _pasted_strength(slot: int) -> Callable[[dict[str, Any]], Any]:
     def value(params: dict[str, Any]) -> Any:
-        mine = _pasted(params, slot)
+        try:
+            mine = _pasted(params, slot)
+        except TrustError:
+            mine = []
         return gr.update(value=mine[0].strength if len(mine) == 1 else 1.0)
 
     return value
 
 
-def _is_here(one: applying.Wanted) -> bool:
+def _is_here(one: Wanted) -> bool:
     try:
         _, sha = applying.load(one.name)
     except TrustError:

@@ -9,10 +9,15 @@ from trust_engine.unlearn.effort import EFFORTS
 from . import folders
 
 SECTION = ("trust_unlearn", "TRUST Unlearn")
+HIDDEN = (None, "Hidden options")  # as the hosts name what is on no page of theirs
+STANDING = "trust_always"
 
 
 def add() -> None:
-    """Add the entries; the host calls this while it builds Settings."""
+    """Add the entries; the host calls this while it builds Settings.
+
+    The diffs on every picture are kept among them but are on no page: standing.py says why.
+    """
     import gradio as gr
     from modules import shared
 
@@ -34,10 +39,15 @@ def add() -> None:
             False, "Refuse diffs that were made from another checkpoint of the same family",
             gr.Checkbox,
         ),
-        "trust_always": option(
-            "", "Diffs on every picture, such as: gun.safetensors*1; style.safetensors*0.5"
+        "trust_about_always": shared.OptionHTML(
+            "Diffs on every picture are put on and taken off in the tab TRUST, under "
+            "<b>On every picture</b>: what is on cannot be taken off here by a page that was "
+            "opened before."
         ),
+        STANDING: option("", "Diffs on every picture"),
     }  # fmt: skip
+    entries["trust_about_always"].section = SECTION
+    entries[STANDING].section, entries[STANDING].restrict_api = HIDDEN, True
     for name, entry in entries.items():
         shared.opts.add_option(name, entry)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from html import escape
 from typing import Any
 
@@ -14,12 +15,15 @@ from trust_engine.frontend.charts import chart, stacked
 from trust_engine.frontend.pictures import PAPER
 from trust_engine.frontend.wording import spelled
 
-from .jobs import JOBS, Job
+from .auditing import Audited
+from .jobs import ESTIMATE, JOBS, PROGRAM, Job
+from .lines import one_line
 from .work import Unlearned
 
 EVERY = 0.5  # seconds between two looks at a job
 REDRAW = 2.0  # seconds between two charts
-KINDS = {"unlearn": "Unlearning", "audit": "Audit of"}
+KINDS = {"unlearn": "Unlearning", "audit": "Audit of", ESTIMATE: "Timing for"}
+NOTHING: tuple[Any, ...] = ([], None, None, "")  # gallery, chart, neurons, report of no result
 COLOURS = {"failed": "#b91c1c", "stopped": "#b45309", "done": "#15803d"}
 
 
@@ -28,11 +32,12 @@ def status(job: Job | None) -> str:
     if job is None:
         return "<p>Nothing has been started yet.</p>"
     left = "" if job.left is None else f", about {spelled(job.left)} left"
-    head = (
-        f"{KINDS.get(job.kind, escape(job.kind))} <b>{escape(job.title)}</b>: {escape(job.state)}"
-    )
+    state = "stopping" if job.stopping else job.state
+    head = f"{KINDS.get(job.kind, escape(job.kind))} <b>{escape(job.title)}</b>: {escape(state)}"
     if job.state == "running":
         head += f", {escape(job.stage)} ({job.done} of {job.total}{left})"
+    elif job.state == "queued":
+        head += f", {_waiting(job)}"
     elif job.started:
         head += f" after {spelled(job.seconds)}"
     colour = COLOURS.get(job.state, "#4f46e5")
@@ -45,32 +50,56 @@ def status(job: Job | None) -> str:
     return f'<div id="trust_state_{job.state}"><p>{head}</p>{bar}{notes}</div>'
 
 
+def _waiting(job: Job) -> str:
+    count = JOBS.before(job)
+    if not count:
+        return escape(job.stage)
+    return f"after {count} other job{'s' if count > 1 else ''}"
+
+
+def line(job: Job, owner: str) -> str:
+    """Tell of a job in a line: what, how far, whose, since when."""
+    whose = "a program's" if job.owner == PROGRAM else "another page's"
+    whose = "this page's" if owner and job.owner == owner else whose
+    state = "stopping" if job.stopping else job.state
+    far = f" {100 * job.progress:.0f} %" if job.state == "running" else ""
+    begun = datetime.fromtimestamp(job.created).strftime("%H:%M:%S")
+    return f"{KINDS.get(job.kind, job.kind)} {job.title}: {state}{far} ({whose}, {begun})"
+
+
 def problem(error: Exception) -> str:
     """Lay out what the user has to mend."""
-    text = escape(" ".join(str(error).split()))
+    text = escape(one_line(error))
     return f'<p id="trust_problem" style="color:{COLOURS["failed"]}">{text}</p>'
 
 
 def followed(job: Job | None) -> Iterator[tuple[Any, ...]]:
-    """Yield (status, gallery, chart, neurons, report, name of the diff) until a job is over."""
-    drawn, points = 0.0, 0
+    """Yield (status, gallery, chart, neurons, report, name of the diff) until a job is over.
+
+    What an earlier job has left there is taken away first: it says nothing of this one.
+    """
+    drawn, points, rest = 0.0, 0, NOTHING
     while job is not None and not job.over:
-        picture = gr.update()
+        gallery, picture, neurons, report = rest
         count = sum(map(len, job.curves.values()))
         if count != points and time.monotonic() - drawn > REDRAW:
             drawn, points = time.monotonic(), count
             longest = max(map(len, job.curves.values()))
             picture = _clear(chart(f"{job.title}: {job.stage}", dict(job.curves), longest))
-        yield (status(job), gr.update(), picture, gr.update(), gr.update(), None)
+        yield (status(job), gallery, picture, neurons, report, None)
+        rest = tuple(gr.update() for _ in NOTHING)
         time.sleep(EVERY)
     yield finished(job)
 
 
 def finished(job: Job | None) -> tuple[Any, ...]:
-    """Return the same of a job that is over."""
+    """Return the same of a job that is over; nothing stands beside an error."""
     result = job.result if job else None
+    if isinstance(result, Audited):
+        report = f"{result.verdict}\nPage: {result.page}"
+        return (status(job), *NOTHING[:3], report, None)
     if not isinstance(result, Unlearned):
-        return (status(job), *(gr.update() for _ in range(4)), None)
+        return (status(job), *NOTHING, None)
     name = result.to_dict()["diff"]
     pictures = (result.gallery, _clear(result.chart), _clear(result.neurons))
     return (status(job), *pictures, result.report, name)
@@ -81,7 +110,15 @@ def _clear(image: Image.Image) -> Image.Image:
     return stacked([Image.new("RGB", (image.width, image.width // 12), PAPER), image])
 
 
-def stop_all() -> str:
-    """Ask what runs to stop."""
-    JOBS.stop_all()
-    return status(JOBS.latest())
+def stopped(owner: str, kind: str) -> str:
+    """Stop what a page has begun of a kind, and nobody else's; returns the status."""
+    if not JOBS.stop(owner, kind):
+        return ("<p>This page has begun nothing that could be stopped. What other pages and "
+                "programs have begun is listed under <b>Jobs</b>.</p>")  # fmt: skip
+    return status(JOBS.latest(kind, owner))
+
+
+def unlimited() -> dict[str, Any]:
+    """Let an event be worked on for several pages at once: gradio 4 takes one after another."""
+    major = str(getattr(gr, "__version__", "3")).partition(".")[0]
+    return {"concurrency_limit": None} if int(major) >= 4 else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from secrets import token_hex
 from typing import Any
 
 import gradio as gr
@@ -11,10 +12,10 @@ from trust_engine.errors import TrustError
 from trust_engine.spec import CHOICES, KINDS
 from trust_engine.unlearn.effort import DEFAULTS, EFFORTS
 
-from . import folders, form, showing, tab_expected, tab_files
+from . import folders, form, showing, tab_expected, tab_files, tab_jobs
 from .expecting import watched
 from .form import NAMES, Form
-from .jobs import JOBS
+from .jobs import JOBS, Job
 from .settings import option
 
 INTRO = (
@@ -22,11 +23,16 @@ INTRO = (
     "The checkpoint is not changed: you get a small diff, which the accordion **TRUST** in txt2img "
     "and img2img puts on, at any strength."
 )
+PARTNERS = {
+    "combination": ("With: the other half, which stays", "beer"),
+    "conditional": ("When: elsewhere it stays", "on a red background"),
+}
 
 
 def build() -> list[tuple[Any, str, str]]:
     """Build the tab, as the host's on_ui_tabs wants it."""
     with gr.Blocks(analytics_enabled=False) as page:
+        owner = gr.State(value="")  # this page's token, by which it knows its own jobs
         gr.Markdown(INTRO)
         with gr.Row():
             with gr.Column(scale=2):
@@ -49,14 +55,18 @@ def build() -> list[tuple[Any, str, str]]:
                                       elem_id="trust_chart")  # fmt: skip
                     neurons = gr.Image(label="Concept neurons", type="pil", interactive=False,
                                        elem_id="trust_neurons")  # fmt: skip
-        chosen = tab_files.build(fields["words"])
+                jobs = gr.Column()
+        chosen = tab_files.build(owner)
         inputs = [fields[name] for name in NAMES]
         outputs = [state, gallery, curves, neurons, report, chosen]
-        follow(start.click(_unlearn, inputs, outputs).then)  # by what the run has taken
+        with jobs:
+            tab_jobs.build(owner, _shown, outputs)
+        started = start.click(_unlearn, [owner, *inputs], [owner, *outputs], **showing.unlimited())
+        follow(started.then)  # by what the run has taken
         follow(estimate.click)
         follow(loaded.then)
-        again.click(_again, [], outputs)
-        stop.click(showing.stop_all, [], [state])
+        again.click(_again, [], outputs, **showing.unlimited())
+        stop.click(_stop, [owner], [state])
     return [(page, "TRUST", "trust")]
 
 
@@ -72,9 +82,9 @@ def _fields() -> dict[str, Any]:
         info="A thing; a combination whose members stay; a thing under a condition; a style.",
     )  # fmt: skip
     made["partner"] = gr.Textbox(
-        label="With, or when", elem_id="trust_partner",
-        placeholder="combination: beer    conditional: on a red background",
+        label="With, or when", elem_id="trust_partner", visible=False,
     )  # fmt: skip
+    made["kind"].change(_partner, [made["kind"], made["partner"]], [made["partner"]])
     made["preserve"] = gr.Textbox(
         label="Preserve: what must keep its look", elem_id="trust_preserve",
         placeholder="empty: words near the concept are proposed",
@@ -154,27 +164,43 @@ def _presets(made: dict[str, Any]) -> Any:
         told = gr.HTML(elem_id="trust_preset_told")
     fields = [made[key] for key in NAMES]
     save.click(_save_preset, [new, *fields], [told, name])
-    return load.click(_load_preset, [name], [told, *fields])
+    loaded = load.click(_load_preset, [name], [told, *fields])
+    return loaded.then(_partner, [made["kind"], made["partner"]], [made["partner"]])
+
+
+def _partner(kind: str, filled: str) -> Any:
+    """Show the field that only some kinds have; one that is filled never goes out of sight."""
+    label, placeholder = PARTNERS.get(
+        kind, ("With, or when (of no use to this kind: empty it)", "")
+    )
+    shown = kind in PARTNERS or bool((filled or "").strip())
+    return gr.update(visible=shown, label=label, placeholder=placeholder)
 
 
 def _form(values: tuple[Any, ...]) -> Form:
     return form.filled(dict(zip(NAMES, values, strict=True)))
 
 
-def _unlearn(*values: Any) -> Iterator[tuple[Any, ...]]:
+def _unlearn(owner: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    owner = owner or token_hex(8)
     try:
         order = _form(values).order
     except TrustError as error:
-        yield (showing.problem(error), *(gr.update() for _ in range(5)))
+        yield (owner, showing.problem(error), *showing.NOTHING, gr.update())
         return
-    yield from _shown(JOBS.start("unlearn", order.spec.name, watched(order)))
+    for shown in _shown(JOBS.start("unlearn", order.spec.name, watched(order), owner)):
+        yield (owner, *shown)
+
+
+def _stop(owner: str) -> str:
+    return showing.stopped(owner, "unlearn")
 
 
 def _again() -> Iterator[tuple[Any, ...]]:
     yield from _shown(JOBS.latest())
 
 
-def _shown(job: Any) -> Iterator[tuple[Any, ...]]:
+def _shown(job: Job | None) -> Iterator[tuple[Any, ...]]:
     for *shown, diff in showing.followed(job):
         update = gr.update() if diff is None else gr.update(choices=folders.listed(), value=diff)
         yield (*shown, update)

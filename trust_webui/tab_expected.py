@@ -18,6 +18,7 @@ from .expecting import estimate, expect
 from .form import NAMES, Form, filled
 from .host import current
 from .jobs import ESTIMATE, JOBS, Job
+from .lines import one_line
 
 ANYTHING = "thing"  # stands for what to forget while nothing is typed: the word costs nothing
 NOT_YET = "Expected time and memory are shown here as soon as a checkpoint is loaded."
@@ -33,7 +34,7 @@ def build(fields: dict[str, Any]) -> Callable[[Any], Any]:
     inputs = [fields[name] for name in NAMES]
 
     def follow(event: Any) -> Any:
-        return event(expected, inputs, [line], show_progress="hidden")
+        return event(expected, inputs, [line], show_progress="hidden", **showing.unlimited())
 
     for name in TYPED:
         follow(fields[name].blur)
@@ -51,7 +52,7 @@ def expected(*values: Any) -> Iterator[str]:
         form = filled(dict(zip(NAMES, values, strict=True)))
         yield from _told(form)
     except TrustError as error:
-        yield _line(f"Expected time and memory: {' '.join(str(error).split())}")
+        yield _line(f"Expected time and memory: {one_line(error)}")
 
 
 def _told(form: Form) -> Iterator[str]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import gradio as gr
@@ -17,19 +18,22 @@ from trust_engine.diff.file import annotate_diff
 from trust_engine.diff.label import describe, label
 from trust_engine.diff.lora import export_dense, export_lora
 from trust_engine.errors import SpecError, TrustError
-from trust_engine.spec import KINDS
+from trust_engine.io.files import write_atomically
+from trust_engine.spec import ConceptSpec
 
-from . import applying, folders, showing
-from .auditing import LEVELS, Audited, Question, audit
+from . import applying, folders, showing, tab_standing
+from .auditing import LEVELS, Audited, Question, asked_about, audit, concepts_of
 from .form import concept_of, listed
 from .host import current
 from .jobs import JOBS
+from .lines import one_line
+from .wanted import Wanted
 
 FORMATS = ("dense", "low rank")
 
 
-def build(words: Any) -> Any:
-    """Build it; returns the list of diffs, which a finished run sets."""
+def build(owner: Any) -> Any:
+    """Build it; returns the list of diffs, which a finished run sets. owner: the page's token."""
     gr.Markdown("### Diffs")
     with gr.Row():
         with gr.Column():
@@ -46,8 +50,10 @@ def build(words: Any) -> Any:
             _notes(chosen, shown, told)
         with gr.Accordion("Export for those without this extension", open=False):
             _exports(chosen, told)
+    with gr.Accordion("On every picture", open=False, elem_id="trust_on_every_picture"):
+        tab_standing.build(chosen)
     with gr.Accordion("Audit: is it gone, and what else has changed?", open=False):
-        _audit(chosen, shown, words)
+        _audit(chosen, shown, owner)
     return chosen
 
 
@@ -63,7 +69,8 @@ def _exports(chosen: Any, told: Any) -> None:
     kind = gr.Radio(list(FORMATS), value=FORMATS[0], label="LoRA file", elem_id="trust_format",
                     info="dense: exact to float16, large. low rank: smaller, loses up to the "
                          "error below.")  # fmt: skip
-    error = gr.Slider(0.0, 1.0, value=0.1, step=0.01, label="Error (low rank)")
+    error = gr.Slider(0.0, 1.0, value=0.1, step=0.01, label="Error (low rank)", visible=False)
+    kind.change(lambda chosen: gr.update(visible=chosen == FORMATS[1]), [kind], [error])
     lora = gr.Button("Export into the Lora folder", elem_id="trust_export")
     strength = gr.Slider(-2.0, 2.0, value=1.0, step=0.05, label="Strength in the checkpoint")
     whole = gr.Button("Save the whole checkpoint under the diff", elem_id="trust_checkpoint")
@@ -71,35 +78,54 @@ def _exports(chosen: Any, told: Any) -> None:
     whole.click(_checkpoint, [chosen, strength], [told])
 
 
-def _audit(chosen: Any, shown: Any, words: Any) -> None:
-    gr.Markdown("A judge looks at pictures drawn with and without the diff chosen above, on the "
-                "same seeds. The words are those in **Forget** at the top.")  # fmt: skip
+def _audit(chosen: Any, shown: Any, owner: Any) -> None:
+    gr.Markdown(
+        "A judge looks at pictures drawn with and without the diff chosen above, on the same "
+        "seeds. What it looks for is what the diff's label says it forgets."
+    )
     with gr.Row():
+        concept = gr.Dropdown([], label="Forgotten concept", elem_id="trust_audit_concept",
+                              allow_custom_value=True,
+                              info="of the diff chosen above; to be typed only where its label "
+                                   "does not say")  # fmt: skip
         judge = gr.Textbox(label="Judge", elem_id="trust_judge",
                            info="clip: and the folder of a CLIP model, or nudenet if it is "
                                 "installed",
                            placeholder="clip:/models/clip-vit-large-patch14")  # fmt: skip
         level = gr.Radio(list(LEVELS), value=LEVELS[0], label="Level",
                          info="quick and full also attack; full takes hours")  # fmt: skip
+    with gr.Row():
+        retain = gr.Textbox(label="What should stay", elem_id="trust_retain",
+                            placeholder="cat, dog; empty: everyday things")  # fmt: skip
         images = gr.Slider(
             1, 20, value=4, step=1, label="Pictures an object", elem_id="trust_images"
         )
-    with gr.Row():
-        kind = gr.Radio(list(KINDS), value=KINDS[0], label="Kind")
-        partner = gr.Textbox(label="With, or when")
-        retain = gr.Textbox(label="What should stay",
-                            placeholder="cat, dog; empty: everyday things")  # fmt: skip
         resolution = gr.Slider(0, 1024, value=0, step=64, label="Resolution",
                                elem_id="trust_audit_resolution")  # fmt: skip
     with gr.Row():
         start = gr.Button("Audit", variant="primary", elem_id="trust_audit")
-        stop = gr.Button("Stop")
+        stop = gr.Button("Stop", elem_id="trust_audit_stop")
         note = gr.Button("Write the figures onto the diff's label", elem_id="trust_audit_note")
     verdict = gr.HTML(elem_id="trust_verdict")
-    inputs = [chosen, words, kind, partner, retain, judge, level, images, resolution]
-    start.click(_audited, inputs, [verdict])
-    stop.click(showing.stop_all, [], [verdict])
+    inputs = [owner, chosen, concept, retain, judge, level, images, resolution]
+    start.click(_audited, inputs, [owner, verdict], **showing.unlimited())
+    stop.click(lambda mine: showing.stopped(mine, "audit"), [owner], [verdict])
     note.click(_note_audit, [chosen], [verdict, shown])
+    chosen.change(_other, [chosen], [concept, verdict])
+
+
+def _other(name: str | None) -> tuple[Any, str]:
+    """Offer what another diff forgets; the verdict of the one before says nothing of it."""
+    names = list(_forgotten(name))
+    return gr.update(choices=names, value=names[0] if len(names) == 1 else None), ""
+
+
+def _forgotten(name: str | None) -> dict[str, ConceptSpec]:
+    """Return what a diff's label says it forgets, by name; nothing of a diff that is not there."""
+    try:
+        return {one.name: one for one in concepts_of(applying.load(name or "")[0])}
+    except TrustError:
+        return {}
 
 
 def _telling(work: Callable[[], str]) -> str:
@@ -124,9 +150,9 @@ def _label(name: str | None) -> str:
         text = label(name, describe(diff, folders.found(name).stat().st_size))
         if not current().ready:
             return text
-        done = applying.prepare(current(), [applying.Wanted(name)])
+        done = applying.prepare(current(), [Wanted(name)])
     except TrustError as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     return "\n".join([text, *(f"  note: {line}" for line in done.warnings)])
 
 
@@ -179,41 +205,53 @@ def _checkpoint(name: str | None, strength: float) -> str:
         with open_base(source) as base:
             warnings = base.check([(diff, strength)], [path.name])
             lost = write_checkpoint(base, [(diff, strength)], out)
+        described = source.with_suffix(".yaml")
+        if described.is_file():  # without it the host takes the copy for another kind of model
+            write_atomically(out.with_suffix(".yaml"), described.read_bytes())
         return " ".join([f"{out}: {lost}.", *warnings])
 
     return _telling(work)
 
 
 def _audited(
-    name: str | None, words: str, kind: str, partner: str, retain: str, judge: str, level: str,
+    owner: str, name: str | None, concept: str | None, retain: str, judge: str, level: str,
     images: float, resolution: float,
-) -> Iterator[str]:  # fmt: skip
+) -> Iterator[tuple[str, str]]:  # fmt: skip
+    owner = owner or token_hex(8)
     try:
         _chosen(name)
         if not judge.strip():
             raise SpecError("name a judge: clip: and a CLIP model's folder, or nudenet")
-        concept = concept_of(words, kind, partner)
-        question = Question(str(name), concept, judge.strip(), level, int(images), listed(retain),
+        about = asked_about(str(name), _told(name, concept))
+        question = Question(str(name), about, judge.strip(), level, int(images), listed(retain),
                             resolution=int(resolution))  # fmt: skip
     except TrustError as error:
-        yield showing.problem(error)
+        yield owner, showing.problem(error)
         return
-    job = JOBS.start("audit", str(name), audit(question))
+    job = JOBS.start("audit", f"{name}: {about.name}", audit(question), owner)
     for told, *_ in showing.followed(job):
         verdict = ""
         if isinstance(job.result, Audited):
             page = escape(str(job.result.page))
             verdict = f"<p>{escape(job.result.verdict)}</p><p>Page: {page}</p>"
-        yield told + verdict
+        yield owner, told + verdict
+
+
+def _told(name: str | None, concept: str | None) -> ConceptSpec | None:
+    """Return the concept that stands in the field; None for an empty one."""
+    text = (concept or "").strip()
+    return (_forgotten(name).get(text) or concept_of(text, "single", "")) if text else None
 
 
 def _note_audit(name: str | None) -> tuple[str, str]:
     def work() -> str:
         path = _chosen(name)
-        job = JOBS.latest("audit")
-        if job is None or not isinstance(job.result, Audited) or job.title != name:
-            raise SpecError(f"there is no finished audit of {name}; press Audit first")
-        annotate_diff(path, {"audit": job.result.label}, path)
+        _, sha = applying.load(str(name))
+        found = [job.result for job in JOBS.all()
+                 if isinstance(job.result, Audited) and job.result.sha == sha]  # fmt: skip
+        if not found:
+            raise SpecError(f"there is no finished audit of {name} as it is now; press Audit first")
+        annotate_diff(path, {"audit": found[-1].label}, path)
         return f"{name}: the audit's figures are on its label."
 
     return _telling(work), _label(name)

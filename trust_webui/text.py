@@ -26,10 +26,15 @@ class HostEncoder:
     """
 
     def __init__(
-        self, learned: Learned, count: Callable[[str], int], size: tuple[int, int]
-    ) -> None:
-        """Take the host's two functions, and the size (h, w) in pixels that SDXL is told."""
+        self, learned: Learned, count: Callable[[str], int], size: tuple[int, int],
+        between: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Take the host's two functions, and the size (h, w) in pixels that SDXL is told.
+
+        between: called before each prompt that is encoded; it may raise to end the work.
+        """
         self._learned, self._count, self.size = learned, count, size
+        self._between = between
         self._rows: dict[str, Conditioning] = {}
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -37,6 +42,7 @@ class HostEncoder:
         # One by one, as in a generation: the host's emphasis levels a whole batch by one mean.
         for prompt in dict.fromkeys(prompts):
             if prompt not in self._rows:
+                self._between()
                 self._rows[prompt] = self._encoded(prompt)
         # Of all so far, for what is encoded together is used with what is encoded alone.
         lengths = {row.context.shape[1] for row in self._rows.values()}

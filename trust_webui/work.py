@@ -25,17 +25,20 @@ from trust_engine.models.denoiser import ModuleDenoiser
 from trust_engine.models.lent import LentModel
 from trust_engine.models.parameters import exchanged
 from trust_engine.models.sampler import SamplerSettings, ddim, initial_noise
-from trust_engine.spec import UnlearnSpec
+from trust_engine.spec import UnlearnSpec, in_range
 from trust_engine.unlearn.resolve import followed
 from trust_engine.unlearn.run import StepReport, Unlearning
 
 from . import folders
 from .host import Host, current
 from .jobs import Job
+from .lines import one_line
 
 log = logging.getLogger(__name__)
 SEED = 500_000  # pictures shown start apart from the engine's seeds, which are near zero
 SIDE = 384  # pixels of a picture in the gallery
+GRAIN, LARGEST = 64, 2048  # pixels, of the side of a picture
+LONGEST_NAME = 200  # characters, of a diff's name; the file's is cut
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,21 @@ class Order:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.resolution and not 64 <= self.resolution <= 2048:
-            raise SpecError(f"resolution is {self.resolution}; it must lie between 64 and 2048")
-        if not 0 <= self.pictures <= 16:
-            raise SpecError(f"pictures is {self.pictures}; it must lie between 0 and 16")
+        check_resolution(self.resolution)
+        in_range("pictures", self.pictures, 0, 16, whole=True)
+        if not isinstance(self.name, str) or not self.name.isprintable():
+            raise SpecError(f"{one_line(repr(self.name), 60)} is no name for a file")
+        if len(self.name) > LONGEST_NAME:
+            raise SpecError(f"the name has {len(self.name)} characters; use at most "
+                            f"{LONGEST_NAME}")  # fmt: skip
+
+
+def check_resolution(side: Any) -> None:
+    """Raise SpecError unless it is 0, the usual size, or a side in pixels that a UNet can draw."""
+    in_range("resolution", side, 0, LARGEST, whole=True)
+    if side % GRAIN:  # its stages halve the picture: other sides do not fit together again
+        raise SpecError(f"resolution is {side}; it must be 0 or a multiple of {GRAIN} up to "
+                        f"{LARGEST}")  # fmt: skip
 
 
 @dataclass
@@ -85,7 +99,8 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
         folders.ready(folders.diffs())  # not first known when all is computed
         with host.borrowed() as said:
             job.said += said
-            lent = host.lend(order.resolution)
+            job.at("reading prompts")
+            lent = host.lend(order.resolution, job.check)
             run = Unlearning(lent, order.spec)
             _encode_all(lent, run)
             host.bring()
@@ -105,7 +120,10 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
 
 
 def _encode_all(lent: LentModel, run: Unlearning) -> None:
-    """Encode while the text encoder may have the GPU; what is encoded is remembered."""
+    """Encode while the text encoder may have the GPU; what is encoded is remembered.
+
+    It is encoded prompt by prompt, and between two of them the job can be stopped.
+    """
     prompts = run.prompts
     lent.encoder.encode([*prompts.targets, *prompts.anchors, *prompts.preserve, ""])
 
@@ -168,9 +186,18 @@ def before_after(
         host.bring()
         with under(lent.denoiser, diffs):  # type: ignore[arg-type]
             latents = draw(lent, prompts, run.spec.seed, lambda n, s=stage: on_step(n, s))
-        drawn.append([(image, when) for image in as_images(host.decode(latents))])
+        drawn.append([(image, when) for image in as_images(_decoded(host, job, latents))])
     pairs = zip(prompts, *drawn, strict=True)
     return [(image, f"{when}: {p}") for p, *both in pairs for image, when in both]
+
+
+def _decoded(host: Host, job: Job, latents: Tensor) -> Tensor:
+    """Decode pictures one by one, and let the job be stopped between two."""
+    made = []
+    for row in latents:
+        job.check()
+        made.append(host.decode(row[None]))
+    return torch.cat(made)
 
 
 def draw(

@@ -8,6 +8,7 @@ model.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -69,8 +70,9 @@ class Component:
 
     @property
     def value(self) -> Any:
-        """Return what the component sends before anybody has touched it."""
-        return self.settings.get("value", "" if "placeholder" in self.settings else None)
+        """Return what the component sends before anybody has touched it: a function's answer."""
+        value = self.settings.get("value", "" if "placeholder" in self.settings else None)
+        return value() if callable(value) else value
 
 
 MADE: list[Component] = []
@@ -137,7 +139,7 @@ class App:
 def fake_fastapi() -> dict[str, ModuleType]:
     """Pretend to be fastapi, as far as routes are plain functions."""
     security = module("fastapi.security", HTTPBasic=lambda: None, HTTPBasicCredentials=object)
-    fastapi = module("fastapi", Body=lambda *_: None, Depends=lambda call: call, FastAPI=App,
+    fastapi = module("fastapi", Request=object, Depends=lambda call: call, FastAPI=App,
                      HTTPException=HTTPException, security=security)  # fmt: skip
     return {"fastapi": fastapi, "fastapi.security": security}
 
@@ -158,18 +160,95 @@ class Script:
         return name
 
 
+class OptionInfo:
+    """modules.options.OptionInfo: an entry of Settings; a section named None is on no page."""
+
+    def __init__(self, default: Any = None, label: str = "", component: Any = None,
+                 component_args: Any = None, onchange: Any = None, section: Any = None,
+                 refresh: Any = None, restrict_api: bool = False) -> None:  # fmt: skip
+        self.default, self.label, self.component = default, label, component
+        self.component_args, self.section, self.restrict_api = component_args, section, restrict_api
+        self.do_not_save = False
+
+
+class OptionHTML(OptionInfo):
+    """modules.options.OptionHTML: words among the entries, never saved."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.do_not_save = True
+
+
+class Options:
+    """modules.options.Options, as far as it is awkward.
+
+    What is set is in memory only until somebody saves; an entry that no extension has added cannot
+    be set; one closed to the API is left as it is without a word; frozen settings raise
+    AssertionError.
+    """
+
+    def __init__(self, flags: Any, data: dict[str, Any]) -> None:
+        self.__dict__.update(flags=flags, data=data, data_labels={})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.data:
+            return self.data[name]
+        if name in self.data_labels:
+            return self.data_labels[name].default
+        raise AttributeError(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        assert not self.flags.freeze_settings, "changing settings is disabled"
+        self.data[name] = value
+
+    def add_option(self, name: str, info: OptionInfo) -> None:
+        """Make an entry known; what was saved before stays."""
+        self.data_labels[name] = info
+        if not info.do_not_save:
+            self.data.setdefault(name, info.default)
+
+    def set(self, name: str, value: Any, is_api: bool = False, run_callbacks: bool = True) -> bool:
+        """Set an entry."""
+        if self.data.get(name) == value:
+            return False
+        info = self.data_labels[name]
+        if info.do_not_save or (is_api and info.restrict_api):
+            return False
+        setattr(self, name, value)
+        return True
+
+    def save(self, filename: str) -> None:
+        """Write all that is set."""
+        assert not self.flags.freeze_settings, "saving settings is disabled"
+        with open(filename, "w", encoding="utf8") as file:
+            json.dump(self.data, file, indent=4, ensure_ascii=False)
+
+    def apply_page(self, page: dict[str, Any], filename: str) -> None:
+        """Do what the button "Apply settings" does with the fields that a page shows."""
+        for name, value in page.items():
+            self.set(name, value)
+        self.save(filename)
+
+    def page(self) -> dict[str, Any]:
+        """Return the fields of a page of Settings that is opened now."""
+        return {
+            name: getattr(self, name)
+            for name, info in self.data_labels.items()
+            if info.section[0] is not None and not info.do_not_save
+        }
+
+
 @contextlib.contextmanager
 def installed(folder: Path, extra: Callable[[Any], dict[str, ModuleType]]) -> Iterator[Any]:
     """Enter the pretended modules; `extra` adds a host's own. Yields `modules.shared`."""
-    options = SimpleNamespace(CLIP_stop_at_last_layers=1, trust_diffs_folder="", trust_always="",
-                              trust_strict=False, lora_functional=False)  # fmt: skip
-    shared = module("modules.shared", state=State(), opts=options, sd_model=None,
-                    cmd_opts=SimpleNamespace(lowvram=False, medvram=False, api_auth=None),
-                    parallel_processing_allowed=True, loaded_hypernetworks=["worn"])  # fmt: skip
-    options.added = {}
-    options.add_option = options.added.__setitem__
-    shared.OptionInfo = lambda *told, **more: (*told, more)
-    options.set = lambda name, value, **_: setattr(options, name, value)
+    flags = SimpleNamespace(lowvram=False, medvram=False, api_auth=None, freeze_settings=False)
+    kept = folder / "config.json"  # read at the start, as the host does
+    saved = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
+    options = Options(flags, {"CLIP_stop_at_last_layers": 1, "lora_functional": False, **saved})
+    shared = module("modules.shared", state=State(), opts=options, sd_model=None, cmd_opts=flags,
+                    parallel_processing_allowed=True, loaded_hypernetworks=["worn"],
+                    OptionInfo=OptionInfo, OptionHTML=OptionHTML, config_filename=str(kept),
+                    )  # fmt: skip
     models = folder / "models"
     (models / "trust_diffs").mkdir(parents=True, exist_ok=True)
     named = {

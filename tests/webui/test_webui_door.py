@@ -46,8 +46,9 @@ def test_one_script_and_all_callbacks(fake: Any) -> None:
         "on_ui_settings": 1, "on_ui_tabs": 1, "on_app_started": 1, "on_script_unloaded": 1,
     }  # fmt: skip
     callbacks["on_ui_settings"][0]()
-    for name in ("trust_diffs_folder", "trust_always", "trust_strict", "trust_effort"):
-        assert fake.shared.opts.added[name][-1]["section"][1] == "TRUST Unlearn"
+    for name in ("trust_diffs_folder", "trust_strict", "trust_effort"):
+        assert fake.shared.opts.data_labels[name].section[1] == "TRUST Unlearn"
+    assert "trust_always" not in fake.shared.opts.page(), "no page can take it off unseen"
     ((page, title, _),) = callbacks["on_ui_tabs"][0]()
     assert title == "TRUST" and page is not None
 

@@ -67,7 +67,7 @@ def test_every_answer_fits_its_outputs(page: Any) -> None:
 def test_it_begins_with_the_engines_defaults(page: Any) -> None:
     from trust_webui.form import NAMES, filled
 
-    ((_, inputs, _),) = by_id("trust_unlearn").listeners
+    ((_, (_, *inputs), _),) = by_id("trust_unlearn").listeners
     form = filled({name: c.value for name, c in zip(NAMES, inputs, strict=True)} | {"words": "gun"})
     assert form.order.spec == UnlearnSpec(form.concepts)
 
@@ -90,7 +90,7 @@ def test_one_word_one_button_then_files(page: Any, monkeypatch: pytest.MonkeyPat
     assert "Saved as gun.safetensors" in answer["trust_report"]
     assert press("trust_again")["trust_report"] == answer["trust_report"]
     chosen = by_id("trust_diff")
-    ((show, _, _),) = chosen.listeners
+    ((show, _, _), _) = chosen.listeners
     assert "forgets" in show(name) and "note:" not in show(name)
     told = press("trust_export", trust_diff=name)["trust_told"]
     assert "lora:gun:1" in told and list(page.folder.parent.rglob("Lora/gun.safetensors"))
