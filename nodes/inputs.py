@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..trust_engine.phrases import names_in
+
 Input = tuple[Any, dict[str, Any]]
 SEED_LIMIT = 2**48  # the host's browser side counts no further than 2**53
 
@@ -52,5 +54,4 @@ def seed(tooltip: str) -> Input:
 
 def lines(value: str) -> tuple[str, ...]:
     """Split a text at commas and line ends; empty parts are left out."""
-    parts = value.replace("\n", ",").split(",")
-    return tuple(part.strip() for part in parts if part.strip())
+    return names_in(value)

@@ -180,7 +180,7 @@ def _report(spec: UnlearnSpec, ran: Ran, diff: WeightDiff, said: list[str]) -> s
         "concept's effect. (The run's own figures; TRUST Audit looks at pictures.)",
         f"Changed {diff.changed:,} entries, {diff.share:.2%} of {where}, in "
         f"{ran.seconds:.0f} s and {ran.run.passes} UNet passes.",
-        f"Preserved: {some(ran.run.prompts.preserve, 12)}.",
+        f"Preserved: {some(ran.run.prompts.kept, 12)}.",
         *said,
     ]
     return "\n".join(rows)

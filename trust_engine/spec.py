@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from .errors import SpecError
-from .phrases import bare, holds, words_of
+from .phrases import (
+    clean,
+    empty,
+    holds,
+    named_in,
+    names_in,
+    quoted,
+    same_name,
+    style_name,
+    words_of,
+)
 
 Kind = Literal["single", "combination", "conditional", "style"]
 Objective = Literal["csr", "cip", "none", "zero"]
@@ -41,10 +51,11 @@ SPEC_VERSION = 1
 class ConceptSpec:
     """One concept: the words that mean it, and what must stay.
 
-    companion: the second member of a combination; condition: a phrase such as "on a table";
-    preserve: what must keep its look (empty: the engine proposes); anchor: what to draw instead
-    (None: the prompt without the concept); templates: sentences with {} where the concept goes
-    (empty: the engine's own).
+    words: names of one thing; one text may hold several, with commas between; a style is named as
+    it is asked for, "X", "X style" or "in the style of X"; companion: the second member of a
+    combination; condition: a phrase such as "on a table"; preserve: what must keep its look (empty:
+    the engine proposes); anchor: what to draw instead (None: the prompt without the concept);
+    templates: sentences with {} where the concept goes (empty: the engine's own).
     """
 
     words: tuple[str, ...]
@@ -56,26 +67,48 @@ class ConceptSpec:
     templates: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "words", _phrases(self.words, "concept"))
-        object.__setattr__(self, "preserve", _phrases(self.preserve, "preserve", least=0))
-        object.__setattr__(self, "templates", _phrases(self.templates, "templates", least=0))
         if self.kind not in KINDS:
             raise SpecError(f"kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
+        read = style_name if self.kind == "style" else str
+        words = tuple(map(read, _phrases(self.words, "concept", split=True)))
+        object.__setattr__(self, "words", _each_once(words))
+        kept = _phrases(self.preserve, "preserve", least=0, split=True)
+        object.__setattr__(self, "preserve", _each_once(kept))
+        object.__setattr__(self, "templates", _phrases(self.templates, "templates", least=0))
         for name in ("companion", "condition", "anchor"):
             if not isinstance(getattr(self, name), str | None):
                 raise SpecError(f"{name} must be a text, not {getattr(self, name)!r}")
         self._check_partner("companion", "combination", "--with")
         self._check_partner("condition", "conditional", "--when")
-        if self.anchor is not None and not self.anchor.strip():
-            raise SpecError("anchor is empty; name what to draw instead, or leave it out")
+        self._take_phrase("anchor")
         if self.anchor is not None and self._is_itself(self.anchor):
-            raise SpecError(f"anchor is the concept itself ({self.anchor!r}); name something else")
+            raise SpecError(
+                f"anchor is the concept itself ({quoted(self.anchor)}); name something else"
+            )
         for phrase in self.preserve:
             if self.carried_by(phrase):
-                raise SpecError(f"preserve names the concept itself ({phrase!r}); take it out")
+                raise SpecError(
+                    f"preserve names the concept itself ({quoted(phrase)}); take it out"
+                )
         for template in self.templates:
             if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-                raise SpecError(f"template {template!r} needs {{}} once, where the concept goes")
+                raise SpecError(
+                    f"template {quoted(template)} needs {{}} once, where the concept goes"
+                )
+
+    def _take_phrase(self, name: str) -> None:
+        """Clean a field that holds one phrase or none."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        if empty(value):
+            told = "is empty" if not value.strip() else f"{quoted(value)} has no word in it"
+            other = ", or leave it out" if name == "anchor" else ""
+            raise SpecError(f"{name} {told}; name it in a word or a phrase{other}")
+        if name == "companion" and len(names_in(value)) > 1:
+            raise SpecError(f"companion {quoted(value)} names several things; name one of them")
+        style = name == "anchor" and self.kind == "style"
+        object.__setattr__(self, name, style_name(clean(value)) if style else clean(value))
 
     def _check_partner(self, field: str, kind: str, flag: str) -> None:
         value = getattr(self, field)
@@ -83,21 +116,24 @@ class ConceptSpec:
             raise SpecError(f"a {kind} concept needs a {field}; add {flag} TEXT")
         if self.kind != kind and value is not None:
             raise SpecError(f"{flag} belongs to --kind {kind}, not to {self.kind}")
-        if value and bare(value) in map(bare, self.words):
-            raise SpecError(f"{field} equals the concept ({value!r}); name two different things")
+        self._take_phrase(field)
+        if value and named_in(value, self.words):
+            raise SpecError(
+                f"{field} equals the concept ({quoted(value)}); name two different things"
+            )
 
     def _is_itself(self, anchor: str) -> bool:
         """Tell whether an anchor is what is to be erased; "a toy gun" is none for "gun"."""
         if self.companion or self.condition:
             return self.carried_by(anchor)
-        return bare(anchor) in map(bare, self.words)
+        return named_in(anchor, self.words)
 
     def carried_by(self, prompt: str) -> bool:
         """Tell whether a prompt names the concept: one of its words, and its partner if any."""
-        text = " ".join(words_of(prompt))
-        named = any(holds(text, word) for word in self.words)
+        if not any(holds(prompt, word) for word in self.words):
+            return False
         partner = self.companion or self.condition
-        return named and (partner is None or holds(text, partner))
+        return partner is None or holds(prompt, partner)
 
     @property
     def name(self) -> str:
@@ -194,15 +230,15 @@ class UnlearnSpec:
                 raise SpecError(f"{name} {value!r} is unknown; use one of {', '.join(options)}")
 
     def _check_contradictions(self) -> None:
-        if len(set(self.concepts)) < len(self.concepts):
-            raise SpecError("concepts has the same concept twice; take one out")
-        for concept in self.concepts:
-            for other in self.concepts:
-                for phrase in other.preserve:
-                    if concept.carried_by(phrase):
-                        raise SpecError(
-                            f"preserve names the concept {concept.name!r} ({phrase!r}); take it out"
-                        )
+        for i, concept in enumerate(self.concepts):
+            for other in self.concepts[:i]:
+                if _same_concept(concept, other):
+                    raise SpecError(
+                        f"concepts has the same concept twice ({quoted(other.name)}, "
+                        f"{quoted(concept.name)}); take one out"
+                    )
+        if told := contradiction(self.concepts):
+            raise SpecError(told)
 
     @property
     def shrinks(self) -> bool:
@@ -269,13 +305,79 @@ def _build(cls: type, values: Mapping[str, Any], where: str) -> Any:
         raise SpecError(f"{where}: {error}") from error
 
 
-def _phrases(values: Iterable[str], what: str, least: int = 1) -> tuple[str, ...]:
+def also_named(concept: ConceptSpec, also: Sequence[str]) -> tuple[ConceptSpec, ...]:
+    """Build the further concepts of a run: styles beside a style, else things."""
+    kind: Any = "style" if concept.kind == "style" else "single"
+    return tuple(ConceptSpec((word,), kind) for word in also)
+
+
+def contradiction(concepts: Sequence[ConceptSpec]) -> str | None:
+    """Say where concepts ask for what cannot be had together, in one run or in one diff."""
+    for concept in concepts:
+        for other in concepts:
+            for phrase in other.preserve:
+                if concept.carried_by(phrase):
+                    return (
+                        f"preserve names the concept {quoted(concept.name)} ({quoted(phrase)}); "
+                        "take it out"
+                    )
+            if other is concept:
+                continue
+            if other.anchor is not None and concept.carried_by(other.anchor):
+                return (
+                    f"{quoted(other.name)} is to be drawn as {quoted(other.anchor)}, which is to "
+                    "be forgotten itself; name another anchor"
+                )
+            if concept.kind == "single" and other.kind in ("combination", "conditional"):
+                gone = [word for word in (*other.words, other.companion) if word]
+                for word in gone:
+                    if concept.carried_by(word):
+                        return (
+                            f"{quoted(word)} is to be forgotten everywhere, and to stay but for "
+                            f"{quoted(other.name)}; take one of the two out"
+                        )
+    return None
+
+
+def _same_concept(one: ConceptSpec, other: ConceptSpec) -> bool:
+    """Tell whether two concepts are one: of a kind, with a name in common, and one partner."""
+    if one.kind != other.kind:
+        return False
+    if one.kind == "combination":
+        members = ((c.words, (str(c.companion),)) for c in (one, other))
+        (a, b), (c, d) = members
+        return (_share(a, c) and _share(b, d)) or (_share(a, d) and _share(b, c))
+    alike = one.condition == other.condition or same_name(str(one.condition), str(other.condition))
+    return alike and _share(one.words, other.words)
+
+
+def _share(names: Iterable[str], others: Sequence[str]) -> bool:
+    return any(named_in(name, others) for name in names)
+
+
+def _each_once(phrases: Iterable[str]) -> tuple[str, ...]:
+    """Leave out a phrase that reads as one before it."""
+    first: dict[tuple[str, ...], str] = {}
+    for phrase in phrases:
+        first.setdefault(words_of(phrase), phrase)
+    return tuple(first.values())
+
+
+def _phrases(
+    values: Iterable[str], what: str, least: int = 1, split: bool = False
+) -> tuple[str, ...]:
     listed = isinstance(values, Iterable) and not isinstance(values, str | Mapping)
     values = tuple(values) if listed else ()
     if not listed or not all(isinstance(value, str) for value in values):
         raise SpecError(f"{what} must be a list of texts")
-    phrases = tuple(" ".join(value.split()) for value in values)
-    if not all(phrases) or len(phrases) < least:
+    read = names_in if split else lambda value: (clean(value),)
+    phrases = tuple(name for value in values for name in read(value))
+    for phrase in phrases:
+        if empty(phrase) and "{" not in phrase and phrase:
+            raise SpecError(
+                f"{what} {quoted(phrase)} has no word in it; name it in a word or a phrase"
+            )
+    if not all(phrases) or not all(map(clean, values)) or len(phrases) < least:
         raise SpecError(f"{what} is empty; name it in a word or a phrase")
     return phrases
 

@@ -121,7 +121,7 @@ def _expected(run: Unlearning, order: Order, speed: Speed) -> Expected:
     drawing = drawing_passes(order.pictures) * speed.one
     return Expected(recording, training, drawing, _memory(run.model, run, order.spec),
                     len(run.prompts.targets) * 2 + len(run.prompts.preserve),
-                    tuple(dict.fromkeys(run.prompts.preserve)))  # fmt: skip
+                    run.prompts.kept)  # fmt: skip
 
 
 def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:

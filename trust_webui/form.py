@@ -10,7 +10,8 @@ from typing import Any
 
 from trust_engine.errors import OutputError, SpecError
 from trust_engine.io.files import write_atomically
-from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.phrases import names_in
+from trust_engine.spec import ConceptSpec, UnlearnSpec, also_named
 from trust_engine.unlearn.effort import DEFAULTS, steps_of
 
 from . import folders
@@ -57,7 +58,7 @@ class Form:
         """Return the concept, and those to forget with it; raises SpecError."""
         kept, anchor = listed(self.preserve), self.anchor.strip() or None
         first = concept_of(self.words, self.kind, self.partner, kept, anchor)
-        return (first, *(ConceptSpec((word,)) for word in listed(self.also)))
+        return (first, *also_named(first, listed(self.also)))
 
     @property
     def spec(self) -> UnlearnSpec:
@@ -100,8 +101,7 @@ def concept_of(
 
 def listed(text: str) -> tuple[str, ...]:
     """Split at commas and lines."""
-    parts = (" ".join(part.split()) for part in text.replace("\n", ",").split(","))
-    return tuple(dict.fromkeys(part for part in parts if part))
+    return names_in(text)
 
 
 def filled(values: Mapping[str, Any]) -> Form:

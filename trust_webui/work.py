@@ -249,7 +249,7 @@ def _report(job: Job, run: Unlearning, diff: WeightDiff, path: Path) -> str:
     final = run.final.values()
     effect = sum(here.effect for here in final) / max(1, len(final))
     harm = sum(here.harm for here in final) / max(1, len(final))
-    kept = some(run.prompts.preserve)
+    kept = some(run.prompts.kept)
     rows = [
         f"Forgot: {run.spec.name}. Saved as {path.name}.",
         f"Effect left: {effect:.1%} of the start. Change of what must stay: {harm:.1%} of the "

@@ -53,7 +53,7 @@ BAD_CONCEPTS: list[tuple[dict[str, Any], str]] = [
     ({"words": ("cat",), "companion": ""}, "--with belongs to --kind combination"),
     ({"words": ("cat",), "condition": "red"}, "--when belongs to --kind conditional"),
     (
-        {"words": ("a",), "kind": "combination", "companion": "b", "condition": "c"},
+        {"words": ("x",), "kind": "combination", "companion": "b", "condition": "c"},
         "--when belongs to --kind conditional",
     ),
 ]
@@ -233,3 +233,68 @@ def test_a_prompt_carries_a_concept_by_whole_words(kind: str, prompt: str, carri
 
 def test_several_concepts_have_a_name() -> None:
     assert UnlearnSpec((GUN, CONCEPTS["combination"])).name == "gun, baby with beer"
+
+
+@pytest.mark.parametrize("nothing", ["a", "The", "...", "\u200b", "\x00", "\ufeff", "-"])
+@pytest.mark.parametrize("field", ["words", "preserve", "companion", "condition", "anchor"])
+def test_what_names_nothing_is_refused(nothing: str, field: str) -> None:
+    kinds = {"companion": "combination", "condition": "conditional"}
+    value: Any = (nothing,) if field in ("words", "preserve") else nothing
+    given = {"words": ("gun",), "kind": kinds.get(field, "single"), field: value}
+    with pytest.raises(SpecError, match=r"(is empty|has no word in it); name it"):
+        ConceptSpec(**given)
+
+
+@pytest.mark.parametrize("word", ["🔫", "猫", "कुत्ता", "C++", "❤️"])
+def test_every_script_and_symbol_is_a_concept(word: str) -> None:
+    assert ConceptSpec((word,), preserve=("🐱", "dog"), anchor="🍌").carried_by(f"a {word} on red")
+
+
+def test_a_comma_parts_names_of_one_concept() -> None:
+    assert ConceptSpec(("pistol, firearm", "Pistol")).words == ("pistol", "firearm")
+    assert ConceptSpec(("gun",), preserve=("cat, dog",)).preserve == ("cat", "dog")
+    with pytest.raises(SpecError, match="names several things"):
+        ConceptSpec(("baby",), "combination", companion="beer, wine")
+
+
+@pytest.mark.parametrize(
+    ("concept", "kept"),
+    [("guns", "gun"), ("babies", "a baby"), ("knife", "Knives"), ("man", "men")],
+)
+def test_the_concept_in_another_number_is_not_preserved(concept: str, kept: str) -> None:
+    with pytest.raises(SpecError, match="preserve names the concept itself"):
+        ConceptSpec((concept,), preserve=(kept,))
+
+
+@pytest.mark.parametrize(
+    ("concepts", "message"),
+    [
+        ((("gun",), ("Gun",)), "same concept twice"),
+        ((("gun",), ("a pistol", "guns")), "same concept twice"),
+        ((("gun", "single", None, None, (), "pistol"), ("pistols",)), "forgotten itself"),
+        ((("cat",), ("gun", "single", None, None, ("a cat",))), "preserve names the concept 'cat'"),
+        ((("baby",), ("baby", "combination", "beer")), "to be forgotten everywhere"),
+        ((("beers",), ("baby", "combination", "beer")), "to be forgotten everywhere"),
+        ((("baby", "combination", "beer"), ("beers", "combination", "Baby")), "twice"),
+        ((("cat",), ("cat", "conditional", None, "on red")), "to be forgotten everywhere"),
+    ],
+)
+def test_concepts_that_contradict_each_other(concepts: Any, message: str) -> None:
+    built = []
+    for words, *rest in concepts:
+        if rest and rest[0] not in ("single", "combination", "conditional", "style"):
+            words, rest = (words, *rest), []
+        built.append(ConceptSpec(words if isinstance(words, tuple) else (words,), *rest))
+    with pytest.raises(SpecError, match=message):
+        UnlearnSpec(tuple(built))
+
+
+def test_beer_beside_beer_is_refused() -> None:
+    with pytest.raises(SpecError, match="companion equals the concept"):
+        ConceptSpec(("beer",), "combination", companion="Beers")
+
+
+def test_a_long_name_does_not_flood_the_message() -> None:
+    with pytest.raises(SpecError) as caught:
+        ConceptSpec(("x" * 6000,), preserve=("x" * 6000,))
+    assert len(str(caught.value)) < 200

@@ -42,7 +42,7 @@ def run_demo(concept: str, out: Path, seed: int, device: str, say: Callable[[str
     model = load_model("demo", device)
     run = Unlearning(model.lend(), spec)
     say(f"Unlearning {concept!r} from the demo model. Preserving its neighbours:")
-    say("  " + some(run.prompts.preserve, 12))
+    say("  " + some(run.prompts.kept, 12))
     run_with_bar(run)
     diff = run.diff
     save_diff(diff, paths["diff.safetensors"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError
-from ..spec import CHOICES, ConceptSpec, UnlearnSpec
+from ..spec import CHOICES, ConceptSpec, UnlearnSpec, also_named
 
 CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
 DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
@@ -42,7 +42,7 @@ def read_spec(args: argparse.Namespace) -> UnlearnSpec:
         anchor=args.anchor,
         templates=tuple(args.template),
     )
-    concepts = (concept, *(ConceptSpec((word,)) for word in args.also))
+    concepts = (concept, *also_named(concept, args.also))
     return _with_xi(UnlearnSpec(concepts, **changes), args.xi)
 
 

@@ -131,7 +131,10 @@ def _add_unlearn(commands: Any) -> None:
     _add_model(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
-        "--concept", nargs="+", metavar="TEXT", help="one or more words or phrases that mean it"
+        "--concept",
+        nargs="+",
+        metavar="TEXT",
+        help="one or more words or phrases that mean it; a comma separates them, too",
     )
     what.add_argument(
         "--spec", type=Path, metavar="FILE.json", help="a saved spec instead of flags"
@@ -158,7 +161,7 @@ def _add_unlearn(commands: Any) -> None:
         action="extend",
         default=[],
         metavar="TEXT",
-        help="further concepts to remove in the same run, one each",
+        help="further concepts to remove in the same run, one each (beside a style: styles)",
     )
     parser.add_argument(
         "--template",
@@ -241,7 +244,7 @@ def _unlearn(args: argparse.Namespace) -> None:
     model = load_model(args.model, args.device)
     model.check_room(spec, args.memory)
     run = Unlearning(model.lend(args.memory), spec, team.of_first(wanted(state)), team)
-    print(f"preserving: {some(run.prompts.preserve, 12)}", file=sys.stderr)
+    print(f"preserving: {some(run.prompts.kept, 12)}", file=sys.stderr)
     try:
         with exhaustion_told(), keeping(run, state):
             run_with_bar(run)
@@ -261,7 +264,7 @@ def _unlearn(args: argparse.Namespace) -> None:
         "share_changed": round(diff.share, 5),
         "effect_left": round(effect, 5),
         "unet_passes": run.passes,
-        "preserved": list(run.prompts.preserve),
+        "preserved": list(run.prompts.kept),
     }
     if args.json:
         print(json.dumps(result))

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import DiffError, SpecError
 from ..models.keys import layer_of, projection_of
-from ..spec import in_range
+from ..spec import ConceptSpec, UnlearnSpec, contradiction, in_range
 from .file import payload_sha256
 from .weight_diff import SparseOffset, WeightDiff, plain
 
@@ -86,10 +86,28 @@ def _combined(parts: Sequence[tuple[SparseOffset, float]], how: How) -> SparseOf
 
 
 def check_parts(parts: Parts) -> None:
-    """Raise SpecError for no part or a strength beyond -2..2, DiffError for unlike models."""
+    """Raise SpecError for no part, a strength beyond -2..2 or wishes that exclude each other.
+
+    Raises DiffError for unlike models.
+    """
     for _, strength in parts:
         in_range("strength", strength, -2.0, 2.0)
     _check_alike([diff for diff, _ in parts])
+    forgotten = [c for diff, s in parts if s > 0 for c in _forgotten(diff.provenance)]
+    if told := contradiction(list(dict.fromkeys(forgotten))):
+        raise SpecError(f"these diffs do not go together: {told}")
+
+
+def _forgotten(provenance: Mapping[str, Any]) -> tuple[ConceptSpec, ...]:
+    """List the concepts that a diff and its parts erase, as far as they say so."""
+    inner = provenance.get("parts")
+    if isinstance(inner, list):
+        erasing = (p for p in inner if isinstance(p, dict) and p.get("strength", 1.0) > 0)
+        return tuple(concept for part in erasing for concept in _forgotten(part))
+    try:
+        return UnlearnSpec.from_json(provenance["spec"]).concepts
+    except (KeyError, TypeError, SpecError):
+        return ()
 
 
 def _check_alike(diffs: Sequence[WeightDiff]) -> None:

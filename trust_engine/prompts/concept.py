@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ..errors import SpecError
 from ..models.conditioning import TextEncoder
-from ..phrases import with_article
+from ..phrases import named_in, quoted, with_article
 from ..spec import ConceptSpec
 from .templates import LOOKS, LOOKS_KEPT, PAIRS, STYLES, TEMPLATES, THINGS, UNDER, Template
 
@@ -26,12 +26,16 @@ NEUTRAL = "something"  # stands in for the concept in a user's template that has
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts to erase, their anchors, times eta to push beyond them, and prompts to preserve."""
+    """Prompts to erase, their anchors, times eta to push beyond them, and prompts to preserve.
+
+    kept: the things, styles and members that the prompts to preserve are about, as words.
+    """
 
     targets: tuple[str, ...]
     anchors: tuple[str, ...]
     push: tuple[float, ...]
     preserve: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,19 @@ def build_prompts(
     vocabulary: Sequence[str] = (),
     styles: Sequence[str] = (),
     robust: bool = False,
+    left_out: Collection[str] = (),
 ) -> PromptSet:
     """Write the prompts for concepts; raises SpecError for one the encoder cannot take.
 
+    left_out: words of the vocabularies that mean a concept, though they do not name it.
     robust: erase single concepts also where another thing is asked for, which stays; beside a style
     keep only what names another one, for a picture that leaves it open may show what is to go.
     """
     anchored: dict[str, tuple[str, float]] = {}
     preserve: list[str] = []
+    kept: list[str] = []
+    vocabulary = [word for word in vocabulary if not named_in(word, left_out)]
+    styles = [word for word in styles if not named_in(word, left_out)]
     for concept in concepts:
         near = _surroundings(concepts, concept, encoder, vocabulary, styles)
         # An anchor of the user's is a single one and leaves nothing open, where "a cat" leaves the
@@ -66,23 +75,48 @@ def build_prompts(
         plain = concept.anchor is not None and concept.kind != "style"
         push = 1.0 if plain else PUSH.get(concept.kind, 1.0)
         erased = [*_erased(concept, near), *(_beside(concept, near) if robust else ())]
+        erased = _unnamed(concept, erased, concepts)
         anchored |= {target: (anchor, push) for target, anchor in erased}
         preserve += _kept(concept, near, robust)
+        kept += _kept_words(concept, near, robust)
     keep = [
         prompt
         for prompt in dict.fromkeys(preserve)
         if prompt not in anchored and not any(concept.carried_by(prompt) for concept in concepts)
     ]
     anchors, pushes = zip(*anchored.values(), strict=True)
-    prompts = PromptSet(tuple(anchored), anchors, pushes, tuple(keep))
+    words = dict.fromkeys(w for w in kept if not any(c.carried_by(w) for c in concepts))
+    prompts = PromptSet(tuple(anchored), anchors, pushes, tuple(keep), tuple(words))
     for prompt in (*prompts.targets, *prompts.anchors, *prompts.preserve):
         count = encoder.count_tokens(prompt)
         if count > MAX_TOKENS:
             raise SpecError(
                 f"prompt has {count} tokens, at most {MAX_TOKENS} fit; use fewer words: "
-                f"{prompt[:60]!r}"
+                f"{quoted(prompt)}"
             )
     return prompts
+
+
+def _unnamed(
+    concept: ConceptSpec, erased: Sequence[tuple[str, str]], concepts: Sequence[ConceptSpec]
+) -> list[tuple[str, str]]:
+    """Leave out pairs whose anchor shows what is to go: "a picture" cannot stand for "picture"."""
+    fit = [
+        (target, anchor)
+        for target, anchor in erased
+        if not any(one.carried_by(anchor) for one in concepts if not _wished(one, concept))
+    ]
+    if not fit:
+        raise SpecError(
+            f"every sentence without {quoted(concept.name)} still names what is to be forgotten; "
+            "say what to draw instead: --anchor TEXT"
+        )
+    return fit
+
+
+def _wished(one: ConceptSpec, concept: ConceptSpec) -> bool:
+    """Tell whether an anchor may name its own concept: "a toy gun" for "gun", at a user's wish."""
+    return one is concept and (concept.anchor is not None or bool(concept.templates))
 
 
 def _erased(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str]]:
@@ -125,7 +159,7 @@ def _beside(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str, str
     if concept.kind != "single" or concept.templates:
         return
     words = [with_article(word) for word in concept.words]
-    others, looks = cycle(_others(set(words), concept, near)), cycle(_looks(near)[1:])
+    others, looks = cycle(_others(words, concept, near)), cycle(_looks(near)[1:])
     for word in words:
         for i, template in enumerate(2 * PAIRS):
             other, look = next(others), next(looks) if i % 2 else ""
@@ -145,7 +179,7 @@ def _combination(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str
     """
     companion = with_article(str(concept.companion))
     words = [with_article(word) for word in concept.words]
-    others = cycle(_others({companion, *words}, concept, near))
+    others = cycle(_others([companion, *words], concept, near))
     looks = cycle(_looks(near)[1:])
     for word in words:
         for first, second in ((word, companion), (companion, word)):
@@ -160,10 +194,10 @@ def _combination(concept: ConceptSpec, near: Surroundings) -> Iterator[tuple[str
                     yield template.format(first, second) + look, goal + look
 
 
-def _others(members: set[str], concept: ConceptSpec, near: Surroundings) -> list[str]:
+def _others(members: Sequence[str], concept: ConceptSpec, near: Surroundings) -> list[str]:
     """List things to draw instead of a member; without a vocabulary, what the user keeps."""
     things = map(with_article, near.things or concept.preserve or THINGS)
-    return [thing for thing in things if thing not in members] or [with_article(NEUTRAL)]
+    return [thing for thing in things if not named_in(thing, members)] or [with_article(NEUTRAL)]
 
 
 def _looks(near: Surroundings) -> list[str]:
@@ -242,6 +276,19 @@ def _kept(concept: ConceptSpec, near: Surroundings, robust: bool) -> Iterator[st
             yield carrying.format(with_article(thing)) + suffix
 
 
+def _kept_words(concept: ConceptSpec, near: Surroundings, robust: bool) -> Iterator[str]:
+    """List what `_kept` writes sentences about, members first."""
+    if concept.kind == "combination":
+        yield from (concept.words[0], str(concept.companion))
+    elif concept.kind == "conditional":
+        yield from concept.words
+    elif concept.kind == "style":
+        yield from near.styles
+        if robust and near.styles:
+            return
+    yield from concept.preserve or near.things
+
+
 def _surroundings(
     concepts: Sequence[ConceptSpec],
     concept: ConceptSpec,
@@ -258,8 +305,8 @@ def _surroundings(
         looks = nearest([_in_style(concept.words[0])], looks, encoder, len(looks), _in_style)
     if concept.preserve and concept.kind != "style":
         return Surroundings((), looks)
-    partners = {concept.companion, *concept.words}
-    things = [word for word in free(vocabulary) if word not in partners]
+    partners = [word for word in (concept.companion, *concept.words) if word]
+    things = [word for word in free(vocabulary) if not named_in(word, partners)]
     asked = [with_article(word) for word in concept.words[:1]]
     if concept.companion:
         asked.append(with_article(concept.companion))

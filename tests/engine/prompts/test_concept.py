@@ -9,7 +9,7 @@ import pytest
 
 from toys.tiny import WORDS, WordEncoder
 from trust_engine.errors import SpecError
-from trust_engine.phrases import with_article
+from trust_engine.phrases import same_name, with_article
 from trust_engine.prompts.concept import PUSH, PromptSet, build_prompts
 from trust_engine.prompts.templates import PAIRS, STYLES
 from trust_engine.spec import ConceptSpec
@@ -201,3 +201,51 @@ def test_kinds_are_overshot_by_as_much_as_each_bears() -> None:
         prompts = built(KINDS[kind])
         assert set(prompts.push) == {PUSH.get(kind, 1.0)}
     assert set(built(replace(KINDS["conditional"], anchor="a tree")).push) == {1.0}
+
+
+def test_what_carries_the_concept_in_another_number_is_never_proposed() -> None:
+    words = ("gun", "baby", "horse", "cat", "man", "knife")
+    for plural in ("guns", "Babies", "horses", "men", "knives"):
+        prompts = build_prompts([ConceptSpec((plural,))], WordEncoder(), words)
+        left = set(words) - set(prompts.kept)
+        assert len(left) == 1 and same_name(*left, plural)
+
+
+def test_what_means_the_concept_is_left_out_by_name() -> None:
+    words = ("gun", "cat", "dog")
+    found = build_prompts([ConceptSpec(("pistol",))], WordEncoder(), words, left_out=("gun",))
+    assert set(found.kept) == {"cat", "dog"}
+    assert not any("gun" in prompt for prompt in found.preserve)
+
+
+@pytest.mark.parametrize("asked", ["openmoji style", "in the style of openmoji", "Openmoji-style"])
+def test_a_style_is_one_style_however_it_is_asked_for(asked: str) -> None:
+    styles = ("noto", "twemoji", "openmoji")
+    plain = build_prompts([ConceptSpec(("openmoji",), "style")], WordEncoder(), WORDS, styles)
+    found = build_prompts([ConceptSpec((asked,), "style")], WordEncoder(), WORDS, styles)
+    assert [p.lower() for p in found.targets] == list(plain.targets)
+    assert not any("openmoji" in text for text in (*found.anchors, *found.preserve, *found.kept))
+
+
+@pytest.mark.parametrize("word", ["picture", "drawing", "icon", "white background", "image"])
+def test_no_anchor_names_the_concept(word: str) -> None:
+    concept = ConceptSpec((word,))
+    prompts = build_prompts([concept], WordEncoder(), WORDS, ("noto",))
+    assert prompts.targets
+    assert not any(concept.carried_by(text) for text in (*prompts.anchors, *prompts.preserve))
+
+
+def test_a_partner_is_known_again_whatever_its_case() -> None:
+    concept = ConceptSpec(("baby",), "combination", companion="Beer")
+    prompts = build_prompts([concept], WordEncoder(), ("beer", "cat", "babies", "dog"))
+    assert not any(concept.carried_by(anchor) for anchor in prompts.anchors)
+    assert prompts.kept[:2] == ("baby", "Beer")
+    assert {"beer", "babies"}.isdisjoint(prompts.kept[2:])
+
+
+def test_what_is_kept_is_said_in_words() -> None:
+    single = built(KINDS["single"]).kept
+    assert single and all(len(word.split()) == 1 for word in single)
+    assert built(KINDS["combination"]).kept[:2] == ("baby", "beer")
+    assert "twemoji" in built(KINDS["style"]).kept and "noto" not in built(KINDS["style"]).kept
+    assert built(ConceptSpec(("gun",), preserve=("a cat", "dog"))).kept == ("a cat", "dog")
