@@ -24,6 +24,7 @@ from trust_engine.diff import (
 )
 from trust_engine.errors import DiffError, SpecError
 from trust_engine.models.denoiser import projections
+from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 Vectors = st.lists(st.integers(-64, 64).map(lambda n: n / 16), min_size=8, max_size=8)
 
@@ -157,3 +158,15 @@ def test_overlap_and_fights() -> None:
     blind = overlap(small_diff(), small_diff(1))
     assert blind.of_first == pytest.approx(blind.by_chance, abs=0.02)
     assert abs(blind.cosine) < 0.2
+
+
+def test_diffs_that_contradict_each_other_are_not_merged() -> None:
+    def diff(*concepts: ConceptSpec) -> WeightDiff:
+        return one([0.5] * 8, spec=UnlearnSpec(concepts).to_json())
+
+    gun, cat = diff(ConceptSpec(("gun",), preserve=("a cat",))), diff(ConceptSpec(("Cats",)))
+    assert combine([(gun, 1.0), (cat, -1.0)]).offsets  # adds the cat back
+    with pytest.raises(SpecError, match="do not go together: preserve names the concept 'Cats'"):
+        combine([(gun, 1.0), (cat, 1.0)])
+    with pytest.raises(SpecError, match="do not go together"):
+        combine([(combine([(gun, 1.0)]), 0.5), (cat, 1.0)])
