@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -199,6 +200,17 @@ class DynamicMask:
     def _noise(self, like: Tensors) -> Tensors:
         generator = torch.Generator().manual_seed(self.spec.seed)
         return tuple(torch.rand(s.shape, generator=generator).to(s.device) for s in like)
+
+    def mark(self) -> Any:
+        """Note where it stands, for `back_to`; its tensors are replaced, never written to."""
+        lengths = [(len(report.counts), len(report.drift)) for report in self.reports]
+        return self.saliency, self.current, self.first, lengths
+
+    def back_to(self, mark: Any) -> None:
+        """Stand again where a mark was taken."""
+        self.saliency, self.current, self.first, lengths = mark
+        for report, (counts, drift) in zip(self.reports, lengths, strict=True):
+            del report.counts[counts:], report.drift[drift:]
 
     def state(self) -> dict[str, Tensor]:
         """Return what resuming needs."""

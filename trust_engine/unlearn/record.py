@@ -40,12 +40,14 @@ def recorded(
     cond: Conditioning,
     uncond: Conditioning,
     team: Team,
+    begun: Recording | None = None,
 ) -> Iterator[Recording]:
-    """Record what the plan says; yields the growing recording after each UNet call."""
+    """Record what the plan says, or the rest of it; yields the growing recording."""
     lent, size = model.denoiser, model.latent_size
     batch = model.batch or batch_for("auto", size, compute_dtype(lent.module))
     if spec.robust:
-        yield from robust.draw(lent, cond, uncond, plan.recorded, spec, size, batch, team)
+        yield from robust.draw(lent, cond, uncond, plan.recorded, spec, size, batch, team, begun)
         return
     chosen = cond.select(torch.tensor(plan.recorded).to(cond.context.device))
-    yield from record(lent, chosen, uncond, sampler_of(spec), size, spec.seed, batch, team)
+    how = sampler_of(spec)
+    yield from record(lent, chosen, uncond, how, size, spec.seed, batch, team, begun)

@@ -35,7 +35,7 @@ from .end_to_end import Differentiable
 from .mask import Tensors
 from .objective import distance
 from .trainer import Forgetting, Standing
-from .trajectory import Recording
+from .trajectory import Part, Recording, batches
 
 PASSES = 10  # times the spec's, to draw with
 DRAWING_STEPS = 12
@@ -84,31 +84,36 @@ def draw(
     size: tuple[int, int],
     batch: int,
     team: Team = ALONE,
+    begun: Recording | None = None,
 ) -> Iterator[Recording]:
     """Draw the chosen prompts; yields after each UNet call, in the end with all the latents.
 
     A concept's picture and its anchor's start from the same noise. The recording's latents are
-    (pictures, 1, 4, h, w). A team's processes take turns at the batches.
+    (pictures, 1, 4, h, w). A team's processes take turns at the batches. `begun`: what a run before
+    this one had drawn.
     """
     recording, how, everything = Recording(), settings(spec), stack([cond, uncond])
     told = told_of(len(chosen))
     numbers = [i % told if i < 2 * told else i for i in range(len(chosen))]
     seeds = [(spec.seed * 100_003 + i) % 2**63 for i in numbers]
-    parts: list[Tensor] = []
-    for number, start in enumerate(range(0, len(chosen), batch)):
-        rows = chosen[start : start + batch]
+    before = begun.parts if begun and team.size == 1 else ()
+    for number, (span, part) in enumerate(batches(len(chosen), batch, before)):
+        rows = chosen[span]
+        each = how.passes(len(rows)) // how.steps
         if not team.mine(number):
-            recording.passes += how.passes(len(rows))
+            recording.passes += each * how.steps
             continue
-        x = initial_noise(seeds[start : start + batch], size)
+        part = part.again() if part else Part(initial_noise(seeds[span], size))
+        recording.passes += each * part.done
+        recording.parts.append(part)
         under = everything.select(torch.tensor(rows, device=cond.context.device))
-        for _, step in ddim(denoiser, x, under, uncond, how):
-            x = step
-            recording.passes += how.passes(len(rows)) // how.steps
+        for _, x in ddim(denoiser, part.x, under, uncond, how, part.done):
+            part.stepped(x)
+            recording.passes += each
             yield recording
-        parts.append(x.cpu())
-    recording.latents = torch.cat(team.interleave(parts)).unsqueeze(1)
-    recording.timesteps = torch.tensor([0])
+    finished = [part.x.cpu() for part in recording.parts]
+    recording.latents = torch.cat(team.interleave(finished)).unsqueeze(1)
+    recording.timesteps, recording.parts = torch.tensor([0]), []
     yield recording
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..distributed import ALONE, Team
 from ..errors import DivergenceError, SpecError
 from ..models.attention import cross_attention_modules
 from ..models.conditioning import Conditioning
+from ..models.denoiser import Denoiser, device_of
+from ..models.identity import Digest, model_identity, run_key
 from ..models.keys import projection_of
 from ..models.lent import LentModel
 from ..prompts.concept import PromptSet, build_prompts
@@ -26,7 +28,7 @@ from .record import plan_of, recorded, sampler_of
 from .resolve import followed
 from .state import RunState
 from .trainer import Forgetting, Standing
-from .trajectory import Recording
+from .trajectory import Plan, Recording
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Unlearning:
     prompts: PromptSet = field(init=False)
     final: dict[str, Standing] = field(default_factory=dict)
     neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     passes: int = 0
     backward: int = 0
     _offsets: dict[str, SparseOffset] = field(default_factory=dict)
@@ -69,6 +72,8 @@ class Unlearning:
     _piece: tuple[str, Forgetting] | None = None
     ground: Ground | None = None
     _settled: bool = False
+    _encoded: tuple[Conditioning, Conditioning] | None = None
+    _identity: str = ""
 
     def __post_init__(self) -> None:
         model, spec = self.model, self.spec
@@ -90,6 +95,11 @@ class Unlearning:
         return sampler_of(self.spec).passes(self.recorded) + pieces * followed(self.spec).steps
 
     @property
+    def steps(self) -> int:
+        """Updates of each layer, or of all together."""
+        return followed(self.spec).steps
+
+    @property
     def recorded(self) -> int:
         """Count the prompts that are recorded, or, in robust mode, drawn."""
         return len(plan_of(followed(self.spec), self.prompts).recorded)
@@ -102,14 +112,18 @@ class Unlearning:
         model, spec, team, total = self.model, followed(self.spec), self.team, self.total
         self._finished = self._settled = False
         self._base = describe_base(model.denoiser)
-        kept = self._restore()
-        cond, uncond = _encode(model, self._all_prompts()), _encode(model, [""])
+        cond, uncond = self._encode()
         plan = plan_of(spec, self.prompts)
-        if self._recording is None:
-            for states in recorded(model, spec, plan, cond, uncond, team):
-                self.passes = states.passes
+        kept = self._restore(plan)
+        if kept is not None and kept.finished:
+            self._finished = True
+            yield StepReport(total, total, "finished before", self.passes, self.backward)
+            return
+        if self._recording is None or not self._recording.over:
+            for states in recorded(model, spec, plan, cond, uncond, team, self._recording):
+                self._recording, self.passes = states, states.passes
                 yield StepReport(self.passes, total, "recording", self.passes)
-            self._recording = states
+        assert self._recording is not None
         done = self._recording.passes
         score = model.score
         self.ground = Ground(
@@ -137,9 +151,11 @@ class Unlearning:
 
     def _work(self, piece: Piece, kept: RunState | None) -> Iterator[Standing]:
         """Take a piece's steps and keep its result, or the last good one if it diverges."""
-        run = piece.start()
+        run, curve = piece.start(), list[tuple[float, float]]()
         if kept is not None and kept.piece == piece.name:
             run.load(kept.forgetting)
+            curve = list(kept.curves.get(piece.name, ()))
+        self.curves[piece.name] = curve
         self._piece = (piece.name, run)
         spec = self.spec
         try:
@@ -151,6 +167,7 @@ class Unlearning:
                         stack.enter_context(fit)
                     standing = run.step()
                 self._count()
+                curve.append((standing.effect, standing.harm))
                 yield standing
         except DivergenceError as error:
             self._keep(piece, run)
@@ -164,7 +181,8 @@ class Unlearning:
             return
         if kept is not None and not self._settled:
             spent = kept.passes - kept.recording.passes
-            self.ground.through.cost = Cost(spent, kept.backward)
+            if spent > 0:
+                self.ground.through.cost = Cost(spent, kept.backward)
         self._settled = True
         self._count()
 
@@ -176,7 +194,7 @@ class Unlearning:
 
     def _pool(self, names: Sequence[str]) -> None:
         """Put together what the team's processes did, in the order in which one would have."""
-        for found in (self._offsets, self.neurons, self.final):
+        for found in (self._offsets, self.neurons, self.final, self.curves):
             self.team.unite(found, names)
         self.passes, self.backward = max(self.team.gather((self.passes, self.backward)))
 
@@ -205,20 +223,24 @@ class Unlearning:
 
     @property
     def resumable(self) -> bool:
-        """Tell whether there is a state to go on from: recording is over."""
-        return self._recording is not None
+        """Tell whether there is a state to go on from; of a team, when recording is over."""
+        recording = self._recording
+        if recording is None or not self._base:
+            return False
+        return recording.over or self._finished or (bool(recording.parts) and self.team.size == 1)
 
     @property
     def state(self) -> RunState:
         """Return what a later run can go on from; raises SpecError while there is nothing yet."""
-        if self._recording is None:
-            raise SpecError("there is nothing to resume from yet; recording is not over")
+        if not self.resumable or self._recording is None:
+            raise SpecError("there is nothing to resume from yet; recording has not begun")
         name, run = self._piece or ("", None)
         if run is not None and not run.steady:
-            name, run = "", None  # stopped within a step: this piece begins again
+            name, run = "", None  # stopped while its weights moved: this piece begins again
+        known = {*self.final, name}
         return RunState(
             self.spec.to_json(),
-            self._base["base"],
+            self.identity,
             self.passes,
             self.backward,
             self._recording,
@@ -227,23 +249,74 @@ class Unlearning:
             dict(self.final),
             name,
             run.state() if run else {},
+            {piece: list(curve) for piece, curve in self.curves.items() if piece in known},
         )
 
-    def _restore(self) -> RunState | None:
+    @property
+    def identity(self) -> str:
+        """Hash all that this run reads of its model and text encoder."""
+        if not self._identity:
+            self._identity = self._identify()
+        return self._identity
+
+    # Away from inference mode, as in `__iter__`: the encoded prompts are kept for it.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _identify(self) -> str:
+        model = self.model
+        cond, uncond = self._encode()
+        more = [model.more(cond)] if model.more else []
+        if self.spec.saliency == "clip" and model.score is not None:
+            # Decoder and CLIP are the host's own: they count by what they say of some latents.
+            x = torch.randn(1, 4, *model.latent_size, generator=torch.Generator().manual_seed(0))
+            score = model.score(x.to(device_of(model.denoiser)), self.prompts.targets[:1])
+            more.append(Digest().tensor("score", score.float()).hex())
+        return model_identity(
+            model.denoiser, model.latent_size, self._all_prompts(), cond, uncond, " ".join(more)
+        )
+
+    @property
+    def key(self) -> str:
+        """Name this run by all that decides its diff."""
+        place = device_of(self.model.denoiser).type
+        return run_key(self.spec.to_json(), self.identity, place)
+
+    def _encode(self) -> tuple[Conditioning, Conditioning]:
+        if self._encoded is None:
+            self._encoded = _encode(self.model, self._all_prompts()), _encode(self.model, [""])
+        return self._encoded
+
+    def _restore(self, plan: Plan) -> RunState | None:
         """Begin where the state to resume from left off, or at the beginning."""
         kept = self.resume
         if kept is None:
             self._recording, self._offsets, self.neurons, self.final = None, {}, {}, {}
-            self.passes = self.backward = 0
+            self.passes, self.backward, self.curves = 0, 0, {}
             return None
-        if kept.spec != self.spec.to_json():
-            raise SpecError("the saved state belongs to another spec; start without it")
-        if kept.base != self._base["base"]:
-            raise SpecError("the saved state belongs to another model; start without it")
+        self.check(kept)
+        _check_extent(kept, plan, self.model.denoiser)
         self._recording, self.passes, self.backward = kept.recording, kept.passes, kept.backward
         self._offsets, self.neurons = dict(kept.offsets), dict(kept.neurons)
         self.final = dict(kept.final)
+        self.curves = {name: list(kept.curves.get(name, ())) for name in kept.final}
         return kept
+
+    def check(self, kept: RunState) -> None:
+        """Raise SpecError for a state that this run cannot go on from to the same diff."""
+        if kept.spec != self.spec.to_json():
+            raise SpecError(
+                "the saved state belongs to another spec; start without it, or name another file"
+            )
+        if kept.engine != __version__:
+            raise SpecError(
+                f"the saved state is of TRUST Unlearn {kept.engine[:40]}, this is {__version__}; "
+                "finish it with that version, or start without it"
+            )
+        if kept.base != self.identity:
+            raise SpecError(
+                "the saved state belongs to another model (its UNet, text encoder or picture size "
+                "differ); start without it, or name another file"
+            )
 
     @property
     def diff(self) -> WeightDiff:
@@ -272,6 +345,23 @@ class Unlearning:
             provenance["complete"] = False
         # Rounded now to what a file will hold, so that what is audited is what is saved.
         return WeightDiff(self._offsets, provenance).compact()
+
+
+def _check_extent(kept: RunState, plan: Plan, denoiser: Denoiser) -> None:
+    """Compare a state's recording, layers and offsets with the model's; raises SpecError."""
+    recording = kept.recording
+    weights = dict(denoiser.module.named_parameters()) if kept.offsets else {}
+    rows = sum(len(part.x) for part in recording.parts)
+    sound = rows <= len(plan.recorded)
+    if recording.over:
+        layers = set(cross_attention_modules(denoiser))
+        sound = len(recording.latents) == len(plan.recorded)
+        sound = sound and (not recording.told or set(recording.told) == layers)
+    for key, offset in kept.offsets.items():
+        weight = weights.get(denoiser.parameter_name(key))
+        sound = sound and weight is not None and tuple(weight.shape) == offset.shape
+    if not sound:
+        raise SpecError("the saved state does not fit this model's layers; start without it")
 
 
 def _encode(model: LentModel, prompts: Sequence[str]) -> Conditioning:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import DivergenceError
+from ..errors import DivergenceError, SpecError
 from ..models.precision import quick_products
 from ..spec import UnlearnSpec
 from .mask import SETTLE, DynamicMask, Tensors, overlap, share
@@ -93,13 +93,23 @@ class Forgetting:
             yield self.step()
 
     def step(self) -> Standing:
-        """Take one step; raises DivergenceError, and keeps the last good state, when it fails."""
-        with quick_products(self.offset[0].device):
-            return self._step()
+        """Take one step; raises DivergenceError, and keeps the last good state, when it fails.
+
+        Whatever ends it early, an interrupt or no memory: as long as the weights have not begun to
+        move it is as if the step had not been begun, and `state` is that of the step before.
+        """
+        influence, mask = self._influence, self.mask.mark()
+        try:
+            with quick_products(self.offset[0].device):
+                return self._step()
+        except BaseException:
+            if self.steady:
+                self._influence = influence
+                self.mask.back_to(mask)
+            raise
 
     def _step(self) -> Standing:
         spec, problem, step = self.spec, self.problem, self.done
-        self.steady = False
         theta = self.optimiser.theta()
         effect = problem.effect(theta, step)
         gradient = torch.autograd.grad(effect, theta, create_graph=self.spec.exact_hessian)
@@ -113,6 +123,7 @@ class Forgetting:
                 f"the loss is not finite at step {step + 1} of {spec.steps}; "
                 f"lower the rate (now {spec.rate:g}) or lambda"
             )
+        self.steady = False
         self.optimiser.step(joint, mask, decay(step / spec.steps))
         if step + 1 == spec.steps:
             mask = self.keep_to_budget(mask)
@@ -183,6 +194,7 @@ class Forgetting:
     @torch.no_grad()
     def _zero(self, mask: Tensors, step: int) -> Standing:
         """Set the neurons to zero, the ablation that needs no training; then see what is left."""
+        self.steady = False
         for offset, base, m in zip(self.offset, self.problem.base, mask, strict=True):
             offset.copy_(-base * m)
         theta = self.optimiser.theta()
@@ -190,8 +202,6 @@ class Forgetting:
         return self._stand(float(effect), float(harm), mask)
 
     def _stand(self, effect: float, harm: float, mask: Tensors) -> Standing:
-        self.done += 1
-        self.steady = True
         old = self._smooth or (effect, harm)
         self._smooth = (
             SMOOTH * old[0] + (1 - SMOOTH) * effect,
@@ -199,6 +209,8 @@ class Forgetting:
         )
         moved = overlap(self.mask.first or mask, mask)
         self.standing = Standing(effect, harm, share(mask), moved)
+        self.done += 1
+        self.steady = True
         return self.standing
 
     def state(self) -> dict[str, Tensor]:
@@ -217,7 +229,8 @@ class Forgetting:
         return kept
 
     def load(self, kept: dict[str, Tensor]) -> None:
-        """Go on from a state."""
+        """Go on from a state; raises SpecError for one of something else."""
+        self._check(kept)
         self.done = int(kept["done"])
         if not self.done:
             return
@@ -228,6 +241,20 @@ class Forgetting:
         self.standing = Standing(*kept["standing"].tolist())
         mean, deviation = kept["influence"].to(device).unbind(1)
         self._influence = InfluenceScale(tuple(mean), tuple(deviation))
+
+
+    def _check(self, kept: dict[str, Tensor]) -> None:
+        """Compare names, types and shapes with what this problem's own state would hold."""
+        own = {f"optimiser.{k}": v for k, v in self.optimiser.state().items()}
+        masks = (f"mask.current.{i}" for i in range(len(self.problem.base)))
+        own |= dict(zip(masks, (b.bool() for b in self.problem.base), strict=True))
+        if "done" not in kept or not 0 <= int(kept["done"]) <= self.spec.steps:
+            raise SpecError("the saved state does not say how far it is; start without it")
+        needed = own if int(kept["done"]) else {}
+        for name, tensor in needed.items():
+            there = kept.get(name)
+            if there is None or there.shape != tensor.shape or there.dtype != tensor.dtype:
+                raise SpecError(f"the saved state lacks a sound {name}; start without it")
 
 
 def _below(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

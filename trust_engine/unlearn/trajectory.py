@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +20,75 @@ GROUP = 8  # prompts that keep the same positions, however many are recorded at 
 POSITIONS = 24  # image positions kept a layer, prompt and step; each is an independent query
 
 
+class Part:
+    """One batch of prompts on its way: latents x (b, 4, h, w) after `done` steps, and what was seen.
+
+    What a step under way has seen so far does not count until `stepped` says that it is over.
+    """
+
+    def __init__(self, x: Tensor, seed: int = 0) -> None:
+        self.x, self.done = x, 0
+        self.latents: list[Tensor] = []
+        self.told: dict[str, list[Tensor]] = defaultdict(list)
+        self.free: dict[str, list[Tensor]] = defaultdict(list)
+        self.chooser = torch.Generator().manual_seed(seed)
+        self._mark = self.chooser.get_state()
+
+    def see(self, layer: str, x: Tensor, guided: bool) -> None:
+        """Keep a random subset of the positions x (b, n, d) that enter a layer."""
+        kept = torch.randperm(x.shape[1], generator=self.chooser)[:POSITIONS].to(x.device)
+        states = x[:, kept].half().cpu()
+        free, told = states.chunk(2) if guided else (states, states)
+        self.free[layer].append(free)
+        self.told[layer].append(told)
+
+    def stepped(self, x: Tensor) -> None:
+        """Note that a step is over, and what the next one starts from."""
+        self.x, self.done = x, self.done + 1
+        self._mark = self.chooser.get_state()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what going on needs, as of the last step that is over."""
+        kept = {"x": self.x, "chooser": self._mark}
+        if self.done and self.latents:
+            kept["latents"] = torch.stack(self.latents[: self.done], 1)
+        for name, lists in (("told", self.told), ("free", self.free)):
+            for layer, seen in lists.items():
+                if self.done:
+                    kept[f"{name}.{layer}"] = torch.cat(seen[: self.done], 1)
+        return kept
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Tensor], done: int) -> Part:
+        """Take up what `tensors` returned; raises ValueError or KeyError for anything else."""
+        part = cls(kept["x"])
+        part.done = done
+        part.chooser.set_state(kept["chooser"])
+        part._mark = part.chooser.get_state()
+        if "latents" in kept:
+            if kept["latents"].shape[1] != done:
+                raise ValueError("a batch's latents are not those of its steps")
+            part.latents = list(kept["latents"].unbind(1))
+        for name, lists in (("told.", part.told), ("free.", part.free)):
+            for key, seen in kept.items():
+                if key.startswith(name):
+                    each, rest = divmod(seen.shape[1], done)
+                    if rest:
+                        raise ValueError(f"{key} is not of {done} steps")
+                    lists[key.removeprefix(name)] = list(seen.split(each, 1))
+        return part
+
+    def again(self) -> Part:
+        """Copy it, so that going on leaves this one as it is."""
+        return Part.of(self.tensors(), self.done)
+
+
 @dataclass
 class Recording:
     """States by layer: `told` under each prompt and `free` under "", (prompts, n, d) float16.
 
     latents: what the UNet was given, (prompts, steps, 4, h, w); timesteps: (steps,) in 0..999.
-    All but `passes` is there when recording is over.
+    All but `passes` is there when recording is over; until then `parts` holds the batches so far.
     """
 
     told: dict[str, Tensor] = field(default_factory=dict)
@@ -33,10 +96,32 @@ class Recording:
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
     timesteps: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     passes: int = 0
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """Tell whether all is recorded."""
+        return not self.parts and len(self.timesteps) > 0
 
     def states(self, layer: str) -> tuple[Tensor, Tensor]:
         """Return a layer's told and free states, each (prompts, steps * positions, d)."""
         return self.told[layer].float(), self.free[layer].float()
+
+
+def batches(count: int, batch: int, begun: Sequence[Part]) -> Iterator[tuple[slice, Part | None]]:
+    """Yield the rows of each batch of `count` prompts, with the part of it that is done already.
+
+    A batch ends where one that started at 0 would, so that it makes no difference how many prompts
+    an interrupted run recorded at once.
+    """
+    start = 0
+    for part in begun:
+        yield slice(start, start + len(part.x)), part
+        start += len(part.x)
+    while start < count:
+        end = min(count, (start // batch + 1) * batch)
+        yield slice(start, end), None
+        start = end
 
 
 def record(
@@ -48,58 +133,50 @@ def record(
     seed: int,
     batch: int = GROUP,
     team: Team = ALONE,
+    begun: Recording | None = None,
 ) -> Iterator[Recording]:
     """Denoise once from every prompt; yields the growing recording after each UNet call.
 
-    A team's processes take turns at the batches; each ends with all of them.
+    A team's processes take turns at the batches; each ends with all of them. `begun`: what a run
+    before this one had recorded, which is left as it is.
     """
     modules = cross_attention_modules(denoiser)
-    recording = Recording()
+    recording, guided = Recording(), settings.cfg != 1.0
     noise = initial_noise([(seed * 100_003 + i) % 2**63 for i in range(len(cond))], size)
-    chunks: list[_Chunk] = []
-    for number, start in enumerate(range(0, len(cond), batch)):
-        rows = slice(start, start + batch)
+    before = begun.parts if begun and team.size == 1 else ()
+    for number, (rows, part) in enumerate(batches(len(cond), batch, before)):
+        each = settings.passes(len(noise[rows])) // settings.steps
         if not team.mine(number):
-            recording.passes += settings.passes(len(noise[rows]))
+            recording.passes += each * settings.steps
             continue
-        chunk = _Chunk(settings.cfg != 1.0, (seed * 7 + start - start % GROUP) % 2**63)
-        steps = ddim(denoiser, noise[rows], cond.select(rows), uncond, settings)
-        x = noise[rows]
-        for _ in range(settings.steps):
-            chunk.latents.append(x)
-            with watch_inputs(modules, chunk.see):  # not while the host has the floor: it may draw
+        group = rows.start - rows.start % GROUP
+        part = part.again() if part else Part(noise[rows], (seed * 7 + group) % 2**63)
+        recording.passes += each * part.done
+        recording.parts.append(part)
+        steps = ddim(denoiser, part.x, cond.select(rows), uncond, settings, part.done)
+
+        def see(layer: str, x: Tensor, part: Part = part) -> None:
+            part.see(layer, x, guided)
+
+        for _ in range(settings.steps - part.done):
+            part.latents.append(part.x)
+            with watch_inputs(modules, see):  # not while the host has the floor: it may draw
                 x = next(steps)[1].cpu()
-            recording.passes += settings.passes(len(x)) // settings.steps
+            part.stepped(x)
+            recording.passes += each
             yield recording
-        chunks.append(chunk)
-    recording.latents = _together([torch.stack(chunk.latents, 1) for chunk in chunks], team)
-    recording.timesteps = torch.tensor(timesteps(settings.steps))
+    parts = recording.parts
+    recording.latents = _together([torch.stack(part.latents, 1) for part in parts], team)
     for name in modules:  # one by one, for what is exchanged is in memory more than once
-        recording.told[name] = _together([torch.cat(c.told[name], 1) for c in chunks], team)
-        recording.free[name] = _together([torch.cat(c.free[name], 1) for c in chunks], team)
+        recording.told[name] = _together([torch.cat(p.told[name], 1) for p in parts], team)
+        recording.free[name] = _together([torch.cat(p.free[name], 1) for p in parts], team)
+    recording.timesteps, recording.parts = torch.tensor(timesteps(settings.steps)), []
+    if not parts or all(part is not None for part in before) and len(before) == len(parts):
+        yield recording  # nothing was left to record, but whoever iterates needs the recording
 
 
 def _together(mine: list[Tensor], team: Team) -> Tensor:
     return torch.cat(team.interleave(mine))
-
-
-class _Chunk:
-    """What is seen of one batch of prompts, step by step."""
-
-    def __init__(self, guided: bool, seed: int) -> None:
-        self.told: dict[str, list[Tensor]] = defaultdict(list)
-        self.free: dict[str, list[Tensor]] = defaultdict(list)
-        self.latents: list[Tensor] = []
-        self._guided = guided
-        self._chooser = torch.Generator().manual_seed(seed)
-
-    def see(self, layer: str, x: Tensor) -> None:
-        """Keep a random subset of the positions x (b, n, d) that enter a layer."""
-        kept = torch.randperm(x.shape[1], generator=self._chooser)[:POSITIONS].to(x.device)
-        states = x[:, kept].half().cpu()
-        free, told = states.chunk(2) if self._guided else (states, states)
-        self.free[layer].append(free)
-        self.told[layer].append(told)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,214 @@
+"""Runs that were stopped and runs that are finished, kept on disk by what they were asked.
+
+It knows no host: whoever opens one says where it lies. One file a run, all written by us under
+names of their own; anything else in the folder is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import OutputError, SpecError
+from .files import check_writable
+from .locks import FileLock
+from .resume import RunState, load_state, save_state
+
+SETTING = "TRUST_RUNS"  # environment: off, or a folder
+LIMIT = 10 * 10**9  # bytes
+STATE, FINISHED, LOCK = ".state", ".finished", ".lock"
+UNSAVED = "unsaved"  # folder of diffs that could not be written where they were wanted
+_OURS = re.compile(r"[0-9a-f]{32}(\.state|\.finished|\.lock)")
+_CELLS = re.compile(r"audit-[0-9a-f]{32}")
+_OFF = ("off", "0", "no", "false", "none")
+
+
+def is_off() -> bool:
+    """Tell whether the environment switches run stores off."""
+    return os.environ.get(SETTING, "").strip().lower() in _OFF
+
+
+def user_folder() -> Path | None:
+    """Return the folder for a user's runs: as the environment says, else where caches lie.
+
+    None when there is no such folder: without a home, or when it is switched off.
+    """
+    asked = os.environ.get(SETTING, "").strip()
+    if is_off():
+        return None
+    if asked:
+        return Path(asked).expanduser()
+    with contextlib.suppress(RuntimeError):
+        if sys.platform == "win32":
+            local = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+            return Path(local) / "trust-unlearn" / "runs"
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "trust-unlearn" / "runs"
+        cache = os.environ.get("XDG_CACHE_HOME", "")
+        base = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
+        return base / "trust-unlearn" / "runs"
+    return None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds: finished runs, stopped ones, and bytes in all."""
+
+    finished: int = 0
+    stopped: int = 0
+    size: int = 0
+
+    def __str__(self) -> str:
+        runs = f"{self.finished} finished and {self.stopped} unfinished"
+        return f"{runs} runs, {self.size / 1e6:,.1f} MB"
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """A folder of runs, of at most `limit` bytes: what was used longest ago makes room first."""
+
+    folder: Path
+    limit: int = LIMIT
+
+    def check(self) -> None:
+        """Raise OutputError unless the folder can be written to."""
+        check_writable(self.folder / f"{'0' * 32}{STATE}")
+
+    def path(self, key: str, kind: str) -> Path:
+        """Return the path of a run's file."""
+        return self.folder / f"{key}{kind}"
+
+    def lock(self, key: str) -> FileLock:
+        """Return the lock of a run, to be held while it is at work."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path(key, LOCK))
+
+    def find(self, key: str) -> RunState | None:
+        """Return a run that is finished, or where it was stopped; a damaged one is taken away."""
+        for kind in (FINISHED, STATE):
+            path = self.path(key, kind)
+            try:
+                if not path.is_file():
+                    continue
+                state = load_state(path)
+                if state.finished == (kind == FINISHED):
+                    with contextlib.suppress(OSError):
+                        os.utime(path)
+                    return state
+            except (SpecError, OSError):
+                pass
+            self._remove(path)
+        return None
+
+    def keep(self, key: str, state: RunState, digests: dict[int, object] | None = None) -> Path:
+        """Write a run's state, after making room for it; raises OutputError."""
+        kind = FINISHED if state.finished else STATE
+        path = self.path(key, kind)
+        self.make_room(state.size, key)
+        save_state(state, path, digests)
+        return path
+
+    def make_room(self, size: int, key: str = "") -> None:
+        """Remove what was used longest ago until `size` bytes fit; raises OutputError.
+
+        What a run that is at work has written stays, and so do the files of `key`.
+        """
+        if size > self.limit:
+            raise OutputError(
+                f"{self.folder}: a run of {size / 1e9:.1f} GB does not fit into a run store of "
+                f"{self.limit / 1e9:.1f} GB"
+            )
+        found = sorted(self._entries(), key=lambda entry: entry[0])
+        whole = sum(entry[1] for entry in found if entry[2].name.split(".")[0] != key)
+        for _, taken, path in found:
+            if whole + size <= self.limit:
+                break
+            name = path.name.split(".")[0]
+            if name != key and not self._in_use(name):
+                self._remove(path)
+                whole -= taken
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(self._there()).free
+            if size > free:
+                raise OutputError(
+                    f"{self.folder}: a run of {size / 1e9:.2f} GB does not fit into the "
+                    f"{free / 1e9:.2f} GB that are free there"
+                )
+
+    def drop(self, key: str, kind: str = STATE) -> None:
+        """Remove one of a run's files."""
+        self._remove(self.path(key, kind))
+
+    def cells(self, key: str) -> Path:
+        """Return the folder for an audit's finished cells."""
+        return self.folder / f"audit-{key}"
+
+    @property
+    def contents(self) -> Contents:
+        """Count what is kept."""
+        finished = stopped = size = 0
+        for _, taken, path in self._entries():
+            finished += path.suffix == FINISHED
+            stopped += path.suffix == STATE
+            size += taken
+        return Contents(finished, stopped, size)
+
+    def clear(self) -> Contents:
+        """Remove all that is kept but for runs at work; returns what was removed."""
+        finished = stopped = size = 0
+        for _, taken, path in list(self._entries()):
+            if self._in_use(path.name.split(".")[0]):
+                continue
+            self._remove(path)
+            finished += path.suffix == FINISHED
+            stopped += path.suffix == STATE
+            size += taken
+        return Contents(finished, stopped, size)
+
+    def _in_use(self, key: str) -> bool:
+        path = self.path(key, LOCK)
+        if not path.exists():
+            return False
+        lock = FileLock(path)
+        taken = lock.take()
+        lock.give()
+        return not taken
+
+    def _there(self) -> Path:
+        folder = self.folder
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        return folder
+
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        """Yield (time of last use, bytes, path) of all that is ours, locks left out."""
+        try:
+            entries = list(os.scandir(self.folder))
+        except OSError:
+            return
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    if not entry.name.endswith(LOCK):
+                        yield status.st_mtime, status.st_size, Path(entry.path)
+                elif _CELLS.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    inside = [p.stat() for p in Path(entry.path).iterdir()]
+                    times = [part.st_mtime for part in inside]
+                    size = sum(part.st_size for part in inside)
+                    yield max(times, default=status.st_mtime), size, Path(entry.path)
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
