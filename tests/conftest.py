@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+os.environ["TRUST_RUNS"] = "off"  # no test takes over what another one, or the user, has kept
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 

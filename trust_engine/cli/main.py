@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from .audit import add_audit, run_audit
 from .bench import add_bench
 from .diff import add_diff
 from .inputs import add_memory, add_settings, check_all_fit, named, read_diffs, read_spec
+from .runs import Stopping, add_runs, add_store, open_store, say
 
 if TYPE_CHECKING:
     from ..unlearn.run import Unlearning
@@ -79,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_unlearn(commands)
     add_audit(commands, _add_model)
     add_diff(commands)
+    add_runs(commands)
     add_bench(commands)
     return parser
 
@@ -177,8 +180,9 @@ def _add_unlearn(commands: Any) -> None:
         "--state",
         type=Path,
         metavar="FILE",
-        help="keep the run's state here when it is stopped, and go on from it next time",
+        help="keep the run's state here, too, while it works, and go on from it next time",
     )
+    add_store(parser)
     add_memory(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_unlearn)
@@ -230,32 +234,37 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _unlearn(args: argparse.Namespace) -> None:
-    from ..diff import save_diff
     from ..frontend.wording import some
     from ..models.load import load_model
     from ..models.memory import exhaustion_told
+    from ..unlearn.keeping import Keeping, StateFile, save_or_rescue
     from ..unlearn.run import Unlearning
-    from ..unlearn.state import keeping, wanted
     from .progress import run_with_bar
 
     spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
     if team.first:
         check_outputs([args.out, state], {"the model": args.model, "the spec": args.spec})
-    model = load_model(args.model, args.device)
-    model.check_room(spec, args.memory)
-    run = Unlearning(model.lend(args.memory), spec, team.of_first(wanted(state)), team)
-    print(f"preserving: {some(run.prompts.kept, 12)}", file=sys.stderr)
-    try:
-        with exhaustion_told(), keeping(run, state):
-            run_with_bar(run)
-    except DivergenceError as error:
-        if not team.first:
-            raise
-        raise _saved_what_there_is(run, args.out, error) from error
+    store = open_store(args) if team.first else None
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(StateFile(state)) if state else None
+        model = load_model(args.model, args.device)
+        model.check_room(spec, args.memory)
+        run = Unlearning(model.lend(args.memory), spec, team=team)
+        print(f"preserving: {some(run.prompts.kept, 12)}", file=sys.stderr)
+        try:
+            stop = stack.enter_context(Stopping())
+            with exhaustion_told(), Keeping(run, store, file, say if team.first else None) as kept:
+                run.resume = team.of_first(run.resume)
+                run_with_bar(stop.between(kept))
+                if team.first:
+                    diff = run.diff
+                    save_or_rescue(diff, args.out, kept.store)
+        except DivergenceError as error:
+            if not team.first:
+                raise
+            raise _saved_what_there_is(run, args.out, error) from error
     if not team.first:
         return
-    diff = run.diff
-    save_diff(diff, args.out)
     effect = sum(step.effect for step in run.final.values()) / len(run.final)
     result = {
         "diff": str(args.out),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from ..unlearn.run import Unlearning
+from ..unlearn.run import StepReport
 
 FORMAT = "{desc:<12}{percentage:3.0f}% |{bar:30}| {elapsed}<{remaining}{postfix}"
 
@@ -24,7 +24,7 @@ def passes_bar(name: str) -> Iterator[Callable[[int, int], None]]:
         yield on_step
 
 
-def run_with_bar(run: Unlearning) -> None:
+def run_with_bar(run: Iterable[StepReport]) -> None:
     """Iterate a run to its end under a bar."""
     with passes_bar("unlearning") as on_step:
         for report in run:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .conditioning import TextEncoder
+from .conditioning import Conditioning, TextEncoder
 from .denoiser import Denoiser
 
 Score = Callable[[Tensor, Sequence[str]], Tensor]
@@ -20,7 +20,8 @@ class LentModel:
 
     vocabulary, styles: words the model knows, from which the engine proposes what to preserve;
     score: how well latents show prompts, for the saliency source "clip"; batch: prompts to record
-    at once, 0: as many as take about a gigabyte.
+    at once, 0: as many as take about a gigabyte; more: what predictions depend on besides the
+    weights of `denoiser.module`, hashed, for a UNet that hooks and patches change.
     """
 
     denoiser: Denoiser
@@ -30,3 +31,4 @@ class LentModel:
     styles: Sequence[str] = ()
     score: Score | None = None
     batch: int = 0
+    more: Callable[[Conditioning], str] | None = None

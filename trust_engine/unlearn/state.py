@@ -82,9 +82,7 @@ class RunState:
     def without_recording(self) -> RunState:
         """Keep what a finished run is made from."""
         empty = Recording(passes=self.recording.passes)
-        return dataclasses.replace(
-            self, recording=empty, piece="", forgetting={}, finished=True
-        )
+        return dataclasses.replace(self, recording=empty, piece="", forgetting={}, finished=True)
 
 
 def save_state(state: RunState, path: Path, digests: dict[int, Any] | None = None) -> None:

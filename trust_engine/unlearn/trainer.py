@@ -242,7 +242,6 @@ class Forgetting:
         mean, deviation = kept["influence"].to(device).unbind(1)
         self._influence = InfluenceScale(tuple(mean), tuple(deviation))
 
-
     def _check(self, kept: dict[str, Tensor]) -> None:
         """Compare names, types and shapes with what this problem's own state would hold."""
         own = {f"optimiser.{k}": v for k, v in self.optimiser.state().items()}

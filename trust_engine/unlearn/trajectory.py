@@ -21,7 +21,7 @@ POSITIONS = 24  # image positions kept a layer, prompt and step; each is an inde
 
 
 class Part:
-    """One batch of prompts on its way: latents x (b, 4, h, w) after `done` steps, and what was seen.
+    """One batch of prompts on its way: latents x (b, 4, h, w) after `done` steps, what was seen.
 
     What a step under way has seen so far does not count until `stepped` says that it is over.
     """
@@ -171,8 +171,8 @@ def record(
         recording.told[name] = _together([torch.cat(p.told[name], 1) for p in parts], team)
         recording.free[name] = _together([torch.cat(p.free[name], 1) for p in parts], team)
     recording.timesteps, recording.parts = torch.tensor(timesteps(settings.steps)), []
-    if not parts or all(part is not None for part in before) and len(before) == len(parts):
-        yield recording  # nothing was left to record, but whoever iterates needs the recording
+    if len(before) == len(parts):
+        yield recording  # nothing may have been left to do, but whoever iterates needs it
 
 
 def _together(mine: list[Tensor], team: Team) -> Tensor:

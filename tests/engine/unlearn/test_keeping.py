@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine.unlearn.test_unlearn import saved
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_unlearn import saved
-from tiny import WordEncoder, frozen_bits, tiny_model, tiny_spec
 
-from trust_engine import keeping, resume
-from trust_engine.diff import load_diff, save_diff
-from trust_engine.errors import OutputError, SpecError, TrustError
-from trust_engine.keeping import Keeping, StateFile, save_or_rescue
-from trust_engine.resume import load_state, save_state
-from trust_engine.run_store import FINISHED, STATE, RunStore
-from trust_engine.unlearn import LentModel, Unlearning
+from toys.tiny import WordEncoder, frozen_bits, tiny_model, tiny_spec
+from trust_engine.errors import SpecError
+from trust_engine.models.lent import LentModel
+from trust_engine.unlearn import state as resume
+from trust_engine.unlearn.keeping import Keeping
+from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.run_store import RunStore
+from trust_engine.unlearn.state import load_state, save_state
 
 SPEC = tiny_spec(steps=2)
 ROOT = Path(__file__).resolve().parent.parent
@@ -183,7 +179,7 @@ def test_other_settings_and_another_engine_are_other_runs(
     next(iter(run))
     with pytest.raises(SpecError, match=r"of TRUST Unlearn 0\.0\.9, this is"):
         Unlearning(tiny_model(), SPEC).check(replace(run.state, engine="0.0.9"))
-    monkeypatch.setattr("trust_engine.identity.engine_identity", lambda: "another")
+    monkeypatch.setattr("trust_engine.models.identity.engine_identity", lambda: "another")
     assert Unlearning(tiny_model(), SPEC).key != key
 
 
@@ -293,8 +289,6 @@ def test_an_edited_state_is_one_sentence_before_any_work(
         if checksum == "made anew" and isinstance(told, dict) and "without sha256" not in what:
             digests = {k: resume._digest(t, None) for k, t in edited.items()}
             told = {**told, "sha256": resume._sha256(told, digests)}
-            if "nan" in what or what.startswith("values") and "1000" in what:
-                continue
         save_file(edited, path, {resume.FORMAT: json.dumps(told)})
         passes = 0
 

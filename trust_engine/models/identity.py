@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from .. import __version__
+from ..io.safetensors import tensor_bytes
 from .conditioning import Conditioning
 from .denoiser import Denoiser, NoiseSchedule, compute_dtype, device_of
-from .diff_safetensors import tensor_bytes
 
 PROBED = (801, 401, 81)  # timesteps at which a UNet is asked what it predicts
 LENGTH = 32  # hexadecimal digits

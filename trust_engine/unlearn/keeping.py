@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .diff import WeightDiff, save_diff
-from .errors import DivergenceError, OutputError, SpecError, TrustError
-from .locks import FileLock
-from .resume import RunState, load_state, save_state, wanted
+from ..diff import WeightDiff, save_diff
+from ..errors import DivergenceError, OutputError, SpecError, TrustError
+from ..io.locks import FileLock
+from .run import StepReport, Unlearning
 from .run_store import FINISHED, STATE, UNSAVED, RunStore
-from .unlearn import StepReport, Unlearning
+from .state import RunState, load_state, save_state, wanted
 
 EVERY = 60.0  # seconds between two saves
 SHARE = 0.05  # of the time that saving may take: large states are written less often
@@ -74,7 +74,8 @@ class Keeping:
         self.said: list[str] = []
         self.recalled = False  # finished by a run before this one
         self._say, self._told = say, False
-        self._key, self._lock = "", None
+        self._key = ""
+        self._lock: FileLock | None = None
         self._last, self._pause = time.monotonic(), every
         self._best: tuple[int, int, int] = (-1, -1, -1)
         self._over = False
@@ -191,10 +192,12 @@ class Keeping:
             self.store = None
             return
         self._key = self.run.key
-        self._lock = store.lock(self._key)
-        if not self._lock.take():
-            self.say("the same run is at work in another process; this one is not kept")
-            self.store = self._lock = None
+        lock = store.lock(self._key)
+        if lock.take():
+            self._lock = lock
+            return
+        self.say("the same run is at work in another process; this one is not kept")
+        self.store = None
 
     def _keep_finished(self) -> None:
         _, in_store = self._write(self.run.state.without_recording())

@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import OutputError, SpecError
-from .files import check_writable
-from .locks import FileLock
-from .resume import RunState, load_state, save_state
+from ..errors import OutputError, SpecError
+from ..io.files import check_writable
+from ..io.locks import FileLock
+from .state import RunState, load_state, save_state
 
 SETTING = "TRUST_RUNS"  # environment: off, or a folder
+SIZE = "TRUST_RUNS_GB"  # environment: how much it may take
 LIMIT = 10 * 10**9  # bytes
 STATE, FINISHED, LOCK = ".state", ".finished", ".lock"
 UNSAVED = "unsaved"  # folder of diffs that could not be written where they were wanted
@@ -54,6 +55,21 @@ def user_folder() -> Path | None:
         base = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
         return base / "trust-unlearn" / "runs"
     return None
+
+
+def user_store() -> RunStore | None:
+    """Open the store of a user's runs; raises SpecError for a size in the environment that is none.
+
+    None when it is switched off, or when there is no folder for it.
+    """
+    folder, size = user_folder(), os.environ.get(SIZE, "").strip()
+    try:
+        limit = round(float(size) * 1e9) if size else LIMIT
+        if not 0 <= limit < 10**18:
+            raise ValueError
+    except (ValueError, OverflowError) as error:
+        raise SpecError(f"{SIZE} is {size[:40]!r}; give a number of gigabytes") from error
+    return RunStore(folder, limit) if folder is not None and limit else None
 
 
 @dataclass(frozen=True)
