@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import OutputError, TrustError
+from .locks import LOCKS, seize
 
 TEMPORARY = ".trust-"
-ABANDONED = 24 * 3600  # seconds: a temporary file this old belongs to a process that was killed
+TRIES = 10  # names of a temporary file
+# What fsync answers where a file system has no such thing, as some shares and mounts.
+UNSUPPORTED = {
+    getattr(errno, name)
+    for name in ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EPERM", "EACCES", "ENOTTY", "EROFS")
+    if hasattr(errno, name)
+}
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -71,11 +77,25 @@ def check_writable(path: Path) -> None:
         if path.exists() and not path.is_file():
             raise OutputError(f"{path}: is a folder or device; give a file name")
         _refuse_protected(path)
-        with tempfile.TemporaryFile(dir=_nearest(path.parent)):
-            pass
+        _try_out(_nearest(path.parent) / path.name)
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or error
         raise OutputError(f"{path}: cannot write there ({told})") from error
+
+
+def _try_out(path: Path) -> None:
+    """Do all that saving a file does, with a small file of another name; raises OSError."""
+    with _temporary(path, fresh=True) as (handle, name):
+        moved = f"{name}-"
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(b"may be removed")
+                file.flush()
+                sync(file.fileno())
+            os.replace(name, moved)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(moved)
 
 
 def _nearest(folder: Path) -> Path:
@@ -124,47 +144,95 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     and, where the system lets it, its owner; a link keeps pointing where it pointed. When another
     program has written `path` in the meantime, its file stays and OutputError is raised.
     """
-    name, made = "", list[Path]()
+    made = list[Path]()
     try:
         path = _behind_links(path)
         made = make_folder(path.parent)
         before = _identity(path)
         _refuse_protected(path)
         _remove_abandoned(path.parent)
-        handle, name = _temporary(path)
-        try:
-            file = os.fdopen(handle, "wb")
-        except BaseException:
-            os.close(handle)
-            raise
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if _identity(path) != before:
-            raise OutputError(
-                f"{path}: another program wrote it in the meantime, and its file was left alone; "
-                "save under another name"
-            )
-        _keep_mode(path, name)
-        os.replace(name, path)
+        with _temporary(path) as (handle, name):
+            with _opened(handle) as file:
+                yield file
+                file.flush()
+                sync(file.fileno())
+            if _changed(before, _identity(path)):
+                raise OutputError(
+                    f"{path}: another program wrote it in the meantime, and its file was left "
+                    "alone; save under another name"
+                )
+            _keep_mode(path, name)
+            os.replace(name, path)
         made = []
         _sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
         remove_folders(made)
 
 
-def _temporary(path: Path) -> tuple[int, str]:
-    """Open a new file beside `path`; the system's own mask decides the mode of what is new."""
-    mode = stat.S_IMODE(path.stat().st_mode) & 0o777 if path.exists() else 0o666
-    name = str(path.parent / f"{TEMPORARY}{secrets.token_hex(8)}")
-    return os.open(
-        name, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode
-    ), name
+def _opened(handle: int) -> BinaryIO:
+    try:
+        return os.fdopen(handle, "wb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, fresh: bool = False) -> Iterator[tuple[int, str]]:
+    """Lend (an open file, its name) beside `path`, and take away what is left of it.
+
+    Locked until then: so others tell it from one whose process was killed. The system's own mask
+    decides the mode of what is new; fresh: whatever stands at `path`.
+    """
+    mode = 0o666 if fresh or not path.exists() else stat.S_IMODE(path.stat().st_mode) & 0o777
+    kind = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    name, guard = "", None
+    try:
+        for _ in range(TRIES):
+            name = str(path.parent / f"{TEMPORARY}{secrets.token_hex(8)}")
+            handle = os.open(name, kind, mode)
+            guard = _guarded(name)
+            if guard is not None:
+                break
+            os.close(handle)  # taken for an abandoned one before it was locked
+        else:
+            raise OSError(errno.EBUSY, "other programs remove what is written")
+        yield handle, name
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        if guard is not None and guard >= 0:
+            os.close(guard)
+
+
+def _guarded(name: str) -> int | None:
+    """Lock a file by a handle of its own, which outlives the writer's; None if it is being removed.
+
+    -1 where that is not needed: Windows removes no file that is open, and none can be renamed.
+    """
+    if not LOCKS:
+        return -1
+    try:
+        guard = os.open(name, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return -1  # such as one whose mode lets nobody read it
+    if seize(guard) is False or not os.path.lexists(name):
+        os.close(guard)
+        return None
+    return guard
+
+
+def sync(handle: int) -> None:
+    """Have a file on disk; raises OSError for a failure, not where there is no such promise."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def _keep_mode(path: Path, name: str) -> None:
@@ -179,11 +247,21 @@ def _keep_mode(path: Path, name: str) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return (number, time, size) of a file; 0 for a number that is another at each look."""
     try:
-        status = os.stat(path)
+        status, again = os.stat(path), os.stat(path)
     except FileNotFoundError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    number = status.st_ino if status.st_ino == again.st_ino else 0
+    return number, status.st_mtime_ns, status.st_size
+
+
+def _changed(before: tuple[int, int, int] | None, now: tuple[int, int, int] | None) -> bool:
+    """Tell whether another program has written a file; numbers count where a file keeps its own."""
+    if before is None or now is None:
+        return before is not now
+    numbered = bool(before[0] and now[0])
+    return before[1:] != now[1:] or (numbered and before[0] != now[0])
 
 
 def _refuse_protected(path: Path) -> None:
@@ -193,12 +271,24 @@ def _refuse_protected(path: Path) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left: what nobody holds locked. Clocks have no say in it."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(TEMPORARY) and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError):
-                    if time.time() - entry.stat().st_mtime > ABANDONED:
-                        os.unlink(entry.path)
+                    _remove_unlocked(entry.path)
+
+
+def _remove_unlocked(name: str) -> None:
+    if not LOCKS:
+        os.unlink(name)  # Windows refuses that for an open file
+        return
+    handle = os.open(name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if seize(handle):
+            os.unlink(name)
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+LOCKS = fcntl is not None  # of a kind that do not keep others from reading and removing
 BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 

@@ -175,11 +175,3 @@ def test_the_slower_of_two_writers_is_told(there: bool, tmp_path: Path) -> None:
         pass
     assert (tmp_path / "a").read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["a"]
-
-
-def test_what_a_killed_process_left_goes_after_a_day(tmp_path: Path) -> None:
-    for name, hours in ((".trust-old", 25), (".trust-new", 1), ("mine", 99)):
-        (tmp_path / name).write_bytes(b"")
-        os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
-    write_atomically(tmp_path / "a", b"x")
-    assert sorted(os.listdir(tmp_path)) == [".trust-new", "a", "mine"]

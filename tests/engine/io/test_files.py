@@ -152,10 +152,10 @@ def test_a_folder_without_permission_is_noticed(
 ) -> None:
     """Simulated, for root may write anywhere."""
 
-    def refuse(**_: object) -> None:
+    def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(files.os, "open", refuse)
     with pytest.raises(OutputError, match=r"cannot write there \(Permission denied\)"):
         check_writable(tmp_path / "a")
 

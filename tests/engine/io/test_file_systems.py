@@ -1,0 +1,257 @@
+"""File systems that lack something, clocks that are off, killed processes: nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trust_engine.errors import OutputError
+from trust_engine.io import files
+from trust_engine.io.files import TEMPORARY, atomic_file, check_writable, write_atomically
+from trust_engine.io.locks import FileLock, seize
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+HOLD = """
+import sys, time
+from pathlib import Path
+from trust_engine.io.files import atomic_file
+with atomic_file(Path(sys.argv[1])) as file:
+    file.write(b"from the other process")
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+LOCK = """
+import sys
+from pathlib import Path
+from trust_engine.io.locks import FileLock
+lock = FileLock(Path(sys.argv[1]))
+print("ready" if lock.take() else "busy", flush=True)
+sys.stdin.readline()
+lock.give()
+"""
+
+
+def other(code: str, path: Path) -> subprocess.Popen[str]:
+    """Run code in another process up to where it says that it is ready."""
+    root = Path(__file__).resolve().parents[3]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def refusing(number: int) -> Callable[..., Any]:
+    """Return a system call that this file system does not have."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+@pytest.mark.parametrize("there", [False, True])
+def test_neither_modes_nor_fsync_are_needed(
+    number: int, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if there:
+        (tmp_path / "a").write_bytes(b"old")
+    for name in ("chmod", "fchmod", "chown", "fsync"):
+        if hasattr(os, name):
+            monkeypatch.setattr(files.os, name, refusing(number))
+    check_writable(tmp_path / "a")
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_what_did_not_reach_the_disk_is_an_error(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(files.os, "fsync", refusing(number))
+    for work in (check_writable, lambda path: write_atomically(path, b"new")):
+        with pytest.raises(OutputError, match=os.strerror(number)):
+            work(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_what_saving_would_need_is_tried_before_the_work(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mounts of object stores let files be made, but not renamed."""
+    monkeypatch.setattr(files.os, call, refusing(errno.EIO))
+    with pytest.raises(OutputError, match=r"new/a: cannot write there \(Input/output error\)"):
+        check_writable(tmp_path / "new" / "a")
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
+
+
+class Renumbered:
+    """A file's status with an inode number that is new at each look."""
+
+    count = 1000
+
+    def __init__(self, status: os.stat_result) -> None:
+        Renumbered.count += 1
+        self.status, self.st_ino = status, Renumbered.count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.status, name)
+
+
+def test_inode_numbers_may_change_at_each_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    real = os.stat
+    monkeypatch.setattr(files.os, "stat", lambda *a, **k: Renumbered(real(*a, **k)))
+    write_atomically(tmp_path / "a", b"new")
+    with pytest.raises(OutputError, match="another program"), atomic_file(tmp_path / "a"):
+        (tmp_path / "a").write_bytes(b"theirs")
+    monkeypatch.undo()
+    assert (tmp_path / "a").read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("how", ["written", "replaced", "removed", "made"])
+def test_what_another_program_wrote_meanwhile_stays(how: str, tmp_path: Path) -> None:
+    """Also when it is of the same size and time."""
+    path = tmp_path / "a"
+    if how != "made":
+        path.write_bytes(b"old")
+        before = path.stat()
+    with pytest.raises(OutputError, match="another program wrote it"), atomic_file(path) as file:
+        file.write(b"ours")
+        if how == "removed":
+            path.unlink()
+        elif how == "replaced":
+            (tmp_path / "b").write_bytes(b"the")
+            os.utime(tmp_path / "b", ns=(before.st_atime_ns, before.st_mtime_ns))
+            os.replace(tmp_path / "b", path)
+        else:
+            path.write_bytes(b"the")
+            os.utime(path, ns=(1, 1))
+    assert how == "removed" or path.read_bytes() == b"the"
+    assert os.listdir(tmp_path) == ([] if how == "removed" else ["a"])
+
+
+@posix
+@pytest.mark.parametrize("days", [-2, 0, 2])
+def test_a_clock_that_is_off_costs_no_running_process_its_file(days: int, tmp_path: Path) -> None:
+    running = other(HOLD, tmp_path / "slow")
+    (temporary,) = tmp_path.glob(f"{TEMPORARY}*")
+    os.utime(temporary, (time.time() + days * 86400,) * 2)
+    write_atomically(tmp_path / "a", b"x")
+    assert temporary.exists()
+    running.communicate("\n")
+    assert running.returncode == 0
+    assert (tmp_path / "slow").read_bytes() == b"from the other process"
+    assert sorted(os.listdir(tmp_path)) == ["a", "slow"]
+
+
+@posix
+def test_what_a_killed_process_left_goes_with_the_next_file(tmp_path: Path) -> None:
+    running = other(HOLD, tmp_path / "slow")
+    running.kill()
+    running.communicate()
+    (left,) = tmp_path.glob(f"{TEMPORARY}*")
+    (tmp_path / "mine").write_bytes(b"")
+    (tmp_path / f"{TEMPORARY}folder").mkdir()
+    (tmp_path / f"{TEMPORARY}link").symlink_to(tmp_path / "mine")
+    write_atomically(tmp_path / "a", b"x")
+    assert not left.exists()
+    assert sorted(os.listdir(tmp_path)) == [f"{TEMPORARY}folder", f"{TEMPORARY}link", "a", "mine"]
+
+
+@posix
+def test_a_name_that_is_cleared_away_before_it_is_locked_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = files._guarded, list[str]()
+
+    def late(name: str) -> int | None:
+        seen.append(name)
+        if len(seen) == 1:
+            files._remove_abandoned(tmp_path)  # another process comes by
+        return real(name)
+
+    monkeypatch.setattr(files, "_guarded", late)
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert len(set(seen)) == 2
+    monkeypatch.setattr(files, "_guarded", lambda name: os.unlink(name))
+    with pytest.raises(OutputError, match="other programs remove what is written"):
+        write_atomically(tmp_path / "a", b"newer")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@posix
+def test_a_file_system_without_locks_keeps_what_may_be_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{TEMPORARY}old").write_bytes(b"")
+    monkeypatch.setattr("trust_engine.io.locks.fcntl.flock", refusing(errno.ENOLCK))
+    write_atomically(tmp_path / "a", b"new")
+    assert sorted(os.listdir(tmp_path)) == [f"{TEMPORARY}old", "a"]
+    lock = FileLock(tmp_path / "lock")
+    assert lock.take() and lock.free and not lock.taken
+
+
+def test_a_lock_is_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    running, mine = other(LOCK, path), FileLock(path)
+    assert not mine.take() and not mine.taken
+    running.communicate("\n")
+    assert not path.exists()
+    with mine:
+        assert mine.taken and not FileLock(path).take()
+    assert not path.exists()
+    assert mine.take()
+    mine.give()
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    running = other(LOCK, path)
+    running.kill()
+    running.communicate()
+    lock = FileLock(path)
+    assert lock.take() and lock.taken
+    lock.give()
+    assert not path.exists()
+
+
+@posix
+def test_a_lock_whose_file_was_taken_away_is_no_lock(tmp_path: Path) -> None:
+    """Its owner removes it while another waits: the other must not lock what nobody finds."""
+    path = tmp_path / "lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    path.unlink()
+    assert seize(handle)
+    lock = FileLock(path)
+    assert lock.take() and lock.taken
+    assert path.exists()
+    lock.give()
+    os.close(handle)
+
+
+def test_a_lock_that_cannot_be_written_protects_nothing_and_says_so(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "gone" / "lock")
+    assert lock.take()
+    assert lock.free and not lock.taken
+    lock.give()
