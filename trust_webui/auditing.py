@@ -22,6 +22,7 @@ from trust_engine.spec import ConceptSpec, in_range
 from . import applying, folders
 from .host import Host, current
 from .jobs import Job
+from .lines import one_line
 from .wanted import Wanted
 from .work import check_resolution
 
@@ -72,7 +73,10 @@ class Question:
         if self.level not in LEVELS:
             raise SpecError(f"level {self.level!r} is unknown; use one of {', '.join(LEVELS)}")
         self._check_retained()
-        check_judge(self.judge)
+        try:
+            check_judge(self.judge)
+        except (OSError, ValueError) as error:  # a path that no file system takes
+            raise SpecError(f"judge {one_line(self.judge, 60)}: {one_line(error, 120)}") from error
         folders.found(self.diff)
         _ = self.topic
 
