@@ -82,11 +82,13 @@ class TrustApplyDiff:
     ) -> dict[str, Any]:
         """Check that it fits, and return the patched clone."""
         plain, whole = Weights(model, ours=False), Weights(model)
+        stored = plain.check_storage()
         prints = [plain.fingerprint()]
         if diff.provenance.get("base") != prints[0]:
             prints.append(whole.fingerprint())
         prediction = schedule_of(model).prediction
-        note = check_fits(diff, whole.shapes, prints, prediction, strict=strict) or ""
+        fits = check_fits(diff, whole.shapes, prints, prediction, strict=strict)
+        note = "; ".join(told for told in (fits, stored) if told)
         result = (patched(model, diff, strength), note)
         return {"ui": {"text": [note] if note else []}, "result": result}
 

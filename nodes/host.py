@@ -92,6 +92,7 @@ class HostDenoiser:
         self.patcher.set_model_attn2_patch(self._enter)
         self.device = model.load_device
         self.weights = Weights(self.patcher)
+        self.storage = self.weights.check_storage()  # a warning, or None
         self.sites = _sites(model, self.weights, self.device)
         self.module = StandIn(self.sites, self.weights, self.device)
         self.see, self.rows = see, ROWS
@@ -102,7 +103,7 @@ class HostDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Predict eps or v: x (b, 4, h, w), t (b,) in 0..999 -> (b, 4, h, w)."""
-        rows = self._affordable(tuple(x.shape))
+        rows = self._ready(tuple(x.shape))
         self._held = {name: [] for name in self.sites} if rows < len(x) else None
         parts = [
             self._predict(x[i : i + rows], t[i : i + rows], cond.select(slice(i, i + rows)))
@@ -121,9 +122,19 @@ class HostDenoiser:
         """Return the name as it is: the host uses ldm names."""
         return key
 
-    def _affordable(self, shape: tuple[int, ...]) -> int:
+    @torch.inference_mode()  # the host's weights are inference tensors, and it may move them
+    def _ready(self, shape: tuple[int, ...]) -> int:
+        """Have the host load the model and make room; returns the rows that fit at once."""
+        mm.throw_exception_if_processing_interrupted()
         rows = min(self.rows, shape[0])
-        free = mm.get_free_memory(self.device)
+        extra = getattr(self.patcher, "get_nested_additional_models", list)()
+        mm.load_models_gpu(
+            [self.patcher, *extra],
+            memory_required=self._memory((rows, *shape[1:])),
+            minimum_memory_required=self._memory((1, *shape[1:])),
+        )
+        # A host that fills the memory on purpose tells its patcher alone what it would give back.
+        free = getattr(self.patcher, "get_free_memory", mm.get_free_memory)(self.device)
         while rows > 1 and self._memory((rows, *shape[1:])) * 1.5 > free:
             rows = (rows + 1) // 2
         return max(1, rows)
@@ -131,12 +142,9 @@ class HostDenoiser:
     def _memory(self, shape: tuple[int, ...]) -> float:
         return float(self.patcher.model.memory_required(list(shape)))
 
-    @torch.inference_mode()  # the host's weights are inference tensors, and it may move them
+    @torch.inference_mode()
     def _predict(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         mm.throw_exception_if_processing_interrupted()
-        extra = getattr(self.patcher, "get_nested_additional_models", list)()
-        needed = self._memory(tuple(x.shape))
-        mm.load_models_gpu([self.patcher, *extra], memory_required=needed)
         a = self.schedule.alphas.to(self.device)[t.to(self.device)]
         sigma = ((1 - a) / a).sqrt()
         wide = sigma.view(-1, 1, 1, 1)

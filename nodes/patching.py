@@ -13,6 +13,7 @@ from ..trust_engine.diff import WeightDiff
 from ..trust_engine.diff.apply import STRONGEST, check_base, check_family
 from ..trust_engine.errors import DiffError
 from ..trust_engine.spec import in_range
+from .stored import PREFIX, entry_of
 
 try:  # since 2025; older hosts know dense patches only
     from comfy.weight_adapter import WeightAdapterBase as _Adapter
@@ -20,7 +21,6 @@ except ImportError:
     _Adapter = None
 
 log = logging.getLogger(__name__)
-PREFIX = "diffusion_model."
 
 
 class DensePatch(tuple):
@@ -105,13 +105,13 @@ def patched(model: Any, diff: WeightDiff, strength: float = 1.0) -> Any:
 
 def _check_shapes(model: Any, diff: WeightDiff) -> None:
     """Raise DiffError where a weight has another shape: the patches carry none to check later."""
-    state = model.model_state_dict(PREFIX)
     for key, offset in diff.offsets.items():
-        weight = state.get(PREFIX + key)
-        if weight is not None and tuple(weight.shape) != tuple(offset.shape):
+        entry = entry_of(model, PREFIX + key)
+        if entry is not None and tuple(entry.stored.shape) != tuple(offset.shape):
             raise DiffError(
-                f"{key}: the diff has {tuple(offset.shape)}, the model {tuple(weight.shape)}; "
-                "choose a model of the family that the diff was made for"
+                f"{key}: the diff has {tuple(offset.shape)}, the model "
+                f"{tuple(entry.stored.shape)}; choose a model of the family that the diff "
+                "was made for"
             )
 
 

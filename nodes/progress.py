@@ -63,14 +63,18 @@ class Bar:
 
 
 def tell(node: str | None, **data: Any) -> None:
-    """Send `trust.progress` to the browser; without a server nobody listens."""
+    """Send `trust.progress` to the browser that queued this prompt; without one to nobody.
+
+    The host sends to everybody what has no receiver: others would read another's concept.
+    """
     try:
         from server import PromptServer
     except ImportError:
         return
     server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_sync("trust.progress", {"node": node, **data}, server.client_id)
+    client = getattr(server, "client_id", None)
+    if client is not None:
+        server.send_sync("trust.progress", {"node": node, **data}, client)
 
 
 def sparing(

@@ -122,7 +122,8 @@ class TrustUnlearn:
         )
         if vae is not None:
             picture = stacked([picture, _before_after(lent, after, clip, vae, ran, unique_id)])
-        report = _report(spec, ran, diff, [*said, *ran.said])
+        stored = [f"Note: {lent.host.storage}."] if lent.host.storage else []
+        report = _report(spec, ran, diff, [*said, *ran.said, *stored])
         shown = for_browser(ran)
         remember(prompt, unique_id, shown)
         ui = {"text": [report], "trust_run": [json.dumps(shown)]}

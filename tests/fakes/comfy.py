@@ -36,7 +36,11 @@ class Host:
         self.interrupt_at: int | None = None  # the number of the progress update that raises
         self.updates = 0
         self.events: list[tuple[str, dict]] = []
+        self.client: str | None = "browser"  # who queued the prompt that runs; None: an API call
         self.loaded: Any = None
+        self.state_dicts = 0  # how often a whole state dict was made
+        self.reclaimable = 0.0  # memory that a patcher's host would free for a batch
+        self.free = 1e9  # memory that lies free
         self.dynamic = False  # weights are cast and patched where they are used, as on a GPU
         self.out_of_memory = 0  # how many UNet calls run out of memory
         self.most_rows = 0
@@ -106,6 +110,7 @@ class BaseModel:
         self.host, self.diffusion_model, self.adm = host, unet, adm
         self.model_config = SimpleNamespace(unet_config=config)
         self.model_sampling, self.latent_format = sampling, LatentFormat()
+        self.convert: Any = None  # how a layer's weight is read, None: as it is
 
     def memory_required(self, shape: list[int]) -> float:
         return float(shape[0])
@@ -144,16 +149,16 @@ class Patcher:
         self.patches: dict[str, list] = {}
         self.patches_uuid = uuid.uuid4()
         self.model_options: dict[str, Any] = {"transformer_options": {}}
-        self.convert: Any = None
 
     def clone(self) -> Patcher:
         other = Patcher(self.model, self.backup)
         other.patches = {key: list(entries) for key, entries in self.patches.items()}
-        other.patches_uuid, other.convert = self.patches_uuid, self.convert
+        other.patches_uuid = self.patches_uuid
         other.model_options = copy.deepcopy(self.model_options)
         return other
 
     def _state(self) -> dict[str, Tensor]:
+        self.model.host.state_dicts += 1
         return {PREFIX + k: w for k, w in self.model.diffusion_model.state_dict().items()}
 
     def model_state_dict(self, prefix: str | None = None) -> dict[str, Tensor]:
@@ -169,7 +174,7 @@ class Patcher:
         return taken
 
     def get_key_patches(self, prefix: str | None = None) -> dict[str, list]:
-        convert = self.convert or (lambda weight, **_: weight)
+        convert = self.model.convert or (lambda weight, **_: weight)
         return {
             key: [(self.backup.get(key, weight), convert), *self.patches.get(key, [])]
             for key, weight in self.model_state_dict(prefix).items()
@@ -181,6 +186,9 @@ class Patcher:
 
     def get_model_object(self, name: str) -> Any:
         return getattr(self.model, name)
+
+    def get_free_memory(self, device: torch.device) -> float:
+        return self.model.host.free + self.model.host.reclaimable
 
     def pre_run(self) -> None:
         self.model.current_patcher = self

@@ -73,6 +73,12 @@ def cast_with_patches(patches: list, weight: Tensor, key: str) -> Tensor:
     return calculate_weight(prepared, weight, key)
 
 
+def get_key_weight(model: Any, key: str) -> tuple[Tensor, None, Any]:
+    """Find one weight: as it lies in the module, and how it is read."""
+    path, _, name = key.removeprefix("diffusion_model.").rpartition(".")
+    return getattr(model.diffusion_model.get_submodule(path), name), None, model.convert
+
+
 def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
     """Build all modules; sparse: as of 2025, with weight adapters."""
     made = {
@@ -80,6 +86,7 @@ def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
         "comfy.utils": {"ProgressBar": _progress(host)},
         "comfy.model_management": _management(host),
         "comfy.lora": {"calculate_weight": calculate_weight},
+        "comfy.model_patcher": {"get_key_weight": get_key_weight},
         "comfy.clip_model": _text(),
         "comfy.ops": {"disable_weight_init": SimpleNamespace(Linear=nn.Linear)},
         "comfy.sample": {"prepare_noise": _noise, "sample": _sample(host)},
@@ -116,13 +123,15 @@ def _text() -> dict[str, Any]:
 
 
 class _Server:
-    client_id = "browser"
-
     def __init__(self, host: Host) -> None:
         self.host = host
 
+    @property
+    def client_id(self) -> str | None:
+        return self.host.client
+
     def send_sync(self, event: str, data: dict, sid: str | None = None) -> None:
-        assert sid == "browser"
+        assert sid is not None and sid == self.host.client, "everybody would get it"
         self.host.events.append((event, data))
 
 
@@ -149,7 +158,9 @@ def _management(host: Host) -> dict[str, Any]:
             host.loaded.backup.clear()
         host.loaded = None
 
-    def load(patchers: list, memory_required: float = 0) -> None:
+    def load(
+        patchers: list, memory_required: float = 0, minimum_memory_required: float = 0
+    ) -> None:
         assert torch.is_inference_mode_enabled(), "the host moves weights in inference mode only"
         (patcher,) = patchers
         if host.loaded is not None and host.loaded.patches_uuid == patcher.patches_uuid:
@@ -167,7 +178,7 @@ def _management(host: Host) -> dict[str, Any]:
     return {
         "load_models_gpu": load,
         "free_memory": lambda *_: [],
-        "get_free_memory": lambda *_: 1e9,
+        "get_free_memory": lambda *_: host.free,
         "unload_all_models": unload,
         "soft_empty_cache": lambda: None,
         "throw_exception_if_processing_interrupted": lambda: host.check(),

@@ -262,4 +262,5 @@ def main() -> None:
         json.dump(found, out)
 
 
-main()
+if __name__ == "__main__":
+    main()

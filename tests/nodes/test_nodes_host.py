@@ -11,7 +11,7 @@ import torch
 
 from fakes.comfy import CONST, V_PREDICTION, Clip, Host, Patcher, fake_model
 from fakes.comfy_modules import calculate_weight
-from fakes.comfy_pack import Part, frozen, host, model, models, part  # noqa: F401
+from fakes.comfy_pack import Part, frozen, host, model, models, part, unlearn  # noqa: F401
 
 KEY = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 FULL = "diffusion_model." + KEY
@@ -77,6 +77,63 @@ def test_rows_are_split_when_memory_is_short(part: Part, host: Host, model: Patc
     assert host.most_rows == 2
 
 
+@pytest.mark.parametrize("reclaimable", [0.0, 1e9])
+def test_rows_follow_what_the_host_can_free(
+    part: Part, host: Host, model: Patcher, reclaimable: float
+) -> None:
+    """A host that fills the memory on purpose says through its patcher what it would give back."""
+    lent = part("nodes.host").HostDenoiser(model)
+    host.free, host.reclaimable, host.most_rows = 1.0, reclaimable, 0
+    asked(part, lent, torch.randn(8, 4, 8, 8), 500, torch.randn(8, 12, 6))
+    assert host.most_rows == (8 if reclaimable else 1)
+
+
+def test_rows_are_counted_after_the_host_has_made_room(
+    part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as mm
+
+    load = mm.load_models_gpu
+
+    def freeing(patchers: list, memory_required: float = 0, **more: Any) -> None:
+        load(patchers, memory_required, **more)
+        host.free = max(host.free, 2 * memory_required)  # another model's
+
+    monkeypatch.setattr(mm, "load_models_gpu", freeing)
+    lent = part("nodes.host").HostDenoiser(model)
+    host.free, host.most_rows = 1.0, 0
+    asked(part, lent, torch.randn(8, 4, 8, 8), 500, torch.randn(8, 12, 6))
+    assert host.most_rows == 8
+
+
+def test_no_state_dict_for_each_weight(part: Part, host: Host, model: Patcher) -> None:
+    """Making one takes SDXL seconds; there is one for each object that asks, not for each name."""
+    lent, host.state_dicts = part("nodes.host").HostDenoiser(model), 0
+    list(lent.module.named_parameters())
+    part("trust_engine.diff").fingerprint(lent)
+    for site in lent.sites.values():
+        assert site.to_q.weight.shape and site.to_out[0].bias is not None
+    assert host.state_dicts == 0
+    part("nodes.private").private_denoiser(model)
+    part("nodes.weights").Weights(model).fingerprint()
+    assert host.state_dicts == 2
+    after = unlearn(part, model)[0]
+    host.state_dicts = 0
+    part("nodes.changes").between_models(model, after)
+    assert host.state_dicts == 2
+
+
+def test_messages_go_to_who_asked_or_to_nobody(part: Part, host: Host, model: Patcher) -> None:
+    """The host sends to everybody what has no receiver, as for prompts by an API call."""
+    host.client = None
+    unlearn(part, model)
+    part("nodes.progress").tell("7", kind="finished", concept="gun")
+    assert not host.events
+    host.client = "browser"
+    part("nodes.progress").tell("7", kind="finished", concept="gun")
+    assert len(host.events) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_reads_effective_weights(part: Part, host: Host, dtype: torch.dtype) -> None:
     """A LoRA is in them; what is loaded at the moment is not, nor is the state dict believed."""
@@ -98,14 +155,91 @@ def test_reads_effective_weights(part: Part, host: Host, dtype: torch.dtype) -> 
     assert not weights(lora).read(KEY).is_inference()
 
 
-def test_reads_weights_that_the_host_converts(part: Part, host: Host, model: Patcher) -> None:
+def test_reads_weights_that_the_host_converts(
+    part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Scaled 8-bit weights come with a function; hosts before 2024-10 gave the bare tensor."""
     weights = part("nodes.weights").Weights
     base = weights(model).read(KEY)
-    model.convert = lambda weight, inplace=False: weight * 2
+    model.model.convert = lambda weight, inplace=False: weight * 2
     assert torch.equal(weights(model).read(KEY), base * 2)
+    import comfy.model_patcher
+
+    monkeypatch.delattr(comfy.model_patcher, "get_key_weight")
     model.get_key_patches = lambda prefix: {FULL: [base]}  # type: ignore[method-assign]
     assert torch.equal(weights(model).read(KEY), base)
+
+
+class Few:
+    """A weight of few bits and a scale, as recent hosts have them."""
+
+    def __init__(self, weight: torch.Tensor, share: int) -> None:
+        self.weight, self.shape, self.dtype = weight, weight.shape, torch.bfloat16
+        self._qdata = torch.zeros(weight.numel() // share, dtype=torch.int8)
+        self._layout_cls = "TensorCoreSomeLayout"
+
+    def detach(self) -> Few:
+        return self
+
+    def numel(self) -> int:
+        return self.weight.numel()
+
+
+def stored_so(monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
+    """Let the host store cross-attention weights in another way."""
+    import comfy.model_patcher
+
+    own = comfy.model_patcher.get_key_weight
+
+    def find(model: Any, key: str) -> tuple:
+        weight, *_ = own(model, key)
+        if "attn2.to_" not in key:
+            return weight, None, None
+        return how(weight), None, lambda stored: stored.weight
+
+    monkeypatch.setattr(comfy.model_patcher, "get_key_weight", find)
+
+
+def test_quantised_weights_are_read_and_said(
+    part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = part("nodes.weights").Weights(model).read(KEY)
+    stored_so(monkeypatch, lambda weight: Few(weight, 1))
+    assert torch.equal(part("nodes.weights").Weights(model).read(KEY), base)
+    lent = part("nodes.host").HostDenoiser(model)
+    assert lent.storage.startswith("this model is quantised (Some): ")
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        (lambda w: Few(w, 2), "this model is quantised (Some): its steps are larger than what"),
+        (lambda w: w.to(torch.uint8), "this model's weights are stored as integers, which cannot"),
+    ],
+)
+def test_weights_that_cannot_be_changed_are_refused_before_work(
+    part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatch, how: Any, text: str
+) -> None:
+    errors, diff = part("trust_engine.errors"), unlearn(part, model)[1]
+    passes = host.passes
+    stored_so(monkeypatch, how)
+    with pytest.raises(errors.ModelError) as refused:
+        unlearn(part, model)
+    assert str(refused.value).startswith(text)
+    assert str(refused.value).endswith("load the model's fp16 or bf16 file instead")
+    with pytest.raises(errors.ModelError, match="fp16 or bf16 file instead"):
+        part("nodes.diffs").TrustApplyDiff().apply(model, diff, 1.0)
+    assert host.passes == passes
+
+
+def test_what_a_host_keeps_beside_the_weights_is_none(
+    part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, state = part("nodes.weights").Weights(model).shapes, model._state()
+    beside = {FULL + "_scale": torch.ones(()), FULL.replace("weight", "comfy_quant"): state[FULL]}
+    monkeypatch.setattr(model, "_state", lambda: {**state, **beside})
+    assert part("nodes.weights").Weights(model).shapes == own
+    part("nodes.private").private_denoiser(model)
 
 
 def test_fingerprint_is_the_engines(part: Part, host: Host, model: Patcher) -> None:
