@@ -204,7 +204,7 @@ class Bench:
         settings = str(METHODS[method].settings_for(kind)) if method in METHODS else ""
         about = {"base": self.base, "settings": settings, "seed": self.seed}
         if method.startswith("trust"):
-            about["engine"] = engine_mark("robust")
+            about["engine"] = engine_mark("unlearn/robust")
         cell = json.loads(path.read_text()) if path.exists() else {}
         if {key: cell.get(key) for key in about} == about:
             return cell

@@ -88,7 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     STORE.parent.mkdir(parents=True, exist_ok=True)
     model, judge = load_model("demo"), load_judge()
-    mark = f"{fingerprint(model.denoiser)} {engine_mark('diff_fit')} {args.images}"
+    mark = f"{fingerprint(model.denoiser)} {engine_mark('diff/least_squares')} {args.images}"
     found = json.loads(STORE.read_text()) if STORE.exists() else {}
     cells = found["cells"] if found.get("mark") == mark else {}
     asked = [(WAYS[way], h) for way in args.ways for h in args.heights if h > 1 or not WAYS[way]]

@@ -1,4 +1,4 @@
-"""Routes under /trust/v1 for programs: docs/webui.md describes them.
+"""Routes under /trust/v1 for programs: docs/start/webui.md describes them.
 
 They are there when the host's own API is (--api or --nowebui), and behind the same --api-auth.
 """

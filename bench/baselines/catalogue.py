@@ -60,7 +60,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 ESD = esd.Settings(steps=120, rate=1e-4)
 METHODS: dict[str, Method] = {
     "trust": Method("TRUST (ours)", "arXiv 2602.07919, reconstructed", trust, {}),
-    "trust-robust": Method("TRUST robust (ours)", "docs/method.md", trust, {"robust": True}),
+    "trust-robust": Method("TRUST robust (ours)", "ours", trust, {"robust": True}),
     "esd-x": Method(
         "ESD-x", "arXiv 2303.07345", lambda t, s: esd.erase(t, "x", s), ESD,
         _grid(rate=RATES, steps=(60, 120)),

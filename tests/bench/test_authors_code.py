@@ -2,8 +2,8 @@
 
     ESD_PATH=... UCE_PATH=... SALUN_PATH=... pytest -n0 -s tests/bench/test_authors_code.py
 
-Each path names a checkout of the authors' repository; BENCHMARKS.md has their commits and the
-figures. What the authors drew by chance is read from their run and handed to ours.
+Each path names a checkout of the authors' repository; docs/results/methods.md has their commits
+and the figures. What the authors drew by chance is read from their run and handed to ours.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def test_what_it_asks_for_is_there(told: dict[str, Any]) -> None:
 
 def test_the_oldest_version_is_the_one_that_was_tested(told: dict[str, Any]) -> None:
     oldest = told["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
-    table = (ROOT / "docs" / "comfyui.md").read_text("utf-8")
+    table = (ROOT / "docs" / "start" / "comfyui.md").read_text("utf-8")
     assert f"| {oldest} (" in table and "the oldest that is supported" in table
     assert oldest in (ROOT / "README.md").read_text("utf-8")
 

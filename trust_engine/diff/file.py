@@ -1,4 +1,7 @@
-"""TRUST diff files: compact, exact, the same bytes for the same content; docs/diff-format.md."""
+"""TRUST diff files: compact, exact, the same bytes for the same content.
+
+The format is described in docs/reference/diff-format.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """What is added to the concept effect: CSR, CIP, and their gradients. Pure functions.
 
-Symbols as in docs/method.md: E concept effect, theta the q/k/v entries, g = dE/dtheta, m the mask.
+Symbols as in docs/concepts/method.md: E concept effect, theta the q/k/v entries, g = dE/dtheta,
+m the mask.
 """
 
 from __future__ import annotations

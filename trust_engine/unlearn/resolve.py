@@ -21,7 +21,7 @@ def followed(spec: UnlearnSpec) -> UnlearnSpec:
 
     Each of several concepts needs states and entries of its own, and is one part of the effect that
     preservation weighs against. With one concept's passes and budget, a run over five left most of
-    each (BENCHMARKS.md).
+    each (docs/results/unlearning.md).
     """
     n = len(spec.concepts)
     longer = ROBUST if spec.robust else 1.0

@@ -89,7 +89,7 @@ def test_every_figure_has_n_and_an_interval(finished: Audit) -> None:
 
 
 def test_every_key_is_documented(finished: Audit) -> None:
-    text = (Path(__file__).parents[3] / "docs" / "audit.md").read_text("utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "concepts" / "audit.md").read_text("utf-8")
     data = finished.report.figures
     keys = {*data, *data["forgetting"], *data["retention"], *data["attacks"]["relearning"]}
     assert [key for key in sorted(keys) if f"`{key}`" not in text] == []

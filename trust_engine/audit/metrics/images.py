@@ -50,7 +50,7 @@ def check_eye(text: str) -> None:
     if kind not in ("lpips", "clip") or not path or not Path(path).exists():
         raise SpecError(
             f"eye {text!r} is not there; give lpips:FILE.safetensors or clip:FOLDER "
-            "(docs/audit.md says where such files come from)"
+            "(docs/concepts/audit.md says where such files come from)"
         )
 
 

@@ -30,7 +30,7 @@ def assemble(
     coupled: bool,
     skipped: Sequence[str],
 ) -> Report:
-    """Put the figures in the order of docs/audit.md."""
+    """Put the figures in the order of docs/concepts/audit.md."""
     core, settings = outcomes["core"], studio.settings
     data: dict[str, Any] = {
         "version": AUDIT_VERSION,

@@ -1,0 +1,261 @@
+"""Write the tables of docs/results and README.md from the figures in bench/figures.
+
+    python -m bench.results             # fill every table in
+    python -m bench.results --check     # say which is not what the figures say; exit status 1
+
+A table stands between `<!-- table NAME -->` and `<!-- /table -->`; what stands there is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bench.baselines.catalogue import METHODS
+from bench.baselines.table import UNTOUCHED, Cells, kept_shares, read_cells
+from bench.engine import ABLATED, STORE, VARIANTS
+from bench.measure import GONE, relative
+from bench.rivals import CONCEPTS as RIVALLED
+from bench.stacked import summary as several
+from bench.trained import CONCEPTS, HELD_OUT
+from trust_engine.audit.metrics.intervals import Rate
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/results")
+TABLE = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
+FIGURES = ROOT / "bench" / "figures"
+WORDS = {
+    "target": "gone", "both": "gone together", "under": "gone", "style": "gone",
+    "synonyms": "gone by its synonyms", "others": "other things kept",
+    "others_style": "styles kept", "others_background": "backgrounds kept",
+    "first": "first kept alone", "second": "second kept alone",
+    "sharing": "pairs that share one kept", "elsewhere": "kept elsewhere",
+    "others_under": "others kept under it", "objects": "things kept in its place",
+    "objects_elsewhere": "things kept in other styles", "other_styles": "other styles kept",
+    "pairs": "things kept beside it",
+}  # fmt: skip
+"""What `bench.measure` calls a figure, in words."""
+ATTACKS = {
+    "textual_inversion_1": "one learned token", "textual_inversion_3": "three learned tokens",
+    "relearning": "relearning", "relearning_lora": "relearning a LoRA",
+    "benign_fine_tuning": "harmless fine-tuning", "unlearn_diff_atk": "UnlearnDiffAtk",
+    "p4d": "P4D", "ring_a_bell": "Ring-A-Bell",
+}  # fmt: skip
+SUMMARY = ("gun", "bomb")
+"""The things of the table that sums up; styles and pairs have tables of their own."""
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def share(rate: Rate) -> str:
+    """Write a share with its 95 % Wilson interval."""
+    found = rate.to_dict()
+    return f"{rate.value:.3f} ({found['low']:.2f}-{found['high']:.2f})" if rate.n else ""
+
+
+def pooled(figures: Sequence[Mapping[str, Any] | None], absent: bool = False) -> Rate:
+    """Add the pictures of several seeds up; absent: count those without it."""
+    found = [f for f in figures if f and f["n"]]
+    n = sum(f["n"] for f in found)
+    hits = round(sum(f["value"] * f["n"] for f in found))
+    return Rate(n - hits if absent else hits, n)
+
+
+def mean(values: Sequence[float]) -> str:
+    """Write the mean, and the lowest and highest of several."""
+    if not values:
+        return ""
+    ends = f" ({min(values):.2f}-{max(values):.2f})" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{ends}"
+
+
+def engine(names: Sequence[str], variants: Sequence[str] = ("default",)) -> str:
+    """Write cells of bench.engine: a row for each concept, or for each variant."""
+    cells = json.loads((ROOT / STORE).read_text("utf-8"))
+    several = len(variants) > 1
+    rows: list[list[str]] = []
+    heads: list[str] = []
+    for name in names:
+        for variant in variants:
+            keys = [key for key in cells if key.startswith(f"{variant}/{name}/")]
+            bases = [f"untouched/{name}/{key.rsplit('/', 1)[1]}" for key in keys]
+            if not keys:
+                continue
+            measured = [cells[key]["figures"] for key in keys]
+            kept = [relative(m, cells[b]["figures"]) for m, b in zip(measured, bases, strict=True)]
+            columns = sorted(measured[0], key=list(WORDS).index)
+            figures = [
+                share(pooled([m[c] for m in measured], absent=True)) if c in GONE
+                else mean([k[c] for k in kept])
+                for c in columns
+            ]  # fmt: skip
+            left = [mean([cells[key][k] for key in keys]) for k in ("effect", "harm")]
+            rows.append([variant if several else name, str(len(keys)), *figures, *left])
+            heads = [*(WORDS[c] for c in columns), "effect left", "change of the rest"]
+    return markdown(["setting" if several else "", "seeds", *heads], rows)
+
+
+def rivals(name: str, store: Path = FIGURES / "rivals") -> str:
+    """Write the cells of one concept: a row for each method."""
+    cells = read_cells(store, name)
+    bases = {cell["seed"]: cell for cell in cells.get(UNTOUCHED, ())}
+    figures = [f for f in WORDS if any(f in c["figures"] for row in cells.values() for c in row)]
+    attacks = [a for a in ATTACKS if any(a in c["attacks"] for row in cells.values() for c in row)]
+    rows = []
+    for method, row in cells.items():
+        title = METHODS[method].title if method in METHODS else "untouched model"
+        kept = [kept_shares(cell, bases[cell["seed"]]) for cell in row if cell["seed"] in bases]
+        shown = [
+            share(pooled([c["figures"].get(f) for c in row], absent=True)) if f in GONE
+            else "" if method == UNTOUCHED
+            else mean([k[f] for k in kept if f in k])
+            for f in figures
+        ]  # fmt: skip
+        stood = [share(pooled([c["attacks"].get(a, {}).get("asr") for c in row])) for a in attacks]
+        rows.append([title, str(len(row)), *shown, *stood])
+    heads = [*(WORDS[f] for f in figures), *(f"after {ATTACKS[a]}" for a in attacks)]
+    return markdown(["method", "seeds", *heads], rows)
+
+
+def cost(name: str, store: Path) -> str:
+    """Write what each method's run cost."""
+    rows = []
+    for method, row in read_cells(store, name).items():
+        costs = [cell["cost"] for cell in row if "cost" in cell]
+        if costs:
+            size = fmean(c["bytes"] for c in costs)
+            peaks = [c["peak_mb"] for c in costs if c["peak_mb"]]
+            rows.append(
+                [
+                    METHODS[method].title,
+                    f"{fmean(c['passes'] for c in costs):.0f}",
+                    f"{fmean(c['seconds'] for c in costs):.0f}",
+                    f"{fmean(peaks):.0f} MB" if peaks else "",
+                    f"{fmean(c['changed'] for c in costs):.1%}",
+                    f"{size / 1e6:.2f} MB",
+                ]
+            )
+    heads = ("method", "UNet passes", "seconds", "peak memory", "weights changed", "diff")
+    return markdown(heads, rows)
+
+
+def summary() -> str:
+    """Write one row a method over the things of SUMMARY: gone, kept, what attacks bring back."""
+    found: dict[str, Cells] = {name: read_cells(FIGURES / "rivals", name) for name in SUMMARY}
+    rows = []
+    for method in METHODS:
+        cells = [cell for name in SUMMARY for cell in found[name].get(method, ())]
+        bases = {
+            (name, base["seed"]): base
+            for name in SUMMARY
+            for base in found[name].get(UNTOUCHED, ())
+        }
+        pairs = [
+            kept_shares(cell, bases[name, cell["seed"]])
+            for name in SUMMARY
+            for cell in found[name].get(method, ())
+            if (name, cell["seed"]) in bases
+        ]
+        if not cells:
+            continue
+        attacked = [
+            share(pooled([c["attacks"].get(a, {}).get("asr") for c in cells]))
+            for a in ("textual_inversion_3", "relearning")
+        ]
+        rows.append(
+            [
+                METHODS[method].title,
+                str(len(cells)),
+                share(pooled([c["figures"].get("target") for c in cells], absent=True)),
+                *(f"{fmean(k[f] for k in pairs if f in k):.3f}" for f in ("others", "pairs")),
+                *attacked,
+                f"{fmean(c['cost']['passes'] for c in cells):.0f}",
+                f"{fmean(c['cost']['bytes'] for c in cells) / 1e6:.2f} MB",
+            ]
+        )
+    heads = ("method", "runs", "gone", WORDS["others"], WORDS["pairs"],
+             "after three learned tokens", "after relearning", "UNet passes", "diff")  # fmt: skip
+    return markdown(heads, rows)
+
+
+def stacked() -> str:
+    """Write the cells of bench.stacked."""
+    cells = json.loads((FIGURES / "stacked.json").read_text("utf-8"))["cells"]
+    return several(cells, 1 + max(int(key.rsplit("/", 1)[1]) for key in cells))
+
+
+def of_kind(concepts: Mapping[str, Any], kind: str) -> list[str]:
+    """List the names of the concepts of one kind."""
+    return [name for name, concept in concepts.items() if concept.kind == kind]
+
+
+def makers() -> dict[str, Callable[[], str]]:
+    """Return what writes each table, by its name."""
+    kinds = ("single", "combination", "conditional", "style")
+    made: dict[str, Callable[[], str]] = {"summary": summary, "several": stacked}
+    for title, concepts in (("kinds", CONCEPTS), ("held out", HELD_OUT)):
+        for kind in kinds:
+            made[f"{title}: {kind}"] = lambda c=concepts, k=kind: engine(of_kind(c, k))  # type: ignore[misc]
+    for name in ABLATED:
+        made[f"ablations: {name}"] = lambda n=name: engine([n], list(VARIANTS))  # type: ignore[misc]
+    for name in RIVALLED:
+        made[f"methods: {name}"] = lambda n=name: rivals(n)  # type: ignore[misc]
+    quick = FIGURES / "rivals-quick"
+    return made | {
+        "quick": lambda: rivals("gun", quick),
+        "quick: cost": lambda: cost("gun", quick),
+    }
+
+
+def filled(text: str) -> str:
+    """Fill the tables of a page in; raises SystemExit for one that nothing makes."""
+    known = makers()
+
+    def fill(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name not in known:
+            raise SystemExit(f"no table is called {name!r}; there are {', '.join(known)}")
+        return f"{found[1]}\n{known[name]()}\n\n{found[3]}"
+
+    return TABLE.sub(fill, text)
+
+
+def pages() -> list[Path]:
+    """List the pages that may hold tables."""
+    found = [ROOT / page for page in PAGES]
+    return [page for one in found for page in (sorted(one.glob("*.md")) if one.is_dir() else [one])]
+
+
+def main() -> int:
+    """Fill the tables in, or check them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    stale = []
+    for page in pages():
+        text = page.read_text("utf-8")
+        new = filled(text)
+        if new != text:
+            stale.append(str(page.relative_to(ROOT)))
+            if not check:
+                page.write_text(new, "utf-8")
+    if check and stale:
+        print(f"not what the figures say: {', '.join(stale)}; run python -m bench.results")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
