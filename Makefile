@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN = $(PYTHON) tools/env.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format world sprites quality bench bench-engine bench-quick
+.PHONY: help env demo test test-slow lint format docs world sprites quality bench bench-engine bench-quick
 
 help: ## list the targets
 	@grep -E '^[a-z-]+: ## ' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ sprites: ## render the art of Emoji World anew (needs npm)
 
 quality: ## measure the demo model
 	$(RUN) -m bench.world.quality $(ARGS)
+
+docs: ## build the docs as a site in out/site
+	$(RUN) -m sphinx -q -W --keep-going -b html docs out/site
 
 bench: ## measure TRUST beside other methods: four concepts, three seeds
 	$(RUN) -m bench.rivals $(ARGS)

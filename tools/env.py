@@ -20,7 +20,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "stamp"
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = ("cli", "dev", "art")
+EXTRAS = ("cli", "dev", "docs", "art")
 # Without what it requires, for that is pinned and old: ldm's own classes, which the tests train.
 ALONE = ("stable-diffusion-sdkit==2.1.5",)
 OLDEST_TORCH = (2, 1)
