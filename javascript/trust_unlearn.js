@@ -1,9 +1,14 @@
-// AUTOMATIC1111 and Forge: opening the tab TRUST asks for the expected time and memory, by the
-// button that does so; the hosts tell scripts of a page when another tab is opened, not Python.
+// AUTOMATIC1111 and Forge: opening the tab TRUST asks for the expected time and memory, the jobs
+// and what is on every picture, by the buttons that do so; the hosts tell scripts of a page when
+// another tab is opened, not Python.
 
 onUiTabChange(() => {
   setTimeout(() => {
-    const button = gradioApp().querySelector("#trust_expect");
-    if (button && button.offsetParent !== null) button.click(); // only while it can be seen
+    const button = (name) => gradioApp().querySelector(name);
+    const first = button("#trust_expect");
+    if (!first || first.offsetParent === null) return; // only while the tab can be seen
+    for (const name of ["#trust_expect", "#trust_jobs_refresh", "#trust_standing_refresh"]) {
+      button(name)?.click(); // the later two also when they are folded away
+    }
   }, 200);
 });

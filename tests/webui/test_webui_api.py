@@ -151,6 +151,24 @@ def test_audit_to_the_end(server: Any) -> None:
         ({"concepts": [{"words": ["gun"]}], "resolution": 7}, "resolution"),
         ({"concepts": [{"words": ["gun"]}], "path": "/etc/passwd"}, "path"),
         ({"preset": "../../etc/passwd"}, "cannot be read"),
+        ({"preset": "nu\0l"}, "cannot be read"),
+        ({"preset": "n" * 300}, "cannot be read"),
+        ({"preset": 5}, "preset must be a text"),
+        ({"preset": "mine", "concepts": [{"words": ["gun"]}]}, "says concepts"),
+        ({"concepts": [{"words": ["gun"]}], "effort": "quick", "spec": {"steps": 5}}, "effort and"),
+        ({"concepts": [{"words": ["gun"]}], "effort": 5}, "effort must be a text"),
+        ({"concepts": [{"words": ["gun"]}], "spec": {"concept": {}}}, "concepts not among"),
+        ({"concepts": [{"words": ["gun"]}], "resolution": 100}, "multiple of 64"),
+        ({"concepts": [{"words": ["gun"]}], "resolution": 10**7}, "resolution"),
+        ({"concepts": [{"words": ["gun"]}], "pictures": -2}, "pictures"),
+        ({"concepts": [{"words": ["gun"]}], "pictures": True}, "whole numbers"),
+        ({"concepts": [{"words": ["gun"]}], "spec": {"seed": -1}}, "seed"),
+        ({"concepts": [{"words": ["gun"]}], "name": "nu\0l"}, "no name for a file"),
+        ({"concepts": [{"words": ["gun"]}], "name": "n" * 300}, "300 characters"),
+        ({"concepts": [{"words": ["gun"]}], "name": 5}, "no name for a file"),
+        ([], "an object with"),
+        (None, "an object with"),
+        ("gun", "an object with"),
     ],
 )
 def test_wrong_orders_are_answered_in_one_line(server: Any, body: Any, said: str) -> None:
@@ -160,11 +178,21 @@ def test_wrong_orders_are_answered_in_one_line(server: Any, body: Any, said: str
     assert server.app.call("GET", "/jobs") == []
 
 
+def test_a_preset_brings_all_that_it_says(server: Any) -> None:
+    from trust_webui import form
+    from trust_webui.api import read_order
+
+    form.save_preset("mine", form.Form(words="gun", pictures=8, resolution=128, seed=3))
+    order = read_order({"preset": "mine"})
+    assert (order.pictures, order.resolution, order.spec.seed) == (8, 128, 3)
+    order = read_order({"preset": "mine", "pictures": 0, "name": "other"})
+    assert (order.pictures, order.resolution, order.name) == (0, 128, "other")
+
+
 def test_nothing_leaves_the_folder(server: Any) -> None:
     for name in ("../secret.safetensors", "/etc/passwd", ""):
         with pytest.raises(HTTPException) as caught:
             server.app.call("POST", "/apply", body={"diffs": [{"name": name}]})
-            raise HTTPException(422)  # an empty name takes nothing on, and that is no error
         assert caught.value.status_code == 422
     with pytest.raises(HTTPException) as caught:
         server.app.call("GET", "/jobs/{identity}", identity="nowhere")

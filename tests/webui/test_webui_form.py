@@ -53,6 +53,11 @@ def test_every_field_arrives(form: Any) -> None:
         ({"words": "gun", "effort": "heroic"}, "heroic"),
         ({"words": "gun", "budget": 2.0}, "budget"),
         ({"words": "gun", "resolution": 8}, "resolution"),
+        ({"words": "gun", "resolution": 100}, "multiple of 64"),
+        ({"words": "gun", "partner": "beer"}, "does not use"),
+        ({"words": "gun", "kind": "style", "partner": "beer"}, "does not use"),
+        ({"words": "gun", "pictures": 17}, "pictures"),
+        ({"words": "gun", "seed": -1}, "seed"),
     ],
 )
 def test_mistakes_are_named(form: Any, fields: dict[str, Any], said: str) -> None:
@@ -78,6 +83,30 @@ def test_presets_come_back(form: Any, tmp_path: Path) -> None:
     assert all(tmp_path in path.parents for path in tmp_path.rglob("*.json"))
     with pytest.raises(TrustError, match="nowhere"):
         form.load_preset("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[]", "damaged"),
+        ('{"words": "gun", "colour": "red"}', "unknown fields colour"),
+        ('{"words": 5}', "words must be a text"),
+        ('{"words": "gun", "seed": 1.5}', "seed must be a whole number"),
+        ('{"words": "gun", "pictures": 99}', "pictures is 99"),
+        ('{"words": "gun", "resolution": 65}', "multiple of 64"),
+        ('{"words": "gun", "budget": NaN}', "budget"),
+        ('{"words": "gun", "partner": "beer"}', "does not use"),
+    ],
+)
+def test_a_damaged_preset_is_named(form: Any, tmp_path: Path, content: str, said: str) -> None:
+    form.save_preset("mine", form.Form(words="gun"))
+    (file,) = tmp_path.rglob("mine.json")
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(TrustError, match=said) as caught:
+        _ = form.load_preset("mine").order
+    assert len(str(caught.value)) < 400
 
 
 def test_files_get_names_that_are_free(form: Any, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from fakes.webui import MADE, Component, installed
 from fakes.webui_a1111 import FakeA1111
 from toys.small_unet import small_diff
-from trust_engine.diff import load_diff, save_diff
+from toys.tiny import some_diff
+from trust_engine.diff import WeightDiff, load_diff, save_diff
 from trust_engine.spec import UnlearnSpec
 
 
@@ -171,3 +172,77 @@ def test_presets_through_the_page(page: Any) -> None:
     assert "Saved" in told and update["value"] == "mine"
     told, _ = save("mine", *["wrong" for _ in values])
     assert "trust_problem" in told
+
+
+def test_nothing_old_stands_beside_a_refusal(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier run has left is gone with the next click, refused, failed or stopped."""
+    from modules import call_queue
+
+    from trust_webui import showing
+    from trust_webui.jobs import JOBS
+
+    monkeypatch.setattr(showing, "EVERY", 0.02)
+    old = ("trust_gallery", "trust_chart", "trust_neurons", "trust_report")
+
+    def emptied(answer: dict[str, Any]) -> bool:
+        return [answer[name] for name in old] == [[], None, None, ""]
+
+    assert emptied(press("trust_unlearn")), "refused"
+    with call_queue.queue_lock:
+        call, inputs, outputs = by_id("trust_unlearn").listeners[0]
+        given = ["gun" if c.settings.get("elem_id") == "trust_words" else c.value for c in inputs]
+        answers = call(*given)
+        names = [str(c.settings.get("elem_id")) for c in outputs]
+        first = dict(zip(names, next(answers), strict=True))
+        assert emptied(first) and "queued" in first["trust_status"]
+        JOBS.stop_all()
+        last = dict(zip(names, list(answers)[-1], strict=True))
+        assert emptied(last) and "trust_state_stopped" in last["trust_status"]
+    job = JOBS.start("unlearn", "gun", lambda _: 1 / 0)
+    *_, failed = showing.followed(job)
+    assert failed[1:5] == showing.NOTHING and "trust_state_failed" in failed[0]
+
+
+def test_the_partner_appears_with_the_kind(page: Any) -> None:
+    """A field of no use to the kind is out of sight, unless it is filled; then it is an error."""
+    partner = by_id("trust_partner")
+    assert partner.settings["visible"] is False
+    (follow,) = [call for call, _, outputs in by_id("trust_kind").listeners if outputs == [partner]]
+    assert follow("single", "")["visible"] is False and follow("style", " ")["visible"] is False
+    assert follow("combination", "")["visible"] and follow("conditional", "")["visible"]
+    assert follow("combination", "")["label"] != follow("conditional", "")["label"]
+    filled = follow("single", "beer")
+    assert filled["visible"] and "of no use" in filled["label"]
+    for kind in ("single", "style"):
+        answer = press("trust_unlearn", trust_words="gun", trust_kind=kind, trust_partner="beer")
+        assert "does not use" in answer["trust_status"], "not ignored: all guns would go"
+    (shown,) = [c for c in MADE if c.settings.get("label") == "Error (low rank)"]
+    ((appear, _, _),) = by_id("trust_format").listeners
+    assert shown.settings["visible"] is False and appear("low rank")["visible"] is True
+
+
+def test_a_whole_checkpoint_takes_its_description_along(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A1111 reads a model's kind from the .yaml beside it."""
+    from modules import sd_models
+
+    from trust_engine.models.load import DEMO
+    from trust_webui import tab_files
+
+    checkpoints = page.folder.parent / "Stable-diffusion"
+    checkpoints.mkdir()
+    base = checkpoints / "mine.safetensors"
+    base.symlink_to(DEMO)
+    page.model.sd_checkpoint_info.filename = str(base)
+    assert sd_models.model_data.sd_model is page.model
+    diff = some_diff(page.demo.denoiser)
+    small = {k: o.with_values(0.01 * o.values) for k, o in diff.offsets.items()}
+    save_diff(WeightDiff(small, {"family": "demo"}), page.folder / "gun.safetensors")
+    told = tab_files._checkpoint("gun.safetensors", 1.0)
+    assert "mine-gun.safetensors" in told and not list(checkpoints.glob("*.yaml"))
+    base.with_suffix(".yaml").write_text("model: demo", encoding="utf-8")
+    tab_files._checkpoint("gun.safetensors", 1.0)
+    written = checkpoints / "mine-gun-2.safetensors"
+    assert written.is_file()
+    assert written.with_suffix(".yaml").read_text("utf-8") == "model: demo"
