@@ -84,7 +84,8 @@ def _fields() -> dict[str, Any]:
     made["partner"] = gr.Textbox(
         label="With, or when", elem_id="trust_partner", visible=False,
     )  # fmt: skip
-    made["kind"].change(_partner, [made["kind"], made["partner"]], [made["partner"]])
+    for event in (made["kind"].change, made["partner"].blur):
+        event(_partner, [made["kind"], made["partner"]], [made["partner"]])
     made["preserve"] = gr.Textbox(
         label="Preserve: what must keep its look", elem_id="trust_preserve",
         placeholder="empty: words near the concept are proposed",
