@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..trust_engine import errors
 from . import demo, folders, routes
 from .audit import TrustAudit
 from .compare import TrustCompare
@@ -42,6 +43,10 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "TrustAudit": "TRUST Audit",
 }
 
+# The host shows a kind of error by its module's name, which is a long path for a pack of nodes.
+for _kind in list(vars(errors).values()):
+    if isinstance(_kind, type) and issubclass(_kind, errors.TrustError):
+        _kind.__module__ = "TRUST"
 folders.register()
 demo.register()
 routes.register()

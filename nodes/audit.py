@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 import logging
@@ -19,7 +20,7 @@ from ..trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_leve
 from ..trust_engine.audit.judges.base import check_judge, load_aligner, load_judge
 from ..trust_engine.audit.levels import Level
 from ..trust_engine.audit.report.verdict import BACK
-from ..trust_engine.errors import SpecError
+from ..trust_engine.errors import ModelError, SpecError, TrustError
 from ..trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.frontend.wording import spelled
 from ..trust_engine.io.files import write_atomically
@@ -29,9 +30,10 @@ from ..trust_engine.unlearn.estimate import pass_seconds
 from .changes import between_models
 from .charts import to_image
 from .folders import report_file
-from .inputs import choice, number, seed, socket, text
+from .inputs import choice, number, seed, socket, text, verdict
 from .kinds import CATEGORY, CONCEPT, REPORT
 from .lending import Lent, lend
+from .names import check_prefix
 from .private import private_denoiser
 from .progress import Bar, sparing, tell
 
@@ -100,6 +102,24 @@ class TrustAudit:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }  # fmt: skip
 
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls,
+        judge: str | None = None,
+        retain: str | None = None,
+        filename_prefix: str | None = None,
+    ) -> bool | str:
+        """Refuse a judge who is not there, and a page that cannot be written, before training."""
+
+        def check() -> None:
+            if judge is not None:
+                check_judge_input(judge)
+                check_retain(judge, retain or "")
+            if filename_prefix is not None:
+                check_prefix(filename_prefix)
+
+        return verdict(check)
+
     def audit(
         self,
         before: Any,
@@ -116,7 +136,7 @@ class TrustAudit:
         unique_id: str | None = None,
     ) -> dict[str, Any]:
         """Run the audit, write its page, and show the verdict."""
-        check_judge(judge)
+        check_judge_input(judge)
         topic = topic_of(concept[-1], judge, retain)
         page = report_file(filename_prefix, ".html")  # refuse a bad name before any work
         diff = between_models(before, after)
@@ -175,12 +195,35 @@ def _advice(level: str) -> str:
     return closed if level == "quick" else f"set `level` to quick, or {closed}"
 
 
+def check_judge_input(judge: str) -> None:
+    """Raise SpecError or ModelError for a judge who is not there; loads none."""
+    if judge == "nudenet":
+        if importlib.util.find_spec("nudenet") is None:
+            raise ModelError(
+                "`judge` nudenet is not installed; run `python -m pip install nudenet` with "
+                "ComfyUI's Python, or write clip:FOLDER"
+            )
+        return
+    try:
+        check_judge(judge)
+    except TrustError as error:
+        raise SpecError(
+            f"`judge` {judge!r} is neither demo, nudenet, nor a folder with a CLIP model or its "
+            "safetensors file; write clip:FOLDER"
+        ) from error
+
+
+def check_retain(judge: str, retain: str) -> None:
+    """Raise SpecError where the demo's judge, who knows what should stay, is told it."""
+    if judge == "demo" and retain.strip():
+        raise SpecError("`retain` goes with judges nudenet and clip:FOLDER; empty it")
+
+
 def topic_of(concept: ConceptSpec, judge: str, retain: str) -> Topic:
     """Say what the judge is to look for; raises SpecError for what it cannot tell."""
     word, kind = concept.words[0], concept.kind
+    check_retain(judge, retain)
     if judge == "demo":
-        if retain.strip():
-            raise SpecError("`retain` goes with judges nudenet and clip:FOLDER; empty it")
         return demo_topic(word, kind, concept.companion, concept.condition)
     kept = [line.strip() for line in retain.splitlines() if line.strip()]
     others = list(concept.words[1:])

@@ -14,9 +14,9 @@ from ..trust_engine.errors import SpecError
 from ..trust_engine.frontend.pictures import contact_sheet
 from .charts import to_image
 from .host import schedule_of
-from .inputs import choice, number, socket, text
+from .inputs import choice, number, socket, text, verdict
 from .kinds import CATEGORY
-from .lending import FACTOR, latent_side
+from .lending import FACTOR, check_clip, latent_side
 from .progress import Bar
 from .weights import Weights
 
@@ -57,6 +57,12 @@ class TrustCompare:
             "hidden": {"unique_id": "UNIQUE_ID"},
         }  # fmt: skip
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompts: str | None = None, seeds: str | None = None) -> bool | str:
+        """Refuse pictures that cannot be drawn, or are too many."""
+        asked = "a prompt that comes later" if prompts is None else prompts
+        return verdict(lambda: pairs_of(asked, "0" if seeds is None else seeds))
+
     def compare(
         self,
         before: Any,
@@ -74,16 +80,8 @@ class TrustCompare:
         unique_id: str | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sheet, and each model's pictures."""
-        asked = [line.strip() for line in prompts.splitlines() if line.strip()]
-        numbers = read_seeds(seeds)
-        if not asked:
-            raise SpecError("there is no prompt: write one a line into `prompts`")
-        if len(asked) * len(numbers) > MOST:
-            raise SpecError(
-                f"{len(asked)} prompts times {len(numbers)} seeds are more than {MOST} pictures; "
-                "take fewer"
-            )
-        pairs = [(prompt, number) for prompt in asked for number in numbers]
+        pairs = pairs_of(prompts, seeds)
+        check_clip(clip, Weights(before))
         side = resolution // FACTOR or latent_side(Weights(before), schedule_of(before).prediction)
         bar, done = Bar(unique_id, 2 * len(pairs) * steps), 0
 
@@ -106,6 +104,20 @@ class TrustCompare:
         titled = list(zip(("before", "after"), arrays, strict=True))
         sheet = contact_sheet("Same prompts, same seeds", titled, labels)
         return to_image(sheet), rows[0], rows[1]
+
+
+def pairs_of(prompts: str, seeds: str) -> list[tuple[str, int]]:
+    """List each prompt with each seed; raises SpecError for none, or for too many."""
+    asked = [line.strip() for line in prompts.splitlines() if line.strip()]
+    numbers = read_seeds(seeds)
+    if not asked:
+        raise SpecError("there is no prompt: write one a line into `prompts`")
+    if len(asked) * len(numbers) > MOST:
+        raise SpecError(
+            f"{len(asked)} prompts times {len(numbers)} seeds are more than {MOST} pictures; "
+            "take fewer"
+        )
+    return [(prompt, number) for prompt in asked for number in numbers]
 
 
 def read_seeds(text: str) -> list[int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..trust_engine.errors import SpecError
 from ..trust_engine.spec import KINDS, ConceptSpec
-from .inputs import choice, lines, socket, text
+from .inputs import choice, lines, socket, text, verdict
 from .kinds import CATEGORY, CONCEPT
 
 PARTNERS = {
@@ -74,6 +75,15 @@ class TrustConcept:
             },
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, words: str | None = None, kind: str | None = None, partner: str | None = None
+    ) -> bool | str:
+        """Refuse a concept without words, or without the second part that its kind asks for."""
+        if words is None or kind is None or partner is None:
+            return True if words is None else verdict(lambda: check_words(words))
+        return verdict(lambda: parts_of(words, kind, partner))
+
     def describe(
         self,
         words: str,
@@ -85,23 +95,42 @@ class TrustConcept:
         and_also: tuple[ConceptSpec, ...] = (),
     ) -> tuple[tuple[ConceptSpec, ...]]:
         """Return the concepts of the chain, this one last."""
-        partner = partner.strip()
-        if not lines(words):
-            raise SpecError("there is no concept: write a word or phrase into `words`")
-        if kind in PARTNERS and not partner:
-            raise SpecError(f"a {kind} concept needs a second part: {PARTNERS[kind]}")
-        if kind not in PARTNERS and partner:
-            raise SpecError(
-                f"`partner` ({partner!r}) belongs to kinds combination and conditional, not to "
-                f"{kind}; empty it or change `kind`"
-            )
-        concept = ConceptSpec(
-            lines(words),
-            kind,  # type: ignore[arg-type]
-            companion=partner if kind == "combination" else None,
-            condition=partner if kind == "conditional" else None,
+        concept = replace(
+            parts_of(words, kind, partner),
             preserve=lines(preserve),
             anchor=anchor.strip() or None,
             templates=tuple(line.strip() for line in templates.splitlines() if line.strip()),
         )
         return ((*and_also, concept),)
+
+
+def check_words(words: str) -> None:
+    """Raise SpecError where there is no concept."""
+    if not lines(words):
+        raise SpecError("there is no concept: write a word or phrase into `words`")
+
+
+def parts_of(words: str, kind: str, partner: str) -> ConceptSpec:
+    """Return a concept of its words and its second part; raises SpecError where one is missing."""
+    check_words(words)
+    if kind not in KINDS:
+        raise SpecError(f"`kind` is {kind!r}; choose {', '.join(KINDS)}")
+    found = lines(partner)
+    if kind in PARTNERS and not found:
+        raise SpecError(f"a {kind} concept needs a second part: {PARTNERS[kind]}")
+    if kind not in PARTNERS and found:
+        raise SpecError(
+            f"`partner` ({partner.strip()!r}) belongs to kinds combination and conditional, not to "
+            f"{kind}; empty it or change `kind`"
+        )
+    if kind == "combination" and len(found) > 1:
+        raise SpecError(
+            f"`partner` names {len(found)} things ({', '.join(found)}); name one, and give each "
+            "other a Concept node of its own"
+        )
+    return ConceptSpec(
+        lines(words),
+        kind,  # type: ignore[arg-type]
+        companion=found[0] if kind == "combination" else None,
+        condition=partner.strip() if kind == "conditional" else None,
+    )

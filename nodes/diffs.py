@@ -9,15 +9,14 @@ from typing import Any
 
 from ..trust_engine.diff import WeightDiff, combine, load_diff, overlap
 from ..trust_engine.diff.label import describe, label
-from .folders import DIFFS, found, listed
+from .folders import DIFFS, NO_FILES, found, listed
 from .host import schedule_of
-from .inputs import choice, number, socket, switch
+from .inputs import choice, number, socket, switch, verdict
 from .kinds import CATEGORY, DIFF
 from .patching import check_fits, patched
 from .weights import Weights
 
 MODES = ("sum", "mean", "strongest")
-NO_FILES = f"(put diffs into models/{DIFFS})"
 STRENGTH = "1: as made. 0: off. Below 0 it adds what it was made to remove."
 
 
@@ -43,6 +42,11 @@ class TrustLoadDiff:
         """Run again when the file is another."""
         told = os.stat(found(diff_name))
         return f"{told.st_mtime_ns}:{told.st_size}"
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, diff_name: str | None = None) -> bool | str:
+        """Refuse a file that is not there, also one that was there when the page was loaded."""
+        return diff_name is None or verdict(lambda: found(diff_name))
 
     def load(self, diff_name: str) -> dict[str, Any]:
         """Return the diff and its label."""

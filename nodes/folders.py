@@ -8,8 +8,10 @@ from pathlib import Path
 import folder_paths
 
 from ..trust_engine.errors import OutputError
+from .names import check_prefix
 
 DIFFS = "trust_diffs"
+NO_FILES = f"(put diffs into models/{DIFFS})"  # what Load Diff offers while there is none
 SUFFIX = ".safetensors"
 
 
@@ -32,6 +34,11 @@ def listed() -> list[str]:
 def found(name: str) -> Path:
     """Return a listed file's path; raises OutputError for one that is not in the folder."""
     path = folder_paths.get_full_path(DIFFS, name)
+    if path is None and name == NO_FILES:
+        raise OutputError(
+            f"there is no diff in the folder {DIFFS} yet: make one with Unlearn and Save Diff, "
+            "then choose it here"
+        )
     if path is None:
         raise OutputError(
             f"{name}: not in the folder {DIFFS}; put the file there and press R to list it"
@@ -41,6 +48,7 @@ def found(name: str) -> Path:
 
 def new_file(kind: str, prefix: str) -> Path:
     """Choose the path of a new file in the first folder of a type: prefix, counter, suffix."""
+    check_prefix(prefix)
     root = os.path.abspath(folder_paths.get_folder_paths(kind)[0])
     os.makedirs(root, exist_ok=True)
     try:
@@ -52,6 +60,7 @@ def new_file(kind: str, prefix: str) -> Path:
 
 def report_file(prefix: str, suffix: str) -> Path:
     """Choose the path of a new report in the output folder."""
+    check_prefix(prefix)
     root = os.path.abspath(folder_paths.get_output_directory())
     try:
         folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..trust_engine.errors import TrustError
 from ..trust_engine.phrases import names_in
 
 Input = tuple[Any, dict[str, Any]]
@@ -55,3 +56,16 @@ def seed(tooltip: str) -> Input:
 def lines(value: str) -> tuple[str, ...]:
     """Split a text at commas and line ends; empty parts are left out."""
     return names_in(value)
+
+
+def verdict(check: Callable[[], Any]) -> bool | str:
+    """Return what the host wants of VALIDATE_INPUTS: True, or the sentence it shows at the node.
+
+    It asks before anything runs, so that what is written wrongly costs no work. What comes over a
+    link is None then.
+    """
+    try:
+        check()
+    except TrustError as error:
+        return str(error)
+    return True

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..trust_engine.demo.vocabulary import OBJECTS, STYLES
+from ..trust_engine.errors import ModelError
 from ..trust_engine.models import everyday
 from ..trust_engine.models.lent import LentModel
 from .host import HostDenoiser, See, family_named, latent_side
@@ -13,6 +16,7 @@ from .text import HostEncoder
 from .weights import Weights
 
 FACTOR = 8  # pixels a latent
+TEXTS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL's refiner"}  # by width
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ def lend(
     resolution: side of the picture in pixels, 0 for the one that the model was trained at.
     """
     host = HostDenoiser(model, see)
+    check_clip(clip, host.weights)
     side = resolution // FACTOR or latent_side(host.weights, host.schedule.prediction)
     size = (side * FACTOR, side * FACTOR)
     encoder = HostEncoder(clip, model, size, host.device)
@@ -42,6 +47,24 @@ def lend(
         denoiser = private_denoiser(model)
     things, styles = words_of(host.weights)
     return Lent(LentModel(denoiser, encoder, (side, side), things, styles), host, encoder)
+
+
+def check_clip(clip: Any, weights: Weights) -> None:
+    """Raise ModelError unless a CLIP writes what a MODEL's cross-attention reads."""
+    if clip is None:
+        raise ModelError("there is no CLIP: the checkpoint has no text encoder; connect one")
+    widths = (weights.shapes[key][1] for key in weights.projections if key.endswith("k.weight"))
+    reads = next(widths, 0)
+    with torch.inference_mode():  # the host loads and moves its weights in this mode only
+        context, _ = clip.encode_from_tokens(clip.tokenize(""), return_pooled=True)
+    writes = int(context.shape[-1])
+    if reads and writes != reads:
+        asked, given = (TEXTS.get(width, "another family") for width in (reads, writes))
+        raise ModelError(
+            f"the CLIP does not belong to the model: the model reads texts of {asked} ({reads} "
+            f"numbers a token), the CLIP writes those of {given} ({writes}); connect the CLIP of "
+            "the model's own checkpoint"
+        )
 
 
 def words_of(weights: Weights) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -12,8 +12,9 @@ from ..trust_engine.diff.label import describe, label
 from ..trust_engine.diff.lora import export_dense, export_lora
 from .diffs import with_notes
 from .folders import DIFFS, new_file
-from .inputs import choice, number, socket, text
+from .inputs import choice, number, socket, text, verdict
 from .kinds import CATEGORY, DIFF, REPORT
+from .names import check_prefix
 
 FORMATS = ("dense", "exact", "low rank")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")
@@ -45,6 +46,11 @@ class TrustSaveDiff:
                 "report": socket(REPORT, "From Audit: its figures go onto the label."),
             },
         }  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
+        """Refuse a name that cannot be written on every system."""
+        return filename_prefix is None or verdict(lambda: check_prefix(filename_prefix))
 
     def save(
         self,
@@ -92,6 +98,11 @@ class TrustExportLora:
                                 "change may be lost."),
             }
         }  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
+        """Refuse a name that cannot be written on every system."""
+        return filename_prefix is None or verdict(lambda: check_prefix(filename_prefix))
 
     def export(
         self, diff: WeightDiff, filename_prefix: str, format: str, error: float

@@ -75,8 +75,16 @@ def cast_with_patches(patches: list, weight: Tensor, key: str) -> Tensor:
 
 def get_key_weight(model: Any, key: str) -> tuple[Tensor, None, Any]:
     """Find one weight: as it lies in the module, and how it is read."""
-    path, _, name = key.removeprefix("diffusion_model.").rpartition(".")
-    return getattr(model.diffusion_model.get_submodule(path), name), None, model.convert
+    path, _, name = key.rpartition(".")
+    convert = getattr(model, "convert", None)
+    return getattr(submodule(model, path), name), None, convert
+
+
+def submodule(model: Any, path: str) -> nn.Module:
+    """Find a layer of a MODEL, which is no module here, or of a CLIP's."""
+    if hasattr(model, "diffusion_model"):
+        model, path = model.diffusion_model, path.removeprefix("diffusion_model.")
+    return model.get_submodule(path)
 
 
 def modules_of(host: Host, models: Path, sparse: bool) -> dict[str, ModuleType]:
