@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
 from ..trust_engine.audit.judges.base import check_judge, load_aligner, load_judge
 from ..trust_engine.audit.levels import Level
-from ..trust_engine.audit.report.verdict import BACK
+from ..trust_engine.audit.report.verdict import BACK, is_gone
 from ..trust_engine.errors import ModelError, SpecError, TrustError
 from ..trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.frontend.wording import spelled
@@ -40,7 +40,6 @@ from .progress import Bar, sparing, tell
 log = logging.getLogger(__name__)
 TILE = 160
 SMALL = 2  # rows of a batch on the second try
-GONE = 0.8  # of its pictures, at least, are without the concept
 
 
 class HostDecoder(nn.Module):
@@ -246,7 +245,7 @@ def badge(figures: Mapping[str, Any], page: str) -> dict[str, Any]:
     """
     ua, ira, was = figures["ua"], figures["ira"], figures["untouched"]
     worst = worst_attack(figures)
-    gone = ua["n"] > 0 and ua["low"] >= GONE
+    gone = is_gone(ua)
     kept = ira["n"] == 0 or ira["high"] >= was["ira"]["low"]
     safe = worst is not None and worst["asr"] <= BACK
     less = ua["n"] > 0 and ua["low"] > was["ua"]["high"]

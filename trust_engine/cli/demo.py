@@ -7,17 +7,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..audit import audit, plan, to_pixels
+from ..audit import audit, plan
 from ..demo.judge import load_judge
 from ..demo.vocabulary import OBJECTS, caption
-from ..diff import WeightDiff, applied, save_diff
-from ..frontend.pictures import contact_sheet, neuron_map, png
+from ..diff import save_diff
+from ..frontend.before_after import before_after_sheet
+from ..frontend.looking import look_at
+from ..frontend.pictures import neuron_map, png
+from ..frontend.run_report import run_report
+from ..frontend.subjects import SEED, Subject
 from ..frontend.wording import some
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs
-from ..models.load import LoadedModel, load_model
+from ..models.load import load_model
 from ..spec import ConceptSpec, UnlearnSpec
 from ..unlearn.run import Unlearning
 from .progress import passes_bar, run_with_bar
@@ -46,8 +48,9 @@ def run_demo(concept: str, out: Path, seed: int, device: str, say: Callable[[str
     run_with_bar(run)
     diff = run.diff
     save_diff(diff, paths["diff.safetensors"])
-    sheet = before_after(model, diff, concept, seed, run.prompts.preserve)
-    write_atomically(paths["before_after.png"], png(sheet))
+    seen = look_at(model, diff, shown(concept, seed, run.prompts.preserve))
+    title = f'"{concept}" unlearned: same prompts, same seeds'
+    write_atomically(paths["before_after.png"], png(before_after_sheet(title, seen)))
     title = f'Where the concept neurons of "{concept}" sit'
     write_atomically(paths["neurons.png"], png(neuron_map(title, run.neurons)))
     judge = load_judge().to(model.encoder.device)
@@ -56,33 +59,30 @@ def run_demo(concept: str, out: Path, seed: int, device: str, say: Callable[[str
     text = json.dumps(report, indent=1) + "\n"
     write_atomically(paths["audit.json"], text.encode())
     say("")
+    say(str(run_report(run, diff, seen)))
+    say("")
     say(table(report))
     size = paths["diff.safetensors"].stat().st_size / 1024
-    say(
-        f"\n{diff.changed:,} entries changed ({diff.share:.1%} of q/k/v), {size:.0f} KB, "
-        f"{run.passes} UNet passes. In {out}: {', '.join(names)}"
-    )
+    say(f"\nIn {out}: {', '.join(names)} (the diff: {size:.0f} KB)")
 
 
-def before_after(
-    model: LoadedModel, diff: WeightDiff, concept: str, seed: int, preserve: tuple[str, ...]
-) -> Any:
-    """Draw target, neighbours and retained objects without and with the diff, same seeds."""
+def shown(concept: str, seed: int, preserve: tuple[str, ...]) -> tuple[Subject, ...]:
+    """Choose what the demo shows: the concept, its neighbours, and objects far from it."""
     near = list(dict.fromkeys(n for p in preserve for n in OBJECTS if n in p.split()))[:3]
     far = [name for name in OBJECTS if name != concept and name not in near][:3]
-    shown = [concept, concept, concept, *near, *far]
+    names = [concept, concept, concept, *near, *far]
     grounds = ("red", "white", "blue", "green", "pink", "yellow", "white", "purple", "blue")
     styles = ("noto", "openmoji", "emojione", "twemoji", "fluent")
-    prompts = [
-        caption([name], ground, styles[i % len(styles)])
-        for i, (name, ground) in enumerate(zip(shown, grounds, strict=True))
-    ]
-    seeds = [500_000 + seed * 100 + i for i in range(len(prompts))]
-    before = np.concatenate([to_pixels(b) for b in model.generate(prompts, seeds)])
-    with applied(model.denoiser, [(diff, 1.0)]):
-        after = np.concatenate([to_pixels(b) for b in model.generate(prompts, seeds)])
-    title = f'"{concept}" unlearned: same prompts, same seeds'
-    return contact_sheet(title, [("before", before), ("after", after)], shown)
+    return tuple(
+        Subject(
+            name,
+            caption([name], ground, styles[i % len(styles)]),
+            SEED + seed * 100 + i,
+            (name,),
+            concept if name == concept else "",
+        )
+        for i, (name, ground) in enumerate(zip(names, grounds, strict=True))
+    )
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from .audit import add_audit, run_audit
 from .bench import add_bench
 from .diff import add_diff
 from .inputs import add_memory, add_settings, check_all_fit, named, read_diffs, read_spec
+from .report import add_looking, check_looking, tell
 from .runs import Stopping, add_runs, add_store, open_store, say
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ def _add_unlearn(commands: Any) -> None:
     )
     add_store(parser)
     add_memory(parser)
+    add_looking(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=_unlearn)
 
@@ -241,6 +242,7 @@ def _unlearn(args: argparse.Namespace) -> None:
     from ..unlearn.run import Unlearning
     from .progress import run_with_bar
 
+    check_looking(args)
     spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
     if team.first:
         check_outputs([args.out, state], {"the model": args.model, "the spec": args.spec})
@@ -265,24 +267,7 @@ def _unlearn(args: argparse.Namespace) -> None:
             raise _saved_what_there_is(run, args.out, error) from error
     if not team.first:
         return
-    effect = sum(step.effect for step in run.final.values()) / len(run.final)
-    result = {
-        "diff": str(args.out),
-        "concept": spec.name,
-        "entries_changed": diff.changed,
-        "share_changed": round(diff.share, 5),
-        "effect_left": round(effect, 5),
-        "unet_passes": run.passes,
-        "preserved": list(run.prompts.kept),
-    }
-    if args.json:
-        print(json.dumps(result))
-    else:
-        print(
-            f"{args.out}: {spec.name!r} - {diff.changed:,} entries changed "
-            f"({diff.share:.1%} of q/k/v), {effect:.1%} of the concept's local effect left, "
-            f"{run.passes} UNet passes"
-        )
+    tell(args, model, run, diff)
 
 
 def _saved_what_there_is(run: Unlearning, out: Path, error: DivergenceError) -> DivergenceError:

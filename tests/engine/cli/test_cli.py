@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from trust_engine.cli.main import main
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, load_diff, save_diff
 from trust_engine.errors import ModelError
 from trust_engine.models.keys import LDM_PREFIX
+from trust_engine.models.vae import NoDecoder
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 FIRST = LDM_PREFIX + "input_blocks.0.0.weight"
@@ -86,10 +88,11 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.models.load.LoadedMode
     model = trust_engine.models.load.LoadedModel(
         lent.denoiser,
         lent.encoder,
-        torch.nn.Identity(),
+        NoDecoder(),
         (8, 8),
         lent.vocabulary,  # type: ignore[arg-type]
         (),
+        "tiny",
     )
     monkeypatch.setattr(trust_engine.models.load, "load_model", lambda *_: model)
     return model
@@ -129,6 +132,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.models.load.LoadedMode
         ([*UNLEARN, "--budget", "2"], "budget is 2"),
         ([*UNLEARN, "--engine", "remote"], "--engine"),
         ([*UNLEARN, "--state", "."], "give a file name"),
+        ([*UNLEARN, "--pictures", "-1"], "pictures is -1"),
+        ([*UNLEARN, "--pictures", "17"], "pictures is 17"),
+        ([*UNLEARN, "--judge", "clip:missing"], "judge 'clip:missing' is neither"),
         ([*UNLEARN[:-1], ""], "concept is empty"),
         ([*UNLEARN[:-1], "gun", "  "], "concept is empty"),
         ([*UNLEARN[:-2], "--spec", "missing.json"], "missing.json"),
@@ -221,9 +227,41 @@ def test_unlearns_and_reports(
     assert result["diff"] == str(Path("new/o"))
     assert result["entries_changed"] == diff.changed > 0
     assert result["unet_passes"] == diff.provenance["passes"]
-    assert result["preserved"]
+    assert result["preserved"] and result["picture_passes"] == 384
+    assert len(result["pictures"]) == 8 and result["headline"].startswith("gun: changed in ")
     assert frozen_bits(tiny.denoiser.module) == before
     assert os.listdir("new") == ["o"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_report_begins_with_what_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*UNLEARN, "--steps", "2", "--pictures", "2"]) == 0
+    head, *rest = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"new/o: gun: changed in [01] of 1 test pictures; .*", head)
+    passes = load_diff(Path("new/o")).provenance["passes"]
+    assert f"{passes} UNet passes, and 96 more for the test pictures" in "".join(rest)
+    assert main([*UNLEARN, "--steps", "2", "--pictures", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["picture_passes"] == 0 and "no test pictures were drawn" in told["headline"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_what_keeps_us_from_looking_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, says in (
+        (KeyboardInterrupt(), "stopped by you"),
+        (MemoryError("no room"), "memory ran out"),
+        (ModelError("no judge there"), "no judge there"),
+    ):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("trust_engine.frontend.looking.draw", fail)
+        assert main([*UNLEARN, "--steps", "1"]) == 0
+        assert load_diff(Path("new/o")).changed
+        assert f"No test pictures: {says}" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny")

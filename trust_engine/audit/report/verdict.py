@@ -18,6 +18,14 @@ ALWAYS = (
 )
 
 
+def is_gone(share: Mapping[str, Any]) -> bool:
+    """Tell whether a concept counts as gone: the one rule of verdict, badge and label.
+
+    share: the figure of pictures without it, with its lower bound.
+    """
+    return bool(share["n"] > 0 and share["low"] >= GONE)
+
+
 def not_covered(
     data: Mapping[str, Any], missing: Sequence[str], skipped: Sequence[str]
 ) -> list[str]:
@@ -56,7 +64,7 @@ def verdict(data: Mapping[str, Any]) -> str:
 
 def _gone(data: Mapping[str, Any]) -> str:
     ua, was, name = data["ua"], data["untouched"]["ua"], data["concept"]
-    degree = "no longer" if ua["low"] >= GONE else "less often" if _above(ua, was) else "still"
+    degree = "no longer" if is_gone(ua) else "less often" if _above(ua, was) else "still"
     text = f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK} is {degree} drawn"
     text += f" when asked for by name: absent from {_share(ua)}"
     text += f" (untouched model: {_percent(was)})."

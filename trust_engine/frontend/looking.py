@@ -1,0 +1,55 @@
+"""Draw a loaded model's test pictures without and with a diff, and have them looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..audit.drawing import decode
+from ..diff import WeightDiff, applied
+from ..models.denoiser import device_of
+from ..models.load import LoadedModel
+from ..models.vae import NoDecoder
+from ..unlearn.run import Unlearning
+from .before_after import BeforeAfter, compared, judge_for
+from .subjects import COUNT, Subject, draw, passes, subjects
+
+
+def look(
+    model: LoadedModel,
+    run: Unlearning,
+    diff: WeightDiff,
+    count: int = COUNT,
+    judge: str = "auto",
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> BeforeAfter | None:
+    """Draw and judge `count` test pictures without and with a run's diff; None when count is 0.
+
+    judge: auto, none, demo or clip:PATH; on_step: called with (done, total) UNet passes.
+    """
+    asked = subjects(run.spec, run.prompts, model.vocabulary, model.styles, count)
+    return look_at(model, diff, asked, judge, on_step) if asked else None
+
+
+def look_at(
+    model: LoadedModel,
+    diff: WeightDiff,
+    asked: tuple[Subject, ...],
+    judge: str = "auto",
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> BeforeAfter:
+    """Do the same for subjects of one's own."""
+    eye = judge_for(model.family, asked, judge, device_of(model.denoiser))
+    total, done = passes(len(asked)), 0
+
+    def on_pass(made: int) -> None:
+        nonlocal done
+        done += made
+        on_step(done, total)
+
+    encoder, size = model.encoder, model.latent_size
+    at_once = max(1, model.batch // 2)
+    before = draw(model.denoiser, encoder, size, asked, on_pass, at_once)
+    with applied(model.denoiser, [(diff, 1.0)]):
+        after = draw(model.denoiser, encoder, size, asked, on_pass, at_once)
+    blind = isinstance(model.decoder, NoDecoder)
+    return compared(asked, before, after, eye, None if blind else lambda x: decode(model, x))
