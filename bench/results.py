@@ -1,4 +1,4 @@
-"""Write the tables of docs/results and README.md from the figures in bench/figures.
+"""Write the tables of the docs: results from bench/figures, settings from the engine.
 
     python -m bench.results             # fill every table in
     python -m bench.results --check     # say which is not what the figures say; exit status 1
@@ -25,9 +25,10 @@ from bench.rivals import CONCEPTS as RIVALLED
 from bench.stacked import summary as several
 from bench.trained import CONCEPTS, HELD_OUT
 from trust_engine.audit.metrics.intervals import Rate
+from trust_engine.spec import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/results")
+PAGES = ("README.md", "docs/results", "docs/reference")
 TABLE = re.compile(r"(<!-- table (?P<name>[^>]+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 FIGURES = ROOT / "bench" / "figures"
 WORDS = {
@@ -194,6 +195,20 @@ def stacked() -> str:
     return several(cells, 1 + max(int(key.rsplit("/", 1)[1]) for key in cells))
 
 
+def settings() -> str:
+    """Write the table of settings."""
+    rows = []
+    for name, about in SETTINGS.items():
+        accepted = ", ".join(about.options) or "yes or no"
+        if "number" in about.kind:
+            accepted = f"{about.low:g} to {about.high:g}" + ", whole" * ("whole" in about.kind)
+        default = str(about.default)
+        if about.kind == "switch":
+            default = "yes" if about.default else "no"
+        rows.append([f"`{name}`" + " †" * about.flag, default, accepted, about.help])
+    return markdown(("setting", "default", "accepted", "meaning"), rows)
+
+
 def of_kind(concepts: Mapping[str, Any], kind: str) -> list[str]:
     """List the names of the concepts of one kind."""
     return [name for name, concept in concepts.items() if concept.kind == kind]
@@ -214,6 +229,7 @@ def makers() -> dict[str, Callable[[], str]]:
     return made | {
         "quick": lambda: rivals("gun", quick),
         "quick: cost": lambda: cost("gun", quick),
+        "settings": settings,
     }
 
 

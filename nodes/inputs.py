@@ -7,6 +7,7 @@ from typing import Any
 
 from ..trust_engine.errors import TrustError
 from ..trust_engine.phrases import names_in
+from ..trust_engine.spec import SETTINGS as ENGINE
 
 Input = tuple[Any, dict[str, Any]]
 SEED_LIMIT = 2**48  # the host's browser side counts no further than 2**53
@@ -35,6 +36,16 @@ def number(default: float, low: float, high: float, step: float, tooltip: str) -
 def choice(options: Sequence[str], default: str, tooltip: str) -> Input:
     """Declare a choice."""
     return list(options), {"default": default, "tooltip": tooltip}
+
+
+def setting(name: str, *options: str) -> Input:
+    """Declare a setting of the engine's as its table says; options: some of a choice's."""
+    about = ENGINE[name]
+    if about.kind == "switch":
+        return switch(about.default, about.help)
+    if about.kind == "choice":
+        return choice(options or about.options, about.default, about.help)
+    return number(about.default, about.low, about.high, about.step, about.help)
 
 
 def switch(default: bool, tooltip: str) -> Input:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..trust_engine.diff import WeightDiff
 from ..trust_engine.diff.apply import STRONGEST, check_base, check_family
 from ..trust_engine.errors import DiffError
-from ..trust_engine.spec import in_range
+from ..trust_engine.settings import in_range
 from .stored import PREFIX, entry_of
 
 try:  # since 2025; older hosts know dense patches only

@@ -10,19 +10,19 @@ from typing import Any
 from ..trust_engine.diff.weight_diff import WeightDiff
 from ..trust_engine.frontend.wording import some
 from ..trust_engine.models.sampler import SamplerSettings
-from ..trust_engine.spec import CHOICES, ConceptSpec, UnlearnSpec
+from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from ..trust_engine.unlearn.resolve import followed
 from .charts import side_by_side, stacked, summary_picture, to_image
 from .drawing import decoded, draw
 from .host import family_named
-from .inputs import choice, number, seed, socket, switch
+from .inputs import choice, seed, setting, socket
 from .kinds import CATEGORY, CONCEPT, DIFF, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .patching import patched
 from .progress import Bar, sparing
 from .recall import Prompt, remember
 from .running import Neurons, Ran, for_browser, run_engine
-from .settings import DEFAULTS, EFFORTS, Settings, compose
+from .settings import EFFORTS, Settings, compose
 
 log = logging.getLogger(__name__)
 SHOWN = 4  # pictures before and after
@@ -57,22 +57,12 @@ class TrustUnlearn:
                                 "changed."),
                 "clip": socket("CLIP", "The model's text encoder, clip skip and all."),
                 "concept": socket(CONCEPT, "What to forget: one Concept, or a chain of them."),
-                "objective": choice(CHOICES["objective"], DEFAULTS["objective"],
-                                    "csr: flatten the loss along the neurons, so that the concept "
-                                    "comes back less easily. cip: few influential entries. none: "
-                                    "no penalty. zero: switch the neurons off without training."),
-                "engine": choice(CHOICES["engine"], DEFAULTS["engine"],
-                                 "local: each layer by itself, fast, little memory. global: "
-                                 "through the whole UNet, as in the paper; needs a private copy."),
+                "objective": setting("objective"),
+                "engine": setting("engine"),
                 "effort": choice(tuple(EFFORTS), "normal",
                                  "How many training steps. More: less of the concept is left."),
-                "budget": number(DEFAULTS["budget"], 0.0001, 1.0, 0.001,
-                                 "The largest share of q, k and v entries that a concept may "
-                                 "change. More: forgets harder, a larger diff."),
-                "robust": switch(DEFAULTS["robust"],
-                                 "Stand up to attackers who ask in other words, or by a learned "
-                                 "token: all weights learn not to draw it. Needs a private copy "
-                                 "of the UNet, several times the time, and a larger diff."),
+                "budget": setting("budget"),
+                "robust": setting("robust"),
                 "seed": seed("Another seed gives another run; the same one the same diff."),
             },
             "optional": {

@@ -20,6 +20,7 @@ from .phrases import (
     style_name,
     words_of,
 )
+from .settings import choice, number, settings_of, switch
 
 Kind = Literal["single", "combination", "conditional", "style"]
 Objective = Literal["csr", "cip", "none", "zero"]
@@ -30,19 +31,6 @@ Selection = Literal["neurons", "random", "all"]
 Pool = Literal["layer", "projection"]
 Granularity = Literal["entry", "row", "head"]
 Schedule = Literal["shrinking", "bounded"]
-CHOICES: dict[str, tuple[str, ...]] = {
-    name: get_args(options)
-    for name, options in (
-        ("objective", Objective),
-        ("engine", Engine),
-        ("hessian", Hessian),
-        ("saliency", Saliency),
-        ("selection", Selection),
-        ("pool", Pool),
-        ("granularity", Granularity),
-        ("schedule", Schedule),
-    )
-}
 KINDS: tuple[str, ...] = get_args(Kind)
 SPEC_VERSION = 1
 
@@ -145,55 +133,111 @@ class ConceptSpec:
 
 @dataclass(frozen=True)
 class UnlearnSpec:
-    """Concepts and how to unlearn them, together; `scaling.followed` may make it more.
+    """Concepts and how to unlearn them, together; `resolve.followed` may make it more.
 
-    steps: optimiser updates (local: of each layer; more: less of the concept is left, slower);
-    rate: size of a step as a share of a tensor's root mean square;
-    xi: z-score above which an entry is a concept neuron of a bounded mask (higher: fewer);
-    budget: the largest share of q/k/v entries that a concept may change, 0..1;
-    pool: z-scores over a layer's q, k and v together, or over each projection by itself;
-    granularity: choose single entries, rows, or the rows of a head;
-    schedule: bounded: never more than the budget, chosen by saliency; shrinking: begin with all
-    entries and keep the most influential, fewer and fewer, down to the budget;
-    refresh: take the mask anew every so many steps; 0: once, at the start;
-    beta: weight of preservation (higher: others keep better, the concept goes slower);
-    lam: weight of the objective's penalty (paper: lambda); gamma, tau: CIP's threshold, width;
-    eta: how far beyond the anchor to push, away from the concept (ESD's negative guidance);
-    trajectory_steps, cfg: DDIM steps and guidance of the recorded trajectories;
-    passes: UNet passes that recording may take; prompts beyond it borrow others' states;
-    stop_effect, stop_harm: stop early when effect and harm are both below; 0: never;
-    checkpointing: global engine, robust: recompute activations, slower and in less memory;
-    robust: against attackers, too: all of the UNet's weights learn not to draw it (robust.py); the
-    engine, the mask's choice and the penalty are then its own.
+    Each setting says what it means and may be (`SETTINGS`). lam: the paper's lambda; eta: ESD's
+    negative guidance; rate: a share of a tensor's root mean square; xi: in z-scores; budget: a
+    fraction 0..1; passes: beyond them prompts borrow others' states. With `robust` the engine, the
+    mask's choice and the penalty are its own (robust.py).
     """
 
     concepts: tuple[ConceptSpec, ...]
-    objective: Objective = "csr"
-    engine: Engine = "local"
-    hessian: Hessian = "auto"
-    saliency: Saliency = "attention"
-    selection: Selection = "neurons"
-    pool: Pool = "layer"
-    granularity: Granularity = "entry"
-    schedule: Schedule = "shrinking"
-    refresh: int = 1
-    steps: int = 500
-    rate: float = 0.05
-    xi: float = 1.0
-    budget: float = 0.03
-    beta: float = 10.0
-    lam: float = 0.1
-    gamma: float = 2.0
-    tau: float = 0.5
-    eta: float = 0.8
-    trajectory_steps: int = 8
-    cfg: float = 4.0
-    passes: int = 640
-    stop_effect: float = 0.0
-    stop_harm: float = 1.0
-    checkpointing: bool = False
-    robust: bool = False
-    seed: int = 0
+    objective: Objective = choice(
+        "csr", get_args(Objective), flag=True,
+        help="csr: flatten the loss along the neurons, so that the concept comes back less easily. "
+        "cip: few influential entries. none: no penalty. zero: switch the neurons off without "
+        "training.",
+    )  # fmt: skip
+    engine: Engine = choice(
+        "local", get_args(Engine), flag=True,
+        help="local: each layer by itself, fast, little memory. global: through the whole UNet, as "
+        "in the paper; needs a private copy.",
+    )  # fmt: skip
+    hessian: Hessian = choice(
+        "auto", get_args(Hessian), help="How the penalty's gradient is taken; auto chooses."
+    )
+    saliency: Saliency = choice(
+        "attention", get_args(Saliency),
+        help="Where concept neurons are read from: each layer's own effect, or the whole UNet's "
+        "(slower, needs a private copy of the UNet).",
+    )  # fmt: skip
+    selection: Selection = choice(
+        "neurons", get_args(Selection),
+        help="Which entries may change: the neurons, as many by chance, or all.",
+    )  # fmt: skip
+    pool: Pool = choice(
+        "layer", get_args(Pool),
+        help="Compare entries within a layer, or within each of q, k and v. For Find Neurons and a "
+        "bounded schedule.",
+    )  # fmt: skip
+    granularity: Granularity = choice(
+        "entry", get_args(Granularity), help="Choose single entries, rows, or whole heads."
+    )
+    schedule: Schedule = choice(
+        "shrinking", get_args(Schedule), flag=True,
+        help="bounded: the most salient entries, never more than the budget. shrinking: begin with "
+        "all and keep fewer and fewer, down to the budget.",
+    )  # fmt: skip
+    refresh: int = number(
+        1, 0, 100_000, 1, "Look for the neurons anew every so many steps. 0: only once."
+    )
+    steps: int = number(
+        500, 1, 100_000, 1, flag=True,
+        help="Training steps of each layer. More: less of the concept is left, slower.",
+    )  # fmt: skip
+    rate: float = number(
+        0.05, 1e-8, 10.0, 0.01, usual=(0.01, 2.0), label="Rate",
+        help="Size of a training step. Lower it if the loss is not finite.",
+    )  # fmt: skip
+    xi: float = number(
+        1.0, -10.0, 100.0, 0.1, flag=True,
+        help="How far an entry must stand out to be a concept neuron, in z-scores. Higher: fewer "
+        "neurons. For Find Neurons and a bounded schedule; a shrinking one goes without.",
+    )  # fmt: skip
+    budget: float = number(
+        0.03, 1e-6, 1.0, 0.001, usual=(0.001, 0.3), label="Budget", flag=True,
+        help="The largest share of q, k and v entries that a concept may change. More: forgets "
+        "harder, a larger diff.",
+    )  # fmt: skip
+    beta: float = number(
+        10.0, 0.0, 1e6, 0.5, usual=(0.0, 20.0), label="Weight of what must stay (beta)",
+        help="Weight of what must stay. Higher: others keep better, the concept goes more slowly.",
+    )  # fmt: skip
+    lam: float = number(
+        0.1, 0.0, 1e6, 0.01, usual=(0.0, 2.0), label="Weight of the penalty (lambda)",
+        help="Weight of the objective's penalty (lambda in the paper).",
+    )  # fmt: skip
+    gamma: float = number(2.0, -100.0, 100.0, 0.1, "CIP only: its threshold.")
+    tau: float = number(0.5, 1e-6, 100.0, 0.05, "CIP only: how soft the threshold is.")
+    eta: float = number(
+        0.8, 0.0, 10.0, 0.1, usual=(0.0, 3.0), label="Push beyond the anchor (eta)", flag=True,
+        help="How far beyond the anchor to push. 0: to it; more removes harder and may cost more "
+        "elsewhere.",
+    )  # fmt: skip
+    trajectory_steps: int = number(8, 1, 100, 1, "Denoising steps of each recorded picture.")
+    cfg: float = number(4.0, 1.0, 30.0, 0.5, "Guidance of the recorded pictures.")
+    passes: int = number(
+        640, 1, 10_000_000, 16, usual=(64, 4096), label="UNet passes for recording",
+        help="UNet passes that recording may take for a concept. Fewer: faster, from fewer "
+        "recorded prompts.",
+    )  # fmt: skip
+    stop_effect: float = number(
+        0.0, 0.0, 1e6, 0.01, "Stop early when less than this is left. 0: never."
+    )
+    stop_harm: float = number(
+        1.0, 0.0, 1e6, 0.01, "Stop early only while what must stay changes less than this."
+    )
+    checkpointing: bool = switch(False, "Global engine: less memory, slower.")
+    robust: bool = switch(
+        False, flag=True, label="Robust",
+        help="Stand up to attackers who ask in other words, or by a learned token: all weights "
+        "learn not to draw it. Needs a private copy of the UNet, several times the time, and a "
+        "larger diff.",
+    )  # fmt: skip
+    seed: int = number(
+        0, 0, 2**63 - 1, 1, "Another seed gives another run; the same one the same diff.",
+        label="Seed", flag=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         concepts: Any = self.concepts
@@ -207,27 +251,8 @@ class UnlearnSpec:
             raise SpecError("there is no concept to unlearn; name at least one")
         object.__setattr__(self, "concepts", tuple(concepts))
         self._check_contradictions()
-        in_range("steps", self.steps, 1, 100_000, whole=True)
-        in_range("refresh", self.refresh, 0, 100_000, whole=True)
-        in_range("trajectory_steps", self.trajectory_steps, 1, 100, whole=True)
-        in_range("passes", self.passes, 1, 10_000_000, whole=True)
-        in_range("seed", self.seed, 0, 2**63 - 1, whole=True)
-        in_range("rate", self.rate, 1e-8, 10.0)
-        in_range("xi", self.xi, -10.0, 100.0)
-        in_range("budget", self.budget, 1e-6, 1.0)
-        in_range("cfg", self.cfg, 1.0, 30.0)
-        in_range("eta", self.eta, 0.0, 10.0)
-        in_range("gamma", self.gamma, -100.0, 100.0)
-        in_range("tau", self.tau, 1e-6, 100.0)
-        for name in ("beta", "lam", "stop_effect", "stop_harm"):
-            in_range(name, getattr(self, name), 0.0, 1e6)
-        for name in ("checkpointing", "robust"):
-            if not isinstance(getattr(self, name), bool):
-                raise SpecError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        for name, options in CHOICES.items():
-            value = getattr(self, name)
-            if value not in options:
-                raise SpecError(f"{name} {value!r} is unknown; use one of {', '.join(options)}")
+        for name, setting in SETTINGS.items():
+            setting.check(name, getattr(self, name))
 
     def _check_contradictions(self) -> None:
         for i, concept in enumerate(self.concepts):
@@ -382,10 +407,6 @@ def _phrases(
     return phrases
 
 
-def in_range(name: str, value: float, low: float, high: float, whole: bool = False) -> None:
-    """Raise SpecError naming the setting unless value is a number in low..high."""
-    allowed = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        raise SpecError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
-    if not low <= value <= high:
-        raise SpecError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+SETTINGS = settings_of(UnlearnSpec)
+CHOICES = {name: setting.options for name, setting in SETTINGS.items() if setting.options}
+DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}

@@ -17,7 +17,8 @@ from trust_engine.errors import SpecError
 from trust_engine.io.files import write_atomically
 from trust_engine.models.load import LoadedModel
 from trust_engine.phrases import bare
-from trust_engine.spec import ConceptSpec, in_range
+from trust_engine.settings import in_range
+from trust_engine.spec import ConceptSpec
 
 from . import applying, folders
 from .host import Host, current

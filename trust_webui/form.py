@@ -11,8 +11,8 @@ from typing import Any
 from trust_engine.errors import OutputError, SpecError
 from trust_engine.io.files import write_atomically
 from trust_engine.phrases import names_in
-from trust_engine.spec import ConceptSpec, UnlearnSpec, also_named
-from trust_engine.unlearn.effort import DEFAULTS, steps_of
+from trust_engine.spec import DEFAULTS, ConceptSpec, UnlearnSpec, also_named
+from trust_engine.unlearn.effort import steps_of
 
 from . import folders
 from .lines import one_line

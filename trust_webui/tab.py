@@ -9,8 +9,8 @@ from typing import Any
 import gradio as gr
 
 from trust_engine.errors import TrustError
-from trust_engine.spec import CHOICES, KINDS
-from trust_engine.unlearn.effort import DEFAULTS, EFFORTS
+from trust_engine.spec import KINDS, SETTINGS
+from trust_engine.unlearn.effort import EFFORTS
 
 from . import folders, form, showing, tab_expected, tab_files, tab_jobs
 from .expecting import watched
@@ -72,7 +72,7 @@ def build() -> list[tuple[Any, str, str]]:
 
 def _fields() -> dict[str, Any]:
     """Lay out the form; every default is the engine's or the settings'."""
-    d, made = DEFAULTS, dict[str, Any]()
+    made = dict[str, Any]()
     made["words"] = gr.Textbox(
         label="Forget", placeholder="gun   (more words for it: with commas)",
         elem_id="trust_words",
@@ -95,37 +95,25 @@ def _fields() -> dict[str, Any]:
         placeholder="empty: the prompt without the concept",
     )  # fmt: skip
     with gr.Row():
-        made["objective"] = gr.Radio(
-            list(CHOICES["objective"]), value=d["objective"], label="Objective",
-            info="csr: comes back less easily. cip: few influential entries. The others are there "
-            "to compare with.",
-        )  # fmt: skip
+        made["objective"] = _choice("objective", "Objective")
         made["effort"] = gr.Radio(
             list(EFFORTS), value=option("trust_effort", "normal"), label="Effort",
             info="More steps: less of the concept is left.", elem_id="trust_effort",
         )  # fmt: skip
+    about = SETTINGS["robust"]
     made["robust"] = gr.Checkbox(
-        value=d["robust"], elem_id="trust_robust",
-        label="Robust: stand up to attackers, too. All of the UNet's weights learn not to draw it: "
-        "several times the time, more memory, a larger diff.",
-    )  # fmt: skip
-    made["budget"] = gr.Slider(
-        0.001, 0.3, value=d["budget"], step=0.001, label="Budget",
-        info="The largest share of cross-attention entries that a concept may change.",
-    )  # fmt: skip
+        value=about.default, label=about.label, info=about.help, elem_id="trust_robust"
+    )
+    made["budget"] = _slider("budget")
     with gr.Accordion("More settings", open=False):
         made.update(_more())
     return made
 
 
 def _more() -> dict[str, Any]:
-    d, made = DEFAULTS, dict[str, Any]()
+    made = dict[str, Any]()
     made["also"] = gr.Textbox(label="Forget in the same run", placeholder="knife, sword")
-    made["engine"] = gr.Radio(
-        list(CHOICES["engine"]), value=d["engine"], label="Engine",
-        info="local: each layer by itself, fast. global: through the whole UNet, needs far more "
-        "time and memory.",
-    )  # fmt: skip
+    made["engine"] = _choice("engine", "Engine")
     made["resolution"] = gr.Slider(
         0, 1024, value=0, step=64, label="Resolution", elem_id="trust_resolution",
         info="Side in pixels while recording; 0: the size the checkpoint was trained at.",
@@ -134,23 +122,26 @@ def _more() -> dict[str, Any]:
         0, 16, value=int(option("trust_pictures", Form().pictures)), step=2,
         label="Pictures before and after", elem_id="trust_pictures",
     )  # fmt: skip
-    made["passes"] = gr.Slider(
-        64, 4096, value=d["passes"], step=32, label="UNet passes for recording",
-        elem_id="trust_passes", info="Fewer: faster, from fewer recorded prompts.",
-    )  # fmt: skip
-    made["seed"] = gr.Number(value=d["seed"], precision=0, label="Seed")
-    made["rate"] = gr.Slider(
-        0.01, 2.0, value=d["rate"], step=0.01, label="Rate",
-        info="Size of a step; lower it when the loss is not finite.",
-    )  # fmt: skip
-    made["beta"] = gr.Slider(
-        0.0, 20.0, value=d["beta"], step=0.5, label="Weight of what must stay (beta)"
-    )
-    made["eta"] = gr.Slider(0.0, 3.0, value=d["eta"], step=0.1,
-                            label="Push beyond the anchor (eta)")  # fmt: skip
-    made["lam"] = gr.Slider(0.0, 2.0, value=d["lam"], step=0.05,
-                            label="Weight of the penalty (lambda)")  # fmt: skip
+    made["passes"] = _slider("passes", step=32, elem_id="trust_passes")
+    about = SETTINGS["seed"]
+    made["seed"] = gr.Number(value=about.default, precision=0, label=about.label, info=about.help)
+    for name in ("rate", "beta", "eta", "lam"):
+        made[name] = _slider(name)
     return made
+
+
+def _choice(name: str, label: str) -> Any:
+    """Make the buttons of a setting of the engine's."""
+    about = SETTINGS[name]
+    return gr.Radio(list(about.options), value=about.default, label=label, info=about.help)
+
+
+def _slider(name: str, **more: Any) -> Any:
+    """Make the slider of a setting of the engine's, over its usual values."""
+    about = SETTINGS[name]
+    low, high = about.usual or (about.low, about.high)
+    shown = {"step": about.step, "label": about.label, "info": about.help, **more}
+    return gr.Slider(low, high, value=about.default, **shown)
 
 
 def _presets(made: dict[str, Any]) -> Any:

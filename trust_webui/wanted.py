@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from trust_engine.diff.apply import STRONGEST
 from trust_engine.errors import SpecError
-from trust_engine.spec import in_range
+from trust_engine.settings import in_range
 
 from . import folders
 from .host import Part

@@ -25,7 +25,8 @@ from trust_engine.models.denoiser import ModuleDenoiser
 from trust_engine.models.lent import LentModel
 from trust_engine.models.parameters import exchanged
 from trust_engine.models.sampler import SamplerSettings, ddim, initial_noise
-from trust_engine.spec import UnlearnSpec, in_range
+from trust_engine.settings import in_range
+from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.resolve import followed
 from trust_engine.unlearn.run import StepReport, Unlearning
 

@@ -14,6 +14,7 @@ LAZY = {"diffusers", "transformers"}  # seconds to import: only when a model is 
 LAZY_EXEMPT = {"diffusers_unet.py", "load.py", "__main__.py", "demo_clip.py"}
 FLOORS = (  # lowest first: a package imports from its own floor's package and from those below
     ("errors", "phrases"),
+    ("settings",),
     ("spec",),
     ("io", "distributed"),
     ("demo",),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..demo.vocabulary import OBJECTS, Scene, caption
 from ..errors import SpecError
-from ..spec import in_range
+from ..settings import in_range
 from .topic import Topic, World, demo_topic, named
 
 TARGET_FACTOR = 4  # pictures of the target for each picture of another object

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import SpecError
 from ..io.files import check_writable, write_atomically
-from ..spec import in_range
+from ..settings import in_range
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 PARTS = ("local", "global", "baselines")

@@ -119,7 +119,7 @@ def _apply(args: argparse.Namespace) -> None:
 
 def _merge(args: argparse.Namespace) -> None:
     from ..diff import combine, energy, overlap, save_diff, scaled, thinned
-    from ..spec import in_range
+    from ..settings import in_range
 
     if args.keep is not None:
         in_range("--keep", args.keep, 0.0, 1.0)

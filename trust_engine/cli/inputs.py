@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import SpecError
-from ..spec import CHOICES, ConceptSpec, UnlearnSpec, also_named
+from ..spec import SETTINGS, ConceptSpec, UnlearnSpec, also_named
 
 CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
-DEFAULTS = {field.name: field.default for field in fields(UnlearnSpec)}
-SETTINGS = ("objective", "engine", "schedule", "budget", "xi", "eta", "steps", "robust", "seed")
+FLAGS = tuple(name for name, setting in SETTINGS.items() if setting.flag)
 
 
 def read_spec(args: argparse.Namespace) -> UnlearnSpec:
     """Build the spec from a file or from flags; settings such as --steps go with either."""
-    changes = {k: v for k in SETTINGS if (v := getattr(args, k)) is not None}
+    changes = {k: v for k in FLAGS if (v := getattr(args, k)) is not None}
     if args.spec is not None:
         if any(getattr(args, flag) not in (None, []) for flag in CONCEPT_FLAGS):
             raise SpecError("--spec says all about the concept; give only settings with it")
@@ -66,35 +65,20 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Declare the settings that a command line may change."""
+    """Declare the settings that a command line may change; a spec file has them all."""
     group = parser.add_argument_group("settings", "how to unlearn; the defaults suit most uses")
-    meanings = {
-        "objective": "",
-        "engine": "",
-        "schedule": "shrinking: begin with all entries and keep those that did most; bounded: "
-        "those that stand out, taken anew at every step. ",
-    }
-    for name, text in meanings.items():
-        options, usual = CHOICES[name], DEFAULTS[name]
-        group.add_argument(f"--{name}", choices=options, help=f"{text}default: {usual}")
-    group.add_argument(
-        "--robust", action="store_true", default=None,
-        help="stand up to attackers, too: all weights learn, several times slower, a larger diff",
-    )  # fmt: skip
-    numbers = {
-        "steps": (int, "N", "updates a layer, for one concept; more: less is left of it, slower"),
-        "budget": (float, "X", "largest share of q/k/v entries that a concept may change, 0..1"),
-        "xi": (
-            float,
-            "X",
-            "of --schedule bounded: z-score above which an entry is a concept neuron",
-        ),
-        "eta": (float, "X", "push beyond the anchor, away from the concept"),
-        "seed": (int, "N", "of trajectories and samples"),
-    }
-    for name, (kind, unit, text) in numbers.items():
-        text = f"{text} (default: {DEFAULTS[name]})"
-        group.add_argument(f"--{name}", type=kind, metavar=unit, help=text)
+    for name, setting in SETTINGS.items():
+        if not setting.flag:
+            continue
+        if setting.kind == "switch":
+            group.add_argument(f"--{name}", action="store_true", default=None, help=setting.help)
+            continue
+        told: dict[str, Any] = {"choices": setting.options} if setting.options else {}
+        if not setting.options:
+            whole = setting.kind == "whole number"
+            told = {"type": int if whole else float, "metavar": "N" if whole else "X"}
+        text = f"{setting.help} (default: {setting.default})"
+        group.add_argument(f"--{name}", help=text, **told)
 
 
 def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:

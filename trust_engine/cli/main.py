@@ -14,7 +14,8 @@ from ..distributed import joined
 from ..errors import DivergenceError, SpecError, TrustError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs
-from ..spec import KINDS, in_range
+from ..settings import in_range
+from ..spec import KINDS
 from .audit import add_audit, run_audit
 from .bench import add_bench
 from .diff import add_diff

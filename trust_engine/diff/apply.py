@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import DiffError
 from ..models.denoiser import Denoiser, projections
 from ..models.unet_families import family_of
-from ..spec import in_range
+from ..settings import in_range
 from .weight_diff import SparseOffset, WeightDiff, plain
 
 STRONGEST = 2.0

@@ -13,7 +13,8 @@ from torch import Tensor
 from .. import __version__
 from ..errors import DiffError, SpecError
 from ..models.keys import layer_of, projection_of
-from ..spec import ConceptSpec, UnlearnSpec, contradiction, in_range
+from ..settings import in_range
+from ..spec import ConceptSpec, UnlearnSpec, contradiction
 from .file import payload_sha256
 from .weight_diff import SparseOffset, WeightDiff, plain
 

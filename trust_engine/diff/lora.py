@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import DiffError
 from ..io.safetensors import planned, tensor_bytes, write_tensors
 from ..models.unet_families import FAMILIES, family_of
-from ..spec import in_range
+from ..settings import in_range
 from .file import payload_sha256
 from .weight_diff import SparseOffset, WeightDiff
 

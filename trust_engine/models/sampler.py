@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
-from ..spec import in_range
+from ..settings import in_range
 from .conditioning import Conditioning, stack
 from .denoiser import Denoiser, device_of
 

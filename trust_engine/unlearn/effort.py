@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from ..errors import SpecError
-from ..spec import UnlearnSpec
+from ..spec import DEFAULTS
 
-DEFAULTS: dict[str, Any] = {
-    f.name: f.default
-    for f in dataclasses.fields(UnlearnSpec)
-    if f.default is not dataclasses.MISSING
-}
-"""The spec's own defaults, by field."""
 EFFORTS = {"quick": 1 / 3, "normal": 1.0, "thorough": 2.5}  # times the spec's steps
 
 
