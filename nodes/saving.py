@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..trust_engine.diff import WeightDiff, save_diff
+from ..trust_engine.diff import WeightDiff, check_audit, save_diff
 from ..trust_engine.diff.label import describe, label
 from ..trust_engine.diff.lora import export_dense, export_lora
 from .diffs import with_notes
@@ -63,6 +63,7 @@ class TrustSaveDiff:
     ) -> dict[str, Any]:
         """Write the file and return its path."""
         path = new_file(DIFFS, filename_prefix)
+        check_audit(diff, figures(report) or None, path.name)
         noted = with_notes(diff, author=author.strip(), licence=licence.strip(),
                            notes=notes.strip(), audit=figures(report))  # fmt: skip
         save_diff(noted, path)
@@ -123,4 +124,5 @@ def figures(report: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     told = {k: report[k] for k in SHOWN if isinstance(report.get(k), Mapping) and report[k]["n"]}
     about = {"level": report.get("level"), "judge": (report.get("judge") or {}).get("name")}
+    about |= {"base": report.get("base"), "diffs": report.get("diffs")}
     return {**told, **{k: v for k, v in about.items() if v}, "verdict": report.get("verdict", "")}

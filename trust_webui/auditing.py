@@ -179,8 +179,7 @@ class Audited:
         told = self.figures
         shown = {k: told[k] for k in SHOWN if isinstance(told.get(k), dict) and told[k]["n"]}
         about = {"concept": told["concept"], "level": told["level"],
-                 "judge": told["judge"]["name"], "diff": self.sha, "strength": self.strength,
-                 "base": self.base}  # fmt: skip
+                 "judge": told["judge"]["name"], "base": told["base"], "diffs": told["diffs"]}
         return {**shown, **about, "verdict": told["verdict"]}
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from ..models.token_embeddings import token_space
 from .attacks.base import attack_cell
 from .attacks.catalogue import make_attack
 from .check import Cell, Outcome
+from .checks.core import measured
 from .checks.forgetting import forgetting_cells
 from .checks.retention import core_cell, retention_cells
 from .context import Studio
@@ -73,6 +74,7 @@ class Audit:
         settings = settings or SamplerSettings()
         self.studio = Studio(models, judge, topic, settings, seed, images, aligner, eyes, team)
         self.level, self.coupled = level, is_coupled(judge, diffs)
+        self.measured = measured(model, diffs)
         self.skipped: list[str] = []
         self.cells = [core_cell(self.studio, shots), *self._others()]
         kept = state if team.first else None
@@ -139,4 +141,6 @@ class Audit:
             "seconds": round(sum(seconds.values()), 1),
             "cells": {c.name: {"passes": c.passes, "seconds": seconds[c.name]} for c in self.cells},
         }
-        return assemble(self.studio, self.level, outcomes, cost, self.coupled, self.skipped)
+        return assemble(
+            self.studio, self.level, outcomes, cost, self.coupled, self.skipped, self.measured
+        )

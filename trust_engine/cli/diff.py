@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DiffError, SpecError
+from ..frontend.wording import some
 from ..io.outputs import check_folder, check_outputs
 from .inputs import named, read_diffs
 
@@ -191,7 +192,8 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _write_model(args: argparse.Namespace) -> None:
-    from ..diff.bake import write_checkpoint, write_unet_folder, write_unet_pt
+    from ..diff import touched
+    from ..diff.bake import left_out, write_checkpoint, write_unet_folder, write_unet_pt
     from ..diff.base import open_base
 
     write: Any = {
@@ -200,14 +202,21 @@ def _write_model(args: argparse.Namespace) -> None:
         "unet-pt": write_unet_pt,
     }[args.format]
     source = _source(args.model)
-    check = check_folder if args.format == "unet-folder" else check_outputs
-    out: Any = args.out if args.format == "unet-folder" else [args.out]
-    check(out, {"the model": args.model, **named(args.files)})
+    inputs = {"the model": args.model, **named(args.files)}
+    if args.format == "unet-folder" or (args.format == "checkpoint" and source.is_dir()):
+        check_folder(args.out, inputs)
+    else:
+        check_outputs([args.out], inputs)
     parts = read_diffs(args.files)
     with open_base(source) as base:
         _warn(base.check(parts, args.files, args.strict))
+        if args.format == "checkpoint":
+            _note(base.remarks())
+            if gone := left_out(base):
+                _note([f"left out of {args.out}: {some(gone, 8)} (no part of the model that is "
+                       "read, or another copy of it)"])  # fmt: skip
         lost = write(base, parts, args.out)
-    print(f"{args.out}: {lost.entries:,} entries changed; {lost}")
+    print(f"{args.out}: {touched(parts):,} entries changed; {lost}")
 
 
 def _annotate(args: argparse.Namespace) -> None:
@@ -256,6 +265,11 @@ def _source(model: str) -> Path:
     from ..models.load import DEMO
 
     return DEMO
+
+
+def _note(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"trust_engine: note: {' '.join(note.split())}", file=sys.stderr)
 
 
 def _warn(warnings: Sequence[str]) -> None:

@@ -85,8 +85,19 @@ def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:
     """Read FILE[:STRENGTH]..., in order; whether they fit a model is not known yet."""
     from ..diff import load_diff
 
-    named = [_split_strength(text) for text in texts]
-    return [(load_diff(path), strength) for path, strength in named]
+    found = [(load_diff(path), strength) for path, strength in map(_split_strength, texts)]
+    _refuse_twice(texts, [diff for diff, _ in found])
+    return found
+
+
+def _refuse_twice(texts: Sequence[str], diffs: Sequence[Any]) -> None:
+    from ..diff import payload_sha256
+
+    seen: dict[str, str] = {}
+    for text, diff in zip(texts, diffs, strict=True) if len(diffs) > 1 else ():
+        first = seen.setdefault(payload_sha256(diff), text)
+        if first is not text:
+            raise SpecError(f"{text}: is the same diff as {first}; name it once, FILE:STRENGTH")
 
 
 def check_all_fit(

@@ -13,8 +13,17 @@ from .arithmetic import (
     scaled,
     subtracted,
     thinned,
+    touched,
 )
-from .file import FORMAT, FORMAT_VERSION, annotate_diff, load_diff, payload_sha256, save_diff
+from .file import (
+    FORMAT,
+    FORMAT_VERSION,
+    annotate_diff,
+    check_audit,
+    load_diff,
+    payload_sha256,
+    save_diff,
+)
 from .least_squares import fitted
 from .weight_diff import SparseOffset, WeightDiff
 
@@ -29,6 +38,7 @@ __all__ = [
     "annotate_diff",
     "applied",
     "between",
+    "check_audit",
     "check_fits",
     "combine",
     "describe_base",
@@ -42,4 +52,5 @@ __all__ = [
     "scaled",
     "subtracted",
     "thinned",
+    "touched",
 ]

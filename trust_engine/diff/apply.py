@@ -105,9 +105,17 @@ def check_family(diff: WeightDiff, shapes: Mapping[str, tuple[int, ...]], name: 
 
 
 def check_base(
-    diff: WeightDiff, actual: str, name: str, strict: bool, prediction: str | None = None
+    diff: WeightDiff,
+    actual: str,
+    name: str,
+    strict: bool,
+    prediction: str | None = None,
+    known: str | None = None,
 ) -> str | None:
-    """Return a warning that names both fingerprints for another base; raise it when strict."""
+    """Return a warning that names both fingerprints for another base; raise it when strict.
+
+    known: how that base came to be another one, if that is known.
+    """
     expected, predicts = diff.provenance.get("base"), diff.provenance.get("prediction")
     other = prediction and predicts and prediction != predicts
     if expected == actual and not other:
@@ -115,12 +123,11 @@ def check_base(
     bases = f"base {plain(expected or 'unknown', 40)}, this is {actual}"
     if other:
         bases += f"; it predicts {plain(predicts, 9)}, this {prediction}"
+    why = known or "made for another model"
     if strict:
-        raise DiffError(f"{name}: made for another model ({bases}), and --strict refuses that")
-    return (
-        f"{name}: made for another model of the family ({bases}); "
-        "it is applied, but its audit does not cover this model"
-    )
+        raise DiffError(f"{name}: {why} ({bases}), and --strict refuses that")
+    why = known or "made for another model of the family"
+    return f"{name}: {why} ({bases}); it is applied, but its audit does not cover this model"
 
 
 @contextlib.contextmanager

@@ -168,6 +168,15 @@ def thinned(diff: WeightDiff, share: float) -> WeightDiff:
     return WeightDiff(ordered, {**diff.provenance, "thinned": share}, {})
 
 
+def touched(parts: Parts) -> int:
+    """Count the entries that diffs move together; one that several move counts once."""
+    found: dict[str, list[Tensor]] = {}
+    for diff, strength in parts:
+        for key, offset in diff.offsets.items() if strength else ():
+            found.setdefault(key, []).append(offset.indices)
+    return sum(len(torch.cat(indices).unique()) for indices in found.values())
+
+
 def energy(diff: WeightDiff) -> float:
     """Return the sum of squared offsets."""
     return sum(float(o.values.double().square().sum()) for o in diff.offsets.values())

@@ -1,51 +1,56 @@
-"""A model file on disk, its UNet seen under ldm names; one tensor in memory at a time."""
+"""A model on disk, its UNet seen under ldm names; one tensor in memory at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..errors import ModelError
-from ..io.files import open_regular
-from ..io.safetensors import (
-    DTYPES,
-    Entry,
-    Header,
-    chunks,
-    read_header,
-    read_tensor,
-    tensor_bytes,
-)
-from ..models.keys import LDM_PREFIX, KeyMap, projection_of
+from ..errors import DiffError, ModelError
+from ..io.safetensors import DTYPES, chunks, tensor_bytes
+from ..models.checkpoint import Checkpoint, Source, finite, not_finite, open_checkpoint
+from ..models.keys import KeyMap, projection_of
+from ..models.names import Stock, Stored
 from ..models.unet_families import FAMILIES, Family, family_of
 from .apply import Rounding, add, check_base, check_family, fingerprint_of
+from .file import payload_sha256
+from .label import named
 from .weight_diff import WeightDiff
 
-LONGEST_HEADER = 64 << 20
-_PREFIXES = (LDM_PREFIX, "diffusion_model.", "")
-_ROOTS = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"}
-_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+_ROOT = re.compile("(?:input|output|down|up)_blocks|middle_block|mid_block")
 Parts = Sequence[tuple[WeightDiff, float]]
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """An open model file: its header, and the UNet's tensors, ldm name -> name in the file."""
+class Copy:
+    """A second copy of the UNet in the file, averaged weights for one: ldm name -> name there."""
 
-    path: Path
-    file: BinaryIO
-    header: Header
+    where: str
     names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """An open model: its files, the UNet's tensors by ldm name, and further copies of the UNet."""
+
+    model: Checkpoint
+    stock: Stock
+    copies: tuple[Copy, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        shapes = {key: self.header.entries[name].shape for key, name in self.names.items()}
-        object.__setattr__(self, "shapes", shapes)
+        object.__setattr__(self, "shapes", {key: s.shape for key, s in self.stock.items()})
+
+    @property
+    def path(self) -> Path:
+        """The file or folder."""
+        return self.model.path
 
     @property
     def family(self) -> Family | None:
@@ -54,39 +59,65 @@ class BaseModel:
         return FAMILIES[name] if name else None
 
     def read(self, key: str) -> Tensor:
-        """Read one weight in its own dtype."""
-        name = self.names[key]
-        entry = self.header.entries[name]
-        scale = name.removesuffix("weight") + "scale_weight"
-        if entry.dtype not in DTYPES or scale in self.header.entries:
-            raise ModelError(
-                f"{self.path}: {key} is stored as scaled or unknown {entry.dtype}; "
-                "take the float16 or bfloat16 version of the model"
-            )
-        return read_tensor(self.file, entry)
+        """Read one weight in its own dtype; raises ModelError unless it is finite."""
+        return _read(self.path, self.stock[key])
 
     def fingerprint(self) -> str:
         """Hash the cross-attention q/k/v weights, as `diff.fingerprint` does."""
-        return fingerprint_of((key for key in self.names if projection_of(key)), self.read)
+        return fingerprint_of((key for key in self.stock if projection_of(key)), self.read)
 
     def check(self, diffs: Parts, names: Sequence[str], strict: bool = False) -> list[str]:
-        """Raise DiffError unless all diffs fit; return a warning for each made for another base."""
+        """Raise DiffError unless all diffs fit; return a warning for each made for another base.
+
+        One that is in the model already is refused, unless its strength takes it back.
+        """
         for (diff, _), name in zip(diffs, names, strict=True):
             check_family(diff, self.shapes, name)
-        actual = self.fingerprint()
-        found = [check_base(d, actual, n, strict) for (d, _), n in zip(diffs, names, strict=True)]
+        actual, before = self.fingerprint(), self.model.applied
+        found = []
+        for (diff, strength), name in zip(diffs, names, strict=True):
+            there = strength_in(before, diff)
+            if there * strength > 0:
+                raise DiffError(
+                    f"{name}: is in {self.path} already, at strength {there:g}; its record says so "
+                    "(trust-applied). Start from the model before it"
+                )
+            if not there:
+                found.append(check_base(diff, actual, name, strict, known=_known(before, diff)))
         return [warning for warning in found if warning]
 
-    def patched(self, key: str | None, entry: Entry, diffs: Parts, lost: Rounding) -> Iterator[Any]:
-        """Yield one tensor's bytes with diffs times strengths added, in order."""
-        if key is None or not any(key in diff.offsets for diff, _ in diffs):
-            yield from chunks(self.file, entry)
-        else:
-            yield tensor_bytes(self.patch(key, diffs, lost))
+    def remarks(self) -> list[str]:
+        """Say, before the work, what besides the UNet that programs load is patched."""
+        return [
+            f"{self.path} holds a second copy of the UNet under {copy.where!r}, which gets the "
+            "same changes"
+            for copy in self.copies
+        ]
 
-    def patch(self, key: str, diffs: Parts, lost: Rounding) -> Tensor:
-        """Read one weight and add diffs times strengths, in order."""
-        weight = self.read(key)
+    def keys(self, source: Source) -> dict[str, tuple[str, bool]]:
+        """Tell which of a file's tensors are the UNet's: ldm name, and whether of a copy."""
+        mine = {stored.name: key for key, stored in self.stock.items()}
+        found = {n: (mine[n], False) for n in source.header.entries if n in mine}
+        return found | {n: (key, True) for copy in self.copies for key, n in copy.names.items()}
+
+    def patched(
+        self, source: Source, name: str, key: str | None, diffs: Parts, lost: Rounding
+    ) -> Iterator[Any]:
+        """Yield one tensor's bytes with diffs times strengths added, in order."""
+        entry = source.header.entries[name]
+        if key is not None and any(key in diff.offsets for diff, _ in diffs):
+            yield tensor_bytes(self.patch(key, diffs, lost, source.stock()[name]))
+            return
+        dtype = DTYPES.get(entry.dtype, torch.uint8)
+        checked = key is not None and dtype.is_floating_point
+        for piece in chunks(source.file, entry):
+            if checked and not finite(torch.frombuffer(bytearray(piece), dtype=dtype)):
+                raise ModelError(f"{source.path}: holds {not_finite(name)}")
+            yield piece
+
+    def patch(self, key: str, diffs: Parts, lost: Rounding, stored: Stored | None = None) -> Tensor:
+        """Read one weight, or a copy's, and add diffs times strengths, in order."""
+        weight = _read(self.path, stored or self.stock[key])
         for diff, strength in diffs:
             if key in diff.offsets:
                 for _ in add(weight, diff.offsets[key], strength, lost, key):
@@ -94,45 +125,81 @@ class BaseModel:
         return weight
 
 
+def strength_in(applied: Mapping[str, Any], diff: WeightDiff) -> float:
+    """Return the strength at which a model's record says that a diff is in it."""
+    sha256 = payload_sha256(diff) if applied else ""
+    there = sum(one["strength"] for one in applied.get("diffs", ()) if one["sha256"] == sha256)
+    return round(float(there), 6)
+
+
+def _known(applied: Mapping[str, Any], diff: WeightDiff) -> str | None:
+    """Say so if a diff was made for the model that this one was before others were put into it."""
+    bases = {applied.get("base"), *(one.get("onto") for one in applied.get("diffs", ()))}
+    expected = diff.provenance.get("base")
+    if expected is None or expected not in bases:
+        return None
+    inside = named({"parts": applied["diffs"]}, 180)
+    return f"made for the model that this was before {inside} was put into it"
+
+
 @contextlib.contextmanager
 def open_base(source: Path) -> Iterator[BaseModel]:
     """Open a checkpoint, a UNet file or a diffusers folder; raises ModelError for anything else."""
-    path = _weights_of(source)
-    with open_regular(path, ModelError) as file:
-        header = read_header(file, str(path), ModelError, LONGEST_HEADER)
-        yield BaseModel(path, file, header, _unet_names(path, header))
+    with open_checkpoint(source, whole=False) as model:
+        stock = dict(model.unet) if model.layout == "ldm" else _from_diffusers(source, model.unet)
+        if not any(projection_of(key) for key in stock):
+            raise ModelError(f"{source}: no Stable Diffusion UNet in this folder; name a model")
+        copies = _copies(source, stock, model.rest)
+        yield BaseModel(model, stock, copies)
 
 
-def _weights_of(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    for folder in (source, source / "unet"):
-        for name in _WEIGHTS:
-            if (folder / name).is_file():
-                return folder / name
-    raise ModelError(f"{source}: no {_WEIGHTS[0]} in this folder or its unet/; name a model file")
+def _read(path: Path, stored: Stored) -> Tensor:
+    weight = stored.read()
+    if weight.is_floating_point() and not finite(weight):
+        raise ModelError(f"{path}: holds {not_finite(stored.name)}")
+    return weight
 
 
-def _unet_names(path: Path, header: Header) -> dict[str, str]:
-    for prefix in _PREFIXES:
-        there = f"{prefix}input_blocks."
-        if any(name.startswith(there) and projection_of(name) for name in header.entries):
-            named = {n[len(prefix) :]: n for n in header.entries if n.startswith(prefix)}
-            return {key: n for key, n in named.items() if prefix or key.split(".")[0] in _ROOTS}
-    if any(name.startswith("down_blocks.") and projection_of(name) for name in header.entries):
-        return _from_diffusers(path, header)
-    raise ModelError(
-        f"{path}: no Stable Diffusion UNet in this file; name a checkpoint of SD 1.x, 2.x or SDXL"
-    )
-
-
-def _from_diffusers(path: Path, header: Header) -> dict[str, str]:
+def _from_diffusers(path: Path, stock: Stock) -> dict[str, Stored]:
     # The family decides the translation of names, and the widths are told by names of any layout.
-    family = family_of({name: entry.shape for name, entry in header.entries.items()})
+    family = family_of({name: stored.shape for name, stored in stock.items()})
     if family is None:
         raise ModelError(f"{path}: a diffusers UNet of no known family ({', '.join(FAMILIES)})")
     keys = KeyMap(FAMILIES[family].shape)
     try:
-        return {keys.to_ldm(name): name for name in header.entries}
+        return {keys.to_ldm(name): stored for name, stored in stock.items()}
     except KeyError as error:
         raise ModelError(f"{path}: a UNet of another shape than {family}: {error}") from error
+
+
+def _copies(path: Path, stock: Stock, rest: Stock) -> tuple[Copy, ...]:
+    """Find further copies of the UNet; raises ModelError for a part of one."""
+    table = _spellings(stock)
+    splits = [(name, match.start()) for name in rest if (match := _ROOT.search(name))]
+    places = dict.fromkeys(n[:at] for n, at in splits if projection_of(table.get(n[at:], "")))
+    needed = {key for key in stock if projection_of(key)}
+    copies = []
+    for where in places:
+        below = {n: table.get(n[len(where) :]) for n in rest if n.startswith(where)}
+        names = {key: name for name, key in below.items() if key}
+        unlike = [n for key, n in names.items() if rest[n].shape != stock[key].shape]
+        if unlike or not needed <= names.keys():
+            raise ModelError(
+                f"{path}: holds a part of a second UNet under {where!r} "
+                f"({(unlike or sorted(names.values()))[0]}), which would keep what the diff takes "
+                "away; save the model without it"
+            )
+        copies.append(Copy(where, names))
+    return tuple(copies)
+
+
+def _spellings(stock: Stock) -> dict[str, str]:
+    """Map the names that a UNet's weights go by to their ldm names: ldm, diffusers, no dots."""
+    table = {key.replace(".", ""): key for key in stock}
+    family = family_of({key: stored.shape for key, stored in stock.items()})
+    if family is not None:
+        keys = KeyMap(FAMILIES[family].shape)
+        for key in stock:
+            with contextlib.suppress(KeyError):
+                table[keys.to_diffusers(key)] = key
+    return table | {key: key for key in stock}

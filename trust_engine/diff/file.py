@@ -101,10 +101,41 @@ def annotate_diff(path: Path, notes: Mapping[str, Any], out: Path) -> WeightDiff
     if unknown:
         raise DiffError(f"{path}: cannot note {unknown}; known: {', '.join(NOTE_FIELDS)}")
     diff = load_diff(path)
+    check_audit(diff, notes.get("audit"), str(path))
     merged = {k: v for k, v in {**diff.notes, **notes}.items() if v is not None}
     diff = replace(diff, notes=merged)
     save_diff(diff, out)
     return diff
+
+
+def check_audit(diff: WeightDiff, audit: Any, name: str = "diff") -> None:
+    """Raise DiffError unless an audit that is to be noted on a diff is of that diff alone."""
+    if audit is None:
+        return
+    said = audit_mismatch(audit, payload_sha256(diff))
+    if said is not None:
+        raise DiffError(f"{name}: the audit is not of this diff: {said}; audit it, and note that")
+
+
+def audit_mismatch(audit: Any, sha256: str) -> str | None:
+    """Say why an audit's figures are not those of the diff with this hash; None if they are."""
+    measured = audit.get("diffs") if isinstance(audit, Mapping) else None
+    if not isinstance(measured, list) or not all(map(_measured, measured)):
+        return "it does not say which diff it measured"
+    if len(measured) != 1:
+        return f"it measured {len(measured)} diffs together"
+    if measured[0]["sha256"] != sha256:
+        return f"it measured another one, sha256 {measured[0]['sha256'][:16]}..."
+    return "it measured the diff at strength 0" if not measured[0]["strength"] else None
+
+
+def _measured(one: Any) -> bool:
+    return (
+        isinstance(one, Mapping)
+        and isinstance(one.get("sha256"), str)
+        and isinstance(one.get("strength"), int | float)
+        and math.isfinite(one["strength"])
+    )
 
 
 PARTS = ("gaps", "values")

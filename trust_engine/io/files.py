@@ -24,6 +24,19 @@ UNSUPPORTED = {
 }
 _PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
+_PAGE = "a web page, not a model: get the file anew, by its own link, logged in if it asks for that"
+_OTHERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file it stands for; run git lfs pull",
+    b"<!doctype": _PAGE,
+    b"<html": _PAGE,
+    b"<?xml": _PAGE,
+    b"gguf": "a GGUF file, whose weights are quantised; take the safetensors version in float16",
+    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"rar!": "a RAR archive; unpack it",
+    b"\x89hdf": "an HDF5 file; only safetensors is read",
+}
+
 
 def refuse_pickle(path: Path | str, head: bytes, kind: type[TrustError]) -> None:
     """Raise `kind` for a file whose first bytes are those of a torch pickle."""
@@ -32,6 +45,17 @@ def refuse_pickle(path: Path | str, head: bytes, kind: type[TrustError]) -> None
             f"{path}: a torch pickle, which can run code when it is loaded, is refused; "
             "convert it to safetensors"
         )
+
+
+def refuse_other(path: Path | str, head: bytes, kind: type[TrustError]) -> None:
+    """Raise `kind` for a file that its first bytes tell to be no safetensors file."""
+    refuse_pickle(path, head, kind)
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for magic, said in _OTHERS.items():
+        if start.startswith(magic):
+            raise kind(f"{path}: {said}")
+    if not head:
+        raise kind(f"{path}: is empty; get the file anew")
 
 
 @contextlib.contextmanager
@@ -45,7 +69,7 @@ def open_regular(path: Path, kind: type[TrustError]) -> Iterator[BinaryIO]:
         raise kind(f"{path}: cannot be read ({error.strerror})") from error
     with file:
         try:
-            refuse_pickle(path, file.read(4), kind)
+            refuse_other(path, file.read(64), kind)
             file.seek(0)
             yield file
         except OSError as error:

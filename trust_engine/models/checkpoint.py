@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,51 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..io.files import open_regular
-from ..io.safetensors import DTYPES, Entry, read_header, read_tensor
+from ..io.safetensors import DTYPES, Entry, Header, read_header, read_tensor
 from .families import SUPPORTED, other_kind
-from .keys import LDM_PREFIX
+from .formats import check_format
+from .keys import LDM_PREFIX, projection_of
 from .names import Stock, Stored
 from .precision import compute_type, widen
 
 LONGEST_HEADER = 64 << 20
 CHECKED = 1 << 16  # entries of a weight that are checked at once
 VAE_PREFIX = "first_stage_model."
+APPLIED = "trust-applied"  # metadata: which diffs are in a file's weights already
+PARTS = ("text_encoder", "text_encoder_2", "vae")
 _NAMES = ("model", "diffusion_pytorch_model")
+_PREFIXES = (LDM_PREFIX, "diffusion_model.", "")
+_LDM = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out"}
+_FILE = re.compile(
+    r"(?P<name>model|diffusion_pytorch_model)(?:\.(?P<variant>[\w-]+))?\.safetensors"
+)
+_INDEX = re.compile(
+    r"(?P<name>model|diffusion_pytorch_model)\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json"
+)
+_KNOWN = ("", "fp16", "bf16", "fp32")  # variants, the one that is taken first
+
+
+@dataclass(frozen=True)
+class Source:
+    """One open safetensors file of a model."""
+
+    path: Path
+    file: BinaryIO
+    header: Header
+
+    def stock(self) -> dict[str, Stored]:
+        """List its tensors, not read yet."""
+        return {name: self._stored(name, entry) for name, entry in self.header.entries.items()}
+
+    def _stored(self, name: str, entry: Entry) -> Stored:
+        def read() -> Tensor:
+            if entry.dtype not in DTYPES:
+                raise ModelError(
+                    f"{self.path}: {name} is of type {entry.dtype}; take the float16 version"
+                )
+            return read_tensor(self.file, entry)
+
+        return Stored(name, entry.shape, DTYPES.get(entry.dtype, torch.float32), read)
 
 
 @dataclass(frozen=True)
@@ -31,7 +67,8 @@ class Checkpoint:
     """An open model: tensors by name in parts, and what it says of itself.
 
     unet: without prefix, in `layout`; rest: all else, of a single file under its own names, of a
-    folder under "text_encoder/...", "vae/..."; scheduler: the folder's scheduler_config.json.
+    folder under "text_encoder/...", "vae/..."; scheduler: the folder's scheduler_config.json;
+    sources: the files that hold the UNet; metadata: of the first of them.
     """
 
     path: Path
@@ -40,105 +77,193 @@ class Checkpoint:
     rest: Stock
     metadata: Mapping[str, str] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
 
     def part(self, prefix: str) -> dict[str, Stored]:
         """Take the tensors below a prefix of `rest`, without it."""
         return {k[len(prefix) :]: s for k, s in self.rest.items() if k.startswith(prefix)}
 
+    @property
+    def applied(self) -> dict[str, Any]:
+        """Return the file's record of diffs put into it: base, and diffs in order; or nothing.
+
+        Raises ModelError for a record that cannot be read.
+        """
+        text = self.metadata.get(APPLIED)
+        if text is None:
+            return {}
+        try:
+            found = json.loads(text)
+            sound = isinstance(found["base"], str) and all(
+                isinstance(one["sha256"], str) and isinstance(one["strength"], int | float)
+                for one in found["diffs"]
+            )
+        except (ValueError, TypeError, KeyError, RecursionError):
+            sound = False
+        if not sound:
+            raise ModelError(
+                f"{self.path}: its record of the diffs in it ({APPLIED}) cannot be read; "
+                "start from the model it was made of"
+            )
+        return dict(found)
+
 
 @contextlib.contextmanager
-def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
-    """Open a single-file checkpoint or a diffusers folder; raises ModelError for anything else."""
+def open_checkpoint(path: Path, whole: bool = True) -> Iterator[Checkpoint]:
+    """Open a single-file checkpoint or a diffusers folder; raises ModelError for anything else.
+
+    whole: refuse a UNet without its text encoder; else a UNet's file or folder will do, too.
+    """
     with contextlib.ExitStack() as stack:
         try:
             folder = path.is_dir()
-        except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
-        yield _open_folder(path, stack) if folder else _open_file(path, stack)
+        except (OSError, ValueError) as error:
+            told = getattr(error, "strerror", None) or error
+            raise ModelError(f"{path}: cannot be read ({told})") from error
+        yield _open_folder(path, stack, whole) if folder else _open_file(path, stack, whole)
 
 
-def _open_file(path: Path, stack: contextlib.ExitStack) -> Checkpoint:
-    stock, metadata = _stock(path, stack)
-    unet = {k[len(LDM_PREFIX) :]: s for k, s in stock.items() if k.startswith(LDM_PREFIX)}
-    if "input_blocks.0.0.weight" not in unet:
-        raise ModelError(f"{path}: {_no_unet(stock)}")
-    rest = {k: s for k, s in stock.items() if not k.startswith(LDM_PREFIX)}
-    return Checkpoint(path, "ldm", unet, rest, metadata)
+def _open_file(path: Path, stack: contextlib.ExitStack, whole: bool) -> Checkpoint:
+    source = _source(path, stack)
+    stock, metadata = source.stock(), source.header.metadata
+    prefix = _prefix(stock, whole)
+    if prefix is None and not whole and _has_unet(stock, "down_blocks."):
+        return Checkpoint(path, "diffusers", stock, {}, metadata, {}, (source,))
+    if prefix is None:
+        raise ModelError(f"{path}: {_no_unet(stock, whole)}")
+    names = [n for n in stock if n.startswith(prefix) and (prefix or n.split(".")[0] in _LDM)]
+    unet = {name[len(prefix) :]: stock[name] for name in names}
+    rest = {name: stored for name, stored in stock.items() if name not in set(names)}
+    return Checkpoint(path, "ldm", unet, rest, metadata, {}, (source,))
 
 
-def _no_unet(stock: Stock) -> str:
+def _prefix(stock: Stock, whole: bool) -> str | None:
+    """Find where in a single file the UNet that programs load begins."""
+    if whole:
+        return LDM_PREFIX if f"{LDM_PREFIX}input_blocks.0.0.weight" in stock else None
+    found = (prefix for prefix in _PREFIXES if _has_unet(stock, f"{prefix}input_blocks."))
+    return next(found, None)
+
+
+def _has_unet(stock: Stock, start: str) -> bool:
+    return any(name.startswith(start) and projection_of(name) for name in stock)
+
+
+def _no_unet(stock: Stock, whole: bool) -> str:
     kind = other_kind(stock)
     if kind is not None:
         return f"{kind}; this release reads checkpoints of {SUPPORTED}"
-    if any(k.startswith(("input_blocks.", "conv_in.", "diffusion_model.")) for k in stock):
+    if any(k.startswith("model_ema.") for k in stock):
+        return (
+            "holds averaged weights alone (model_ema...), which hosts do not load as they are; "
+            "give the version with model.diffusion_model..., or convert it"
+        )
+    bare = ("input_blocks.", "conv_in.", "diffusion_model.")
+    if whole and any(key.startswith(bare) for key in stock):
         return "a UNet without its text encoder; give the full checkpoint, or a diffusers folder"
     return (
-        f"not a Stable Diffusion checkpoint (it has no {LDM_PREFIX}input_blocks.0.0.weight); "
+        f"not a Stable Diffusion checkpoint: no Stable Diffusion UNet in this file (it has no "
+        f"{LDM_PREFIX}input_blocks.0.0.weight); "
         f"give a single file or diffusers folder of {SUPPORTED}"
     )
 
 
-def _open_folder(path: Path, stack: contextlib.ExitStack) -> Checkpoint:
-    if not (path / "unet").is_dir():
-        kind = _json(path / "model_index.json").get("_class_name")
-        said = f"a folder of {kind}" if kind else "no such file, nor a diffusers folder"
-        raise ModelError(f"{path}: {said} (there is no unet/ in it); give a model of {SUPPORTED}")
-    unet = _stock_of(path / "unet", stack)
+def _open_folder(path: Path, stack: contextlib.ExitStack, whole: bool) -> Checkpoint:
+    there = path / "unet"
+    if not there.is_dir():
+        if whole or not _listed(path):
+            kind = read_json(path / "model_index.json").get("_class_name")
+            said = f"a folder of {kind}" if kind else "no such file, nor a diffusers folder"
+            raise ModelError(
+                f"{path}: {said} (there is no unet/ in it); give a model of {SUPPORTED}"
+            )
+        there = path
+    sources = open_part(there, stack)
     rest = {
         f"{part}/{name}": stored
-        for part in ("text_encoder", "text_encoder_2", "vae")
-        if (path / part).is_dir()
-        for name, stored in _stock_of(path / part, stack).items()
+        for part in PARTS
+        if whole and (path / part).is_dir()
+        for source in open_part(path / part, stack)
+        for name, stored in source.stock().items()
     }
-    scheduler = _json(path / "scheduler" / "scheduler_config.json")
-    return Checkpoint(path, "diffusers", unet, rest, {}, scheduler)
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    unet = {name: stored for source in sources for name, stored in source.stock().items()}
+    metadata = sources[0].header.metadata
+    return Checkpoint(path, "diffusers", unet, rest, metadata, scheduler, sources)
 
 
-def _stock_of(folder: Path, stack: contextlib.ExitStack) -> dict[str, Stored]:
-    """Open a part of a diffusers folder: one file, its float16 variant, or shards."""
-    for name in _NAMES:
-        for variant in ("", ".fp16"):
-            index = _json(folder / f"{name}.safetensors.index{variant}.json").get("weight_map")
-            shards = sorted(set(index.values())) if isinstance(index, dict) else []
-            files = [folder / f"{name}{variant}.safetensors"]
-            if shards and all(Path(str(shard)).name == shard for shard in shards):
-                files = [folder / shard for shard in shards]
-            if files[0].is_file():
-                return {k: s for file in files for k, s in _stock(file, stack)[0].items()}
-    raise ModelError(
-        f"{folder}: no {_NAMES[1]}.safetensors or {_NAMES[0]}.safetensors; only safetensors is read"
-    )
+def open_part(folder: Path, stack: contextlib.ExitStack) -> tuple[Source, ...]:
+    """Open a part of a diffusers folder: one file or its shards, of the variant that is there.
+
+    The plain one goes before fp16, bf16 and fp32; of others there must be one alone.
+    """
+    if "quantization_config" in read_json(folder / "config.json"):
+        raise ModelError(
+            f"{folder}: its weights are stored quantised (quantization_config in config.json); "
+            "take the float16 or bfloat16 version of the model"
+        )
+    found = _listed(folder)
+    variants = [v for v in _KNOWN if v in found] or sorted(found)
+    if not variants:
+        raise ModelError(
+            f"{folder}: no {_NAMES[1]}.safetensors or {_NAMES[0]}.safetensors; only safetensors is "
+            f"read{_instead(folder)}"
+        )
+    if variants[0] not in _KNOWN and len(variants) > 1:
+        raise ModelError(
+            f"{folder}: holds variants {', '.join(variants)}; leave the one to be read"
+        )
+    sources = tuple(_source(file, stack) for file in found[variants[0]])
+    seen: set[str] = set()
+    for source in sources:
+        twice = seen & source.header.entries.keys()
+        if twice:
+            raise ModelError(f"{source.path}: {sorted(twice)[0]} is in another shard, too")
+        seen |= source.header.entries.keys()
+    return sources
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _listed(folder: Path) -> dict[str, list[Path]]:
+    """List the weights of a part by variant: its file, or the shards of its index."""
+    found: dict[str, list[Path]] = {}
+    for entry in sorted(folder.iterdir()):
+        if match := _FILE.fullmatch(entry.name):
+            found.setdefault(match["variant"] or "", [entry])
+    for entry in sorted(folder.iterdir()):
+        match = _INDEX.fullmatch(entry.name)
+        if match is None:
+            continue
+        index = read_json(entry).get("weight_map")
+        shards = sorted(set(map(str, index.values()))) if isinstance(index, dict) else []
+        inside = shards and all(Path(shard).name == shard for shard in shards)
+        variant = match["variant"] or ""
+        if inside and (variant not in found or (folder / shards[0]).is_file()):
+            found[variant] = [folder / shard for shard in shards]
+    return found
+
+
+def _instead(folder: Path) -> str:
+    kinds = (".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf")
+    there = [entry.name for entry in sorted(folder.iterdir()) if entry.suffix in kinds]
+    return f", and there is {there[0]}; convert it" if there else ""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; nothing for a file that is not there, ModelError for another one."""
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_bytes())  # in whichever UTF it is written
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
     return found if isinstance(found, dict) else {}
 
 
-def _stock(path: Path, stack: contextlib.ExitStack) -> tuple[dict[str, Stored], dict[str, str]]:
+def _source(path: Path, stack: contextlib.ExitStack) -> Source:
     file = stack.enter_context(open_regular(path, ModelError))
     header = read_header(file, str(path), ModelError, LONGEST_HEADER)
-    scaled = [name for name in header.entries if name.endswith(("scale_weight", "weight_scale"))]
-    if scaled:
-        raise ModelError(
-            f"{path}: its weights are stored scaled ({scaled[0]}); take the float16 version"
-        )
-    entries = header.entries.items()
-    return {name: _stored(path, file, name, e) for name, e in entries}, header.metadata
-
-
-def _stored(path: Path, file: BinaryIO, name: str, entry: Entry) -> Stored:
-    def read() -> Tensor:
-        if entry.dtype not in DTYPES:
-            raise ModelError(f"{path}: {name} is of type {entry.dtype}; take the float16 version")
-        return read_tensor(file, entry)
-
-    return Stored(name, entry.shape, DTYPES.get(entry.dtype, torch.float32), read)
+    check_format(str(path), header)
+    return Source(path, file, header)
 
 
 def size_of(stock: Stock, whole: bool) -> int:
@@ -161,6 +286,12 @@ def check_names(module: nn.Module, weights: Stock, what: str) -> None:
     expected = {n: shape for n, shape in expected.items() if not n.endswith("position_ids")}
     missing = [name for name in expected if name not in weights]
     unexpected = [stored.name for name, stored in weights.items() if name not in expected]
+    if missing and len(missing) > 2 and not unexpected and what == "UNet":
+        raise ModelError(
+            f"the checkpoint's UNet lacks {missing[:1]} and {len(missing) - 1} more weights of its "
+            "family: a distilled model such as SSD-1B, Vega or BK-SDM, which is not supported, or "
+            "a damaged file"
+        )
     if missing or unexpected:
         raise ModelError(f"the checkpoint's {what} lacks {missing[:3]} or adds {unexpected[:3]}")
     for name, shape in expected.items():
@@ -196,14 +327,24 @@ def fill(
 
 
 def _check_finite(weight: Tensor, what: str, name: str) -> None:
+    if not finite(weight):
+        raise ModelError(f"the checkpoint's {what} holds {not_finite(name)}")
+
+
+def finite(weight: Tensor) -> bool:
+    """Tell whether all values of a weight are numbers."""
     # In blocks: what is freed of a check of the whole would stay with the process.
     blocks = weight.detach().flatten().split(CHECKED)
     narrow = weight.element_size() == 1
-    if not all(bool((b.float() if narrow else b).isfinite().all()) for b in blocks):
-        raise ModelError(
-            f"the checkpoint's {what} holds NaN or infinite values ({name}): the file is damaged, "
-            "or was merged or converted badly; get it anew"
-        )
+    return all(bool((b.float() if narrow else b).isfinite().all()) for b in blocks)
+
+
+def not_finite(name: str) -> str:
+    """Say what a weight that is not finite means, and what to do."""
+    return (
+        f"NaN or infinite values ({name}): the file is damaged, or was merged or converted badly; "
+        "get it anew"
+    )
 
 
 def _positions(name: str, buffer: Tensor, device: torch.device) -> Tensor:

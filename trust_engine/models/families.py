@@ -196,6 +196,11 @@ def _first(shapes: Mapping[str, tuple[int, ...]], *names: str) -> tuple[int, ...
 
 def detect(where: str, shapes: Mapping[str, tuple[int, ...]]) -> ModelFamily:
     """Recognise the family of a UNet by its tensors; raises ModelError, naming what it is."""
+    if any(name.endswith("cond_proj.weight") for name in shapes):
+        raise ModelError(
+            f"{where}: an LCM, whose UNet takes the guidance as an input (cond_proj), not "
+            f"supported; this release reads {SUPPORTED}"
+        )
     found = measure(shapes)
     for family in MODELS:
         if family.signature == found:

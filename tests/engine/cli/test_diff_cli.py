@@ -29,6 +29,8 @@ AUDIT = {
     "ua": {"value": 0.95, "low": 0.9, "high": 0.98, "n": 80},
     "judge": "CNN",
     "per_object": {"cat": {"value": 1.0}},
+    "base": small_base(),
+    "diffs": [{"sha256": payload_sha256(small_diff()), "strength": 1.0}],
 }
 
 
@@ -110,7 +112,10 @@ def test_apply_writes_the_patched_model(capsys: pytest.CaptureFixture[str]) -> N
 def test_apply_and_undo(capsys: pytest.CaptureFixture[str]) -> None:
     ran("apply a.safetensors --model model.safetensors --out patched", capsys)
     _, warnings = ran("apply a.safetensors:-1 --model patched --out undone", capsys)
-    assert "made for another model" in warnings  # the patched model is another one
+    assert not warnings  # the patched model's record says what is in it
+    assert main(["diff", "apply", "a.safetensors", "--model", "patched", "--out", "twice"]) == 2
+    assert "is in patched already" in capsys.readouterr().err
+    ran("apply a.safetensors --model undone --out again", capsys)
     for name, tensor in load_file("undone").items():
         torch.testing.assert_close(tensor, load_file("model.safetensors")[name])
 

@@ -185,8 +185,8 @@ def test_scaled_float8_is_refused(tmp_path: Path) -> None:
     weights = small_weights()
     weights[KEY.replace(".weight", ".scale_weight")] = torch.ones(1)
     write_all(tmp_path / "base", weights, {})
-    with open_base(tmp_path / "base") as base, pytest.raises(ModelError, match="scaled"):
-        base.fingerprint()
+    with pytest.raises(ModelError, match="scaled"), open_base(tmp_path / "base"):
+        pytest.fail("it was opened")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")

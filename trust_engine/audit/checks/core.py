@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...diff import WeightDiff
+from ...diff import WeightDiff, fingerprint, payload_sha256
 from ...diff.overrides import patched
 from ...models.load import LoadedModel
 from ...models.sampler import SamplerSettings
@@ -115,10 +115,17 @@ def audit(
         "concept": target,
         "images_per_object": images,
         "seed": seed,
+        **measured(model, diffs),
         **edited.findings.to_dict(),
         "untouched": untouched.findings.to_dict(),
         "cost": {"unet_passes": total, "seconds": round(time.monotonic() - started, 1)},
     }
+
+
+def measured(model: LoadedModel, diffs: Sequence[tuple[WeightDiff, float]]) -> dict[str, Any]:
+    """Name what an audit measures: the base by its fingerprint, diffs by hash and strength."""
+    named = [{"sha256": payload_sha256(diff), "strength": strength} for diff, strength in diffs]
+    return {"base": fingerprint(model.denoiser), "diffs": named}
 
 
 def _both(studio: Studio, shots: ShotList) -> Work[tuple[Core, Core]]:

@@ -29,8 +29,9 @@ def assemble(
     cost: dict[str, Any],
     coupled: bool,
     skipped: Sequence[str],
+    measured: Mapping[str, Any],
 ) -> Report:
-    """Put the figures in the order of docs/concepts/audit.md."""
+    """Put the figures in the order of docs/concepts/audit.md; measured: base and diffs."""
     core, settings = outcomes["core"], studio.settings
     data: dict[str, Any] = {
         "version": AUDIT_VERSION,
@@ -40,6 +41,7 @@ def assemble(
         "judge": {"name": studio.judge.name, "note": studio.judge.note, "coupled": coupled},
         "images_per_object": studio.images,
         "seed": studio.seed,
+        **measured,
         "sampler": {
             "name": settings.sampler, "steps": settings.steps, "cfg": settings.cfg,
         },
