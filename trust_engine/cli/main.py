@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..distributed import joined
-from ..errors import DivergenceError, SpecError, TrustError
+from ..errors import DivergenceError, OutputError, SpecError, TrustError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs
 from ..settings import in_range
 from ..spec import KINDS
 from .audit import add_audit, run_audit
 from .bench import add_bench
+from .console import console, missing
 from .diff import add_diff
 from .inputs import add_memory, add_settings, check_all_fit, named, read_diffs, read_spec
 from .report import add_looking, check_looking, tell
@@ -51,6 +52,15 @@ def one_line(message: object) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 2 for what the user can mend, 130 when interrupted."""
+    try:
+        with console():
+            return _main(arguments)
+    except OutputError as error:
+        print(f"trust_engine: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     with joined() as team:
         args = build_parser().parse_args(arguments)
         args.team = team
@@ -62,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except TrustError as error:
             team.tell(error)
             print(f"trust_engine: {one_line(error)}", file=sys.stderr)
+            code = 2
+        except ModuleNotFoundError as error:
+            said = missing(error)
+            if said is None:
+                raise
+            team.tell(error)
+            print(f"trust_engine: {said}", file=sys.stderr)
             code = 2
         except KeyboardInterrupt:
             print("\ntrust_engine: stopped; no half-written file is left", file=sys.stderr)
