@@ -78,7 +78,7 @@ def console() -> Iterator[None]:
     errors = [getattr(stream, "errors", None) for stream in kept]
     for stream in kept:
         _reconfigure(stream, "backslashreplace")
-    sys.stdout, sys.stderr = outlets  # type: ignore[assignment]
+    sys.stdout, sys.stderr = outlets
     try:
         yield
     finally:

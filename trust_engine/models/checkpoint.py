@@ -33,6 +33,7 @@ _LDM = {"input_blocks", "middle_block", "output_blocks", "time_embed", "label_em
 _FILE = re.compile(
     r"(?P<name>model|diffusion_pytorch_model)(?:\.(?P<variant>[\w-]+))?\.safetensors"
 )
+_SHARD = re.compile(r"-\d+-of-\d+\b")
 _INDEX = re.compile(
     r"(?P<name>model|diffusion_pytorch_model)\.safetensors\.index(?:\.(?P<variant>[\w-]+))?\.json"
 )
@@ -227,7 +228,8 @@ def _listed(folder: Path) -> dict[str, list[Path]]:
     """List the weights of a part by variant: its file, or the shards of its index."""
     found: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
-        if match := _FILE.fullmatch(entry.name):
+        match = _FILE.fullmatch(entry.name)
+        if match is not None and not _SHARD.search(entry.name):
             found.setdefault(match["variant"] or "", [entry])
     for entry in sorted(folder.iterdir()):
         match = _INDEX.fullmatch(entry.name)
