@@ -60,6 +60,8 @@ def label_of(name: str) -> dict[str, Any]:
         return {"error": str(error)}
     told = diff_label.describe(diff, size)
     audit = told["notes"].get("audit")
+    if diff_label.audit_mismatch(audit, told["sha256"]) is not None:
+        audit = None  # of another diff, or of one that it does not name
     figure = audit.get("ua") if isinstance(audit, dict) else None
     gone = figure.get("value") if isinstance(figure, dict) else None
     return {

@@ -179,7 +179,8 @@ class Audited:
         told = self.figures
         shown = {k: told[k] for k in SHOWN if isinstance(told.get(k), dict) and told[k]["n"]}
         about = {"concept": told["concept"], "level": told["level"],
-                 "judge": told["judge"]["name"], "base": told["base"], "diffs": told["diffs"]}
+                 "judge": told["judge"]["name"], "base": self.base,
+                 "diffs": [{"sha256": self.sha, "strength": self.strength}]}  # fmt: skip
         return {**shown, **about, "verdict": told["verdict"]}
 
     def to_dict(self) -> dict[str, Any]:

@@ -64,8 +64,13 @@ def test_a_changed_file_is_loaded_again(part: Part, host: Host, diff: Any) -> No
 
 def test_figures_of_an_audit_go_onto_the_label(part: Part, host: Host, diff: Any) -> None:
     figure = {"value": 0.75, "n": 8, "low": 0.4, "high": 0.9}
+    sha256 = part("trust_engine.diff").payload_sha256(diff)
     report = {"ua": figure, "synonyms": {**figure, "n": 0}, "level": "quick", "verdict": "gone",
-              "judge": {"name": "demo"}}  # fmt: skip
+              "judge": {"name": "demo"}, "base": "x",
+              "diffs": [{"sha256": sha256, "strength": 1.0}]}  # fmt: skip
+    other = {**report, "diffs": [{"sha256": "0" * 64, "strength": 1.0}]}
+    with pytest.raises(part("trust_engine.errors").DiffError, match="not of this diff"):
+        saved(part, diff, "audited", report=other)
     path = saved(part, diff, "audited", report=report)
     shown = part("nodes.routes").label_of(path.name)
     assert shown["audited"] and shown["gone"] == 0.75

@@ -151,8 +151,9 @@ def test_figures_go_onto_the_label_of_what_was_audited(page: Any) -> None:
     note = load_diff(page.folder / "gun.safetensors").notes["audit"]
     from trust_webui import applying
 
-    assert note["diff"] == applying.load("gun.safetensors")[1]
-    assert (note["strength"], note["base"], note["concept"]) == (1.0, "base", "gun")
+    sha = applying.load("gun.safetensors")[1]
+    assert note["diffs"] == [{"sha256": sha, "strength": 1.0}]
+    assert (note["base"], note["concept"]) == ("base", "gun")
     # The file may be another by now, under the name that was audited.
     other = (page.folder / "pizza.safetensors").read_bytes()
     (page.folder / "gun.safetensors").write_bytes(other)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,9 +85,10 @@ def test_notes_change_the_file_and_not_the_diff(tmp_path: Path) -> None:
     diff = small_diff()
     save_diff(diff, tmp_path / "a")
     plain = (tmp_path / "a").read_bytes()
-    annotate_diff(tmp_path / "a", {"author": "Ann", "audit": {"ua": {"value": 1}}}, tmp_path / "b")
+    audit = {"ua": {"value": 1}, "diffs": [{"sha256": payload_sha256(diff), "strength": 1.0}]}
+    annotate_diff(tmp_path / "a", {"author": "Ann", "audit": audit}, tmp_path / "b")
     noted = load_diff(tmp_path / "b")
-    assert noted.notes == {"author": "Ann", "audit": {"ua": {"value": 1}}}
+    assert noted.notes == {"author": "Ann", "audit": audit}
     assert payload_sha256(noted) == payload_sha256(diff)
     assert spelled(noted) == spelled(diff)
     assert noted.provenance == diff.provenance
@@ -94,6 +97,32 @@ def test_notes_change_the_file_and_not_the_diff(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_bytes() == plain
     with pytest.raises(DiffError, match="known: author"):
         annotate_diff(tmp_path / "a", {"colour": "red"}, tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("measured", "says"),
+    [
+        (None, "does not say which diff"),
+        ([], "measured 0 diffs together"),
+        ([(1, 1.0)], "measured another one"),
+        ([(0, 1.0), (1, 1.0)], "measured 2 diffs together"),
+        ([(0, 0.0)], "at strength 0"),
+        ([(0, math.nan)], "does not say which diff"),
+        ("x", "does not say which diff"),
+    ],
+)
+def test_an_audit_of_another_diff_is_refused(measured: Any, says: str, tmp_path: Path) -> None:
+    save_diff(small_diff(), tmp_path / "a")
+    before = (tmp_path / "a").read_bytes()
+    audit: dict[str, Any] = {"ua": {"value": 1}, "diffs": measured}
+    if isinstance(measured, list):
+        audit["diffs"] = [
+            {"sha256": payload_sha256(small_diff(seed)), "strength": strength}
+            for seed, strength in measured
+        ]
+    with pytest.raises(DiffError, match=says):
+        annotate_diff(tmp_path / "a", {"audit": audit}, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == before
 
 
 def test_the_hash_names_the_diff(tmp_path: Path) -> None:
