@@ -8,6 +8,7 @@ from typing import Any
 
 from ..trust_engine.diff import label as diff_label
 from ..trust_engine.diff import load_diff
+from ..trust_engine.diff.file import audit_mismatch
 from ..trust_engine.errors import TrustError
 from .folders import found
 from .recall import recalled
@@ -60,7 +61,7 @@ def label_of(name: str) -> dict[str, Any]:
         return {"error": str(error)}
     told = diff_label.describe(diff, size)
     audit = told["notes"].get("audit")
-    if diff_label.audit_mismatch(audit, told["sha256"]) is not None:
+    if audit_mismatch(audit, told["sha256"]) is not None:
         audit = None  # of another diff, or of one that it does not name
     figure = audit.get("ua") if isinstance(audit, dict) else None
     gone = figure.get("value") if isinstance(figure, dict) else None

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrustError
-from ..spec import in_range
+from ..settings import in_range
 
 if TYPE_CHECKING:
     from ..diff import WeightDiff
