@@ -11,7 +11,7 @@ import gradio as gr
 from modules import scripts
 from modules.ui_common import create_refresh_button
 
-from trust_engine.errors import TrustError
+from trust_engine.errors import SpecError, TrustError
 
 from . import applying, folders, standing, wanted
 from .applying import INFOTEXT
@@ -68,6 +68,14 @@ class TrustScript(scripts.Script):
         # "Send to img2img" copies what both tabs have under one name, and these are the names.
         self.paste_field_names = [name for _, name in self.infotext_fields]
         return inputs
+
+    def before_process(self, p: Any, *_values: Any) -> None:
+        """Let no picture bring its own setting for every picture along: it would go on without."""
+        brought = getattr(p, "override_settings", None) or {}
+        if brought.pop(standing.NAME, None) is not None:
+            told = ("diffs on every picture cannot be set along with one; change them in the tab "
+                    "TRUST or by /trust/v1/apply")  # fmt: skip
+            _stop(p, SpecError(f"override_settings has {standing.NAME}: {told}"))
 
     def process(self, p: Any, *values: Any) -> None:
         """Load and check before anything is drawn, and write down what is applied."""

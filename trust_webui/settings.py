@@ -9,14 +9,12 @@ from trust_engine.unlearn.effort import EFFORTS
 from . import folders
 
 SECTION = ("trust_unlearn", "TRUST Unlearn")
-HIDDEN = (None, "Hidden options")  # as the hosts name what is on no page of theirs
-STANDING = "trust_always"
 
 
 def add() -> None:
     """Add the entries; the host calls this while it builds Settings.
 
-    The diffs on every picture are kept among them but are on no page: standing.py says why.
+    The diffs on every picture are not among them: standing.py says why.
     """
     import gradio as gr
     from modules import shared
@@ -44,10 +42,8 @@ def add() -> None:
             "<b>On every picture</b>: what is on cannot be taken off here by a page that was "
             "opened before."
         ),
-        STANDING: option("", "Diffs on every picture"),
     }  # fmt: skip
     entries["trust_about_always"].section = SECTION
-    entries[STANDING].section, entries[STANDING].restrict_api = HIDDEN, True
     for name, entry in entries.items():
         shared.opts.add_option(name, entry)
 

@@ -1,13 +1,13 @@
 """The diffs on every picture: kept where the host keeps its settings, changed in one way alone.
 
 The host's own ways to change a setting would take them off unseen: a page that was opened before
-sends all its fields, and a program may send any setting along with a picture. So the setting is on
-no page and closed to the host's API; the tab TRUST and /trust/v1/apply change it, here.
+sends all its fields, and a program may send any setting, also along with a picture. So the host is
+not told of this one: it loads and saves it with all that stands in its file, shows it on no page,
+and refuses to set it. The tab TRUST and /trust/v1/apply change it, here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -20,14 +20,13 @@ from modules import shared
 from trust_engine.errors import DiffError, OutputError, SpecError, TrustError
 from trust_engine.io.files import write_atomically
 
-from . import settings
 from .applying import load, prepare
 from .host import current
 from .lines import one_line
 from .wanted import Wanted, read, written
 
 log = logging.getLogger(__name__)
-NAME = settings.STANDING
+NAME = "trust_always"
 
 
 def text() -> str:
@@ -99,15 +98,10 @@ def _keep(value: str) -> None:
     """Set and save; raises OutputError, with the old value back, unless the file says so too."""
     options, before = shared.opts, getattr(shared.opts, NAME, "")
     try:
-        if NAME not in options.data_labels:  # with --nowebui no page of settings is ever built
-            settings.add()
-        options.set(NAME, value, run_callbacks=False)
-        if text() != value:
-            raise OutputError("the host does not let its settings be changed")
+        options.data[NAME] = value
         _save()
     except (AssertionError, OSError, RuntimeError, TrustError, ValueError) as error:
-        with contextlib.suppress(AssertionError, RuntimeError):
-            options.set(NAME, before, run_callbacks=False)
+        options.data[NAME] = before
         raise OutputError(f"what is on every picture stays as it was: {shared.config_filename} "
                           f"cannot be changed ({one_line(error)})") from error  # fmt: skip
 

@@ -182,9 +182,9 @@ class OptionHTML(OptionInfo):
 class Options:
     """modules.options.Options, as far as it is awkward.
 
-    What is set is in memory only until somebody saves; an entry that no extension has added cannot
-    be set; one closed to the API is left as it is without a word; frozen settings raise
-    AssertionError.
+    What is set is in memory only until somebody saves; what no extension has added cannot be set,
+    but is loaded and saved; one closed to the API is left as it is without a word; frozen settings
+    raise AssertionError.
     """
 
     def __init__(self, flags: Any, data: dict[str, Any]) -> None:
@@ -305,6 +305,7 @@ class Processing:
     def __init__(self, host: Any, prompt: str, n_iter: int = 1, hires: bool = False) -> None:
         self.host, self.prompt, self.n_iter, self.hires = host, prompt, n_iter, hires
         self.extra_generation_params: dict[str, str] = {}
+        self.override_settings: dict[str, Any] = {}
         self.comments: list[str] = []
         self.sd_model = host.model
         self.sampler: Any = None
@@ -346,8 +347,22 @@ class Runner:
 
 
 def process_images(p: Processing, runner: Runner) -> list[Tensor]:
-    """Draw: the order of both hosts' process_images_inner."""
+    """Draw: settings that come along are set meanwhile, as in both hosts' process_images."""
     p.runner = runner
+    runner.call("before_process", p)
+    options = sys.modules["modules.shared"].opts
+    stored = {name: options.data[name] for name in p.override_settings if name in options.data}
+    try:
+        for name, value in p.override_settings.items():
+            options.set(name, value, is_api=True)
+        return _drawn(p, runner)
+    finally:
+        for name, value in stored.items():
+            setattr(options, name, value)
+
+
+def _drawn(p: Processing, runner: Runner) -> list[Tensor]:
+    """Draw: the order of both hosts' process_images_inner."""
     runner.call("process", p)
     pictures = []
     for _ in range(p.n_iter):

@@ -119,8 +119,21 @@ def test_a_page_that_was_opened_before_cannot_undo_it(server: Any, tmp_path: Pat
     put(server, GUN)
     server.shared.opts.apply_page(page, str(tmp_path / "config.json"))
     assert server.app.call("GET", "/apply") == {"diffs": [GUN]}
-    # Programs send settings, too, and some along with a picture.
-    server.shared.opts.set("trust_always", "", is_api=True)
+    for is_api in (True, False):  # Forge's own route for settings does not say that it is one
+        with pytest.raises(KeyError):
+            server.shared.opts.set("trust_always", "", is_api=is_api)
+    assert "gun.safetensors@" in draw(server)[1]
+
+
+def test_a_setting_that_comes_along_with_a_picture_is_refused(server: Any) -> None:
+    """The host would set it for this picture, and set it back over what is put on meanwhile."""
+    from trust_webui.script import TrustScript
+
+    put(server, GUN)
+    p = Processing(server, "a gun")
+    p.override_settings = {"trust_always": ""}
+    with pytest.raises(DiffError, match="cannot be set along"):
+        process_images(p, Runner(TrustScript()))
     assert "gun.safetensors@" in draw(server)[1]
 
 
