@@ -12,3 +12,11 @@ onUiTabChange(() => {
     }
   }, 200);
 });
+
+// The demo model that the tab has just laid out is chosen as a click on its card would choose it.
+onUiUpdate(() => {
+  const laid = gradioApp().querySelector("#trust_demo_laid:not([data-seen])");
+  if (!laid || typeof selectCheckpoint !== "function") return;
+  laid.dataset.seen = "yes";
+  selectCheckpoint(laid.dataset.checkpoint);
+});

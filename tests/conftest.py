@@ -46,19 +46,24 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
-WEBUIS = [pytest.param(v, marks=pytest.mark.host(v)) for v in ("A1111_PATH", "FORGE_PATH")]
+WEBUIS = [
+    pytest.param(variable, marks=pytest.mark.host(variable))
+    for variable in ("A1111_PATH", "FORGE_PATH", "FORGE_NEO_PATH")
+]
 
 
 @pytest.fixture(scope="session", params=WEBUIS)
 def webui(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """Have AUTOMATIC1111, then Forge running, with the demo model or WEBUI_CHECKPOINT."""
-    from hosts.webui_demo import lay_out
-    from hosts.webui_server import FULL_SIZE, running
+    """Have each web UI running, with the demo model or WEBUI_CHECKPOINT."""
+    from hosts.webui_demo import choose, write_embedding
+    from hosts.webui_server import FULL_SIZE, give_checkpoint, running
 
     data = tmp_path_factory.mktemp("webui") / "data"
-    with running(request.param, data, None if FULL_SIZE else lay_out) as started:
+    with running(request.param, data, give_checkpoint if FULL_SIZE else write_embedding) as started:
+        if not FULL_SIZE:
+            choose(started)
         yield started
 
 
@@ -66,11 +71,10 @@ def webui(
 def webui_page(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """Have both running for a browser, always with the demo model."""
-    from hosts.webui_demo import lay_out
+    """Have each running for a browser, as a newcomer has it: without any checkpoint."""
     from hosts.webui_server import running
 
-    with running(request.param, tmp_path_factory.mktemp("page") / "data", lay_out) as started:
+    with running(request.param, tmp_path_factory.mktemp("page") / "data") as started:
         yield started
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,9 @@ from trust_engine.errors import DiffError, ModelError
 from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.denoiser import NoiseSchedule
 
+from . import demo_a1111
 from .host import HERE, Host, Part, kept_attributes, named_schedule
+from .proof import prove
 
 OURS = "trust:"  # begins the names of the networks that are ours
 
@@ -147,8 +150,7 @@ class A1111(Host):
             )
         if getattr(self.model, "is_ssd", False):
             raise ModelError(f"{HERE} is SSD-1B; distilled variants are not supported")
-        if getattr(sd_unet, "current_unet", None) is not None:
-            raise ModelError("an SD Unet (TensorRT) is in use; choose SD Unet: None in Settings")
+        _refuse_other_unets()
         _ = self.family, self.schedule
         self.check_precision()
 
@@ -166,6 +168,7 @@ class A1111(Host):
     def put(self, p: Any, parts: Sequence[Part]) -> None:
         """Append one network for each diff to the Lora extension's, and bring them on now."""
         networks, network = sys.modules.get("networks"), sys.modules.get("network")
+        _refuse_other_unets()
         if networks is None or network is None:
             raise DiffError("the built-in extension Lora is off, by which diffs are applied; "
                             "switch it on in Extensions and restart")  # fmt: skip
@@ -173,24 +176,28 @@ class A1111(Host):
         loaded[:] = [net for net in loaded if not net.name.startswith(OURS)]
         for part in parts:
             loaded.append(self._network(network, part))
-        if getattr(shared.opts, "lora_functional", False):
-            return  # this old way adds networks while a layer computes
-        for layer in self._touched(parts):
-            networks.network_apply_weights(layer)
+        if not _functional():
+            for layer in self._touched(parts):
+                networks.network_apply_weights(layer)
+        prove(_Weights(self.unet, networks), parts, self.name)
 
     def reached(self, parts: Sequence[Part]) -> bool:
-        """Tell whether every layer was computed under our networks, none of them with errors."""
+        """Tell whether every layer was computed under our networks, none of them with errors.
+
+        Raises DiffError when they are no longer in the weights.
+        """
         networks = sys.modules["networks"]
         names = {OURS + part.sha for part in parts}
         failed = getattr(getattr(networks, "extra_network_lora", None), "errors", {})
         if names & set(failed) or not names <= {net.name for net in networks.loaded_networks}:
             return False
-        if getattr(shared.opts, "lora_functional", False):
-            return True
-        return all(
+        if not _functional() and not all(
             names <= {told[0] for told in getattr(layer, "network_current_names", ())}
             for layer in self._touched(parts)
-        )
+        ):
+            return False
+        prove(_Weights(self.unet, networks), parts, self.name)
+        return True
 
     def clear(self) -> None:
         """Take our networks out, and let the layers get their weights back."""
@@ -201,6 +208,19 @@ class A1111(Host):
         if any(net.name.startswith(OURS) for net in loaded):
             loaded[:] = [net for net in loaded if not net.name.startswith(OURS)]
             self._settle(networks)
+
+    def unet_of(self, model: Any) -> nn.Module:
+        """Return the UNet of a model that the host has just loaded."""
+        unet = getattr(getattr(model, "model", None), "diffusion_model", None)
+        return unet if isinstance(unet, nn.Module) else nn.Module()
+
+    def know_demo(self, folder: Path, checkpoints: Sequence[Path]) -> None:
+        """Write the .yaml beside the checkpoints."""
+        demo_a1111.write_shapes(folder, checkpoints)
+
+    def see_demo(self, model: Any, small: Any) -> None:
+        """Let the first stage decode and encode by the small autoencoder."""
+        demo_a1111.see(model, small)
 
     def _touched(self, parts: Sequence[Part]) -> list[nn.Module]:
         unet = self.unet
@@ -223,6 +243,60 @@ class A1111(Host):
             weights = network.NetworkWeights(key, name, {}, layer)
             net.modules[name] = kind(net, weights, offset)
         return net
+
+
+def _refuse_other_unets() -> None:
+    """Raise ModelError where something else draws in the UNet's place, untouched by our work."""
+    if getattr(sd_unet, "current_unet", None) is not None:
+        raise ModelError("an SD Unet (TensorRT) is in use; choose SD Unet: None in Settings")
+
+
+def _functional() -> bool:
+    """Tell whether networks are added while a layer computes, the Lora extension's old way."""
+    return bool(getattr(shared.opts, "lora_functional", False))
+
+
+class _Weights:
+    """The UNet's weights under the networks that are loaded now."""
+
+    def __init__(self, unet: nn.Module, networks: Any) -> None:
+        self.unet, self.networks = unet, networks
+
+    def drawn(self, key: str) -> Tensor:
+        """Read the layer's weight; in the old way, let the layer compute what it amounts to."""
+        layer = self._layer(key)
+        if not _functional():
+            return layer.weight
+        # W of y = W x + b, by the layer itself: its answers to the unit vectors, less b.
+        units = torch.eye(layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
+        with devices.autocast():
+            made = layer(units).float()
+        return (made if layer.bias is None else made - layer.bias.float()).T
+
+    def without(self, key: str) -> Tensor:
+        """Add the user's networks to the checkpoint's weight as the extension does."""
+        layer = self._layer(key)
+        exact, backup = (
+            getattr(layer, name, None) for name in ("fp16_weight", "network_weights_backup")
+        )
+        weight = layer.weight if backup is None else backup
+        weight = (weight if exact is None else exact).detach().to(layer.weight.device).float()
+        for net in self.networks.loaded_networks:
+            module = net.modules.get(layer.network_layer_name)
+            if module is not None and not net.name.startswith(OURS):
+                change, _ = module.calc_updown(weight.to(layer.weight.dtype))
+                weight = weight + change.float()
+        return weight
+
+    def way(self, key: str) -> str:
+        """Name the layer's class, as the extension patches each; in the old way Linear alone."""
+        layer = self._layer(key)
+        if _functional() and not isinstance(layer, nn.Linear):
+            return ""
+        return type(layer).__name__
+
+    def _layer(self, key: str) -> Any:
+        return self.unet.get_submodule(key.rpartition(".")[0])
 
 
 def _sparse_module(network: Any) -> type:

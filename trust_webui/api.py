@@ -20,7 +20,7 @@ from trust_engine.errors import SpecError, TrustError
 from trust_engine.spec import KINDS, UnlearnSpec
 from trust_engine.unlearn.effort import EFFORTS, steps_of
 
-from . import applying, folders, form, standing, wanted
+from . import applying, demo_model, folders, form, standing, wanted
 from .auditing import Question, asked_about, audit
 from .expecting import expect, watched
 from .jobs import ESTIMATE, JOBS, PROGRAM, Job
@@ -47,6 +47,7 @@ def add(_demo: Any, app: FastAPI) -> None:
         ("POST", "/jobs/{identity}/cancel", cancel),
         ("GET", "/apply", applied),
         ("POST", "/apply", apply),
+        ("POST", "/demo", post_demo),
     )
     for method, path, endpoint in routes:
         app.add_api_route(ROOT + path, endpoint, methods=[method], dependencies=guard)
@@ -181,6 +182,12 @@ def apply(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
         return {**applied(), **({"warnings": warnings} if warnings else {})}
 
     return _refusing(work)
+
+
+def post_demo() -> dict[str, Any]:
+    """Lay the demo model out as a checkpoint of the web UI; choosing it is the host's own route."""
+    path = _refusing(demo_model.lay)
+    return {"checkpoint": path.name}
 
 
 def read_order(body: Any) -> Order:

@@ -13,7 +13,7 @@ from trust_engine.diff.apply import check_base, check_family
 from trust_engine.errors import DiffError, TrustError
 
 from . import folders
-from .host import Host, Part
+from .host import NOT_APPLIED, Host, Part
 from .lines import one_line
 from .wanted import SHORT, Wanted
 
@@ -113,10 +113,10 @@ def refuse_refiner(p: Any) -> None:
 
 def stop(p: Any, error: Exception) -> str:
     """Make sure that a generation ends with the reason instead of a picture."""
-    told = one_line(error)
+    told = one_line(error).removeprefix(f"{NOT_APPLIED}: ")
     if not isinstance(error, TrustError):
         told += f" ({type(error).__name__})"
-    reason = f"TRUST diffs were not applied, so nothing was drawn: {told}"
+    reason = f"{NOT_APPLIED}: {told}"
     refusal = Refusal(reason)
     p.sample = refusal
     p.sampler = refusal

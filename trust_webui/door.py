@@ -8,17 +8,16 @@ from modules import paths_internal, script_callbacks
 
 from trust_engine.frontend import pictures
 
-from . import api, host, settings, standing, tab
+from . import api, demo_model, host, settings, standing, tab
 from .jobs import JOBS
 
 
 def open_door() -> None:
     """Register tab, settings and routes; the host forgets them itself when it reloads."""
     current = host.current()
-    if current.name == "Forge":
-        from . import forge
-
-        forge.register()
+    current.begin()
+    demo_model.begin()
+    script_callbacks.on_model_loaded(demo_model.loaded)
     _lend_font()
     script_callbacks.on_ui_settings(settings.add)
     script_callbacks.on_ui_tabs(tab.build)
@@ -37,10 +36,7 @@ def close_door() -> None:
     JOBS.stop_all()
     current = host.current()
     current.clear()
-    if current.name == "Forge":
-        from . import forge
-
-        forge.unregister()
+    current.end()
 
 
 def _lend_font() -> None:

@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backend import memory_management
-from backend.patcher import lora as patcher_lora
+from backend import memory_management, operations
 from modules import prompt_parser, sd_models, sd_samplers_common, shared
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from trust_engine.diff.weight_diff import WeightDiff
 from trust_engine.errors import DiffError, ModelError
 from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.denoiser import NoiseSchedule
 
-from .host import HERE, Host, Part, kept_attributes, named_schedule
+from . import demo_forge, merging
+from .host import HERE, NOT_APPLIED, Host, Part, kept_attributes, named_schedule
+from .proof import prove
 
 PREFIX = "diffusion_model."
 OURS = "trust:"
-SPARSE = "trust_sparse"
 ROWS = 16  # of a batch, for which memory is asked
 
 
@@ -33,6 +32,7 @@ class Forge(Host):
 
     name = "Forge"
     in_place = True
+    _proved = False  # whether the diffs of the last `put` were found in the weights that draw
 
     @property
     def model(self) -> Any:
@@ -71,8 +71,14 @@ class Forge(Host):
 
     def read(self, key: str) -> Tensor:
         """Read a weight, from the LoRA loader's backup while it is patched."""
-        backup = self.patcher.lora_loader.backup.get(PREFIX + key)
+        backup = self._backup(self.patcher, PREFIX + key)
         return (self.unet.get_parameter(key) if backup is None else backup).detach()
+
+    @staticmethod
+    def _backup(patcher: Any, name: str) -> Tensor | None:
+        """Return the checkpoint's own weight while the UNet's is patched."""
+        found: Tensor | None = patcher.lora_loader.backup.get(name)
+        return found
 
     def forward(self) -> Callable[..., Tensor]:
         """Call the UNet itself: KModel.apply_model takes sigmas and returns pictures."""
@@ -127,8 +133,7 @@ class Forge(Host):
         _ = self.family, self.schedule
         self.check_precision()
         said: list[str] = []
-        patches = model.forge_objects_after_applying_lora.unet.lora_patches
-        worn = [Path(str(key[0])).stem for key in patches]  # the key has a file's whole path
+        worn = self._worn(model.forge_objects_after_applying_lora.unet)
         if worn:
             said.append(f"LoRAs in use ({', '.join(worn)}) were left off: "
                         "the checkpoint itself is used")  # fmt: skip
@@ -141,6 +146,11 @@ class Forge(Host):
             self._load(model.forge_objects.unet, (ROWS, 4, 64, 64))
             self.check_in_one_place()
             yield said
+
+    @staticmethod
+    def _worn(patcher: Any) -> list[str]:
+        """Name the LoRAs in use; the key of each has its file's whole path."""
+        return [Path(str(key[0])).stem for key in patcher.lora_patches]
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[None]:
@@ -156,21 +166,77 @@ class Forge(Host):
         """Give this sampling a clone of the UNet's patcher with the diffs among its patches."""
         objects = p.sd_model.forge_objects
         unet = objects.unet.clone()
+        self._strip(unet)
         for part in parts:
-            patches = _patches(part.diff)
+            patches = {PREFIX + key: merging.patch(o) for key, o in part.diff.offsets.items()}
             missing = set(patches) - set(_add(unet, part, patches))
             if missing:
                 name = sorted(missing)[0].removeprefix(PREFIX)
                 raise DiffError(f"{part.name}: {HERE} has no {name}; choose a model of its family")
+        self._proved = False
+        unet.add_conditioning_modifier(self._looking(p, parts))
         objects.unet = unet
 
+    def _looking(self, p: Any, parts: Sequence[Part]) -> Callable[..., tuple[Any, ...]]:
+        """Return a hook that reads the diffs back at the first step, when all is loaded.
+
+        It belongs to the patcher that draws: had another taken its place, it would not be called,
+        and `reached` would say so.
+        """
+
+        def look(*told: Any) -> tuple[Any, ...]:
+            if not self._proved:
+                try:
+                    prove(_Weights(self, p.sd_model.forge_objects.unet), parts, self.name)
+                except DiffError as error:
+                    raise DiffError(f"{NOT_APPLIED}: {error}") from error
+                self._proved = True
+            return told
+
+        return look
+
+    @staticmethod
+    def _strip(unet: Any) -> None:
+        """Take off diffs of an earlier pass, which another extension may have carried along."""
+        for key in [key for key in unet.lora_patches if str(key[0]).startswith(OURS)]:
+            del unet.lora_patches[key]
+
+    @staticmethod
+    def _others(unet: Any, name: str) -> list[Any]:
+        """Return the patches of a weight that are not ours."""
+        listed = unet.lora_patches.items()
+        return [one for key, patches in listed if not str(key[0]).startswith(OURS)
+                for one in patches.get(name, ())]  # fmt: skip
+
     def reached(self, parts: Sequence[Part]) -> bool:
-        """Tell whether our patches are among those that the weights have been merged with."""
+        """Tell whether the weights were proved to be under our patches, and still are."""
         merged = str(self.patcher.lora_loader.loaded_hash)
-        return all(OURS + part.sha in merged for part in parts)
+        return self._proved and all(OURS + part.sha in merged for part in parts)
 
     def clear(self) -> None:
         """Need nothing: the next sampling starts from patchers that are not ours."""
+
+    def unet_of(self, model: Any) -> nn.Module:
+        """Return the UNet of a model that the host has just loaded."""
+        unet = getattr(model.forge_objects.unet.model, "diffusion_model", None)
+        return unet if isinstance(unet, nn.Module) else nn.Module()
+
+    def know_demo(self, folder: Path, checkpoints: Sequence[Path]) -> None:
+        """Add the family to those that the host knows."""
+        demo_forge.teach(folder)
+
+    def see_demo(self, model: Any, small: Any) -> None:
+        """Let the engine decode and encode by the small autoencoder."""
+        demo_forge.see(model, small)
+
+    def begin(self) -> None:
+        """Offer merging our sparse patches."""
+        merging.register()
+
+    def end(self) -> None:
+        """Undo `begin` and `know_demo`."""
+        merging.unregister()
+        demo_forge.forget()
 
     def on_its_thread(self, work: Callable[[], Any]) -> Any:
         """Run work on Forge's main thread, which swallows errors: they are carried across."""
@@ -191,36 +257,42 @@ class Forge(Host):
         return result
 
 
-def register() -> None:
-    """Teach Forge's merging our sparse patches."""
-    known = getattr(patcher_lora, "extra_weight_calculators", None)
-    if known is not None:
-        known[SPARSE] = _merge
+class _Weights:
+    """The UNet's weights under the patches of one sampling."""
 
+    def __init__(self, host: Any, unet: Any) -> None:
+        self.host, self.unet = host, unet
+        self.kmodel = unet.model
 
-def unregister() -> None:
-    """Undo `register`."""
-    getattr(patcher_lora, "extra_weight_calculators", {}).pop(SPARSE, None)
+    def drawn(self, key: str) -> Tensor:
+        """Return a weight as its layer's forward takes it, cast by the host's own function."""
+        layer, kind = self._layer(key)
+        if kind != "weight" or not hasattr(layer, "parameters_manual_cast"):
+            return getattr(layer, kind)
+        if not layer.parameters_manual_cast:
+            return operations.get_weight_and_bias(layer)[0]
+        like = torch.empty(0, dtype=self.kmodel.computation_dtype, device=self.unet.load_device)
+        made = operations.weights_manual_cast(layer, like)
+        with operations.main_stream_worker(*made):  # which waits until the weight has arrived
+            return made[0].float().cpu()
 
+    def without(self, key: str) -> Tensor:
+        """Merge what is not ours into the checkpoint's weight, by the host's own function."""
+        layer, kind = self._layer(key)
+        backup = self.host._backup(self.unet, PREFIX + key)
+        weight = getattr(layer, kind) if backup is None else backup
+        others = self.host._others(self.unet, PREFIX + key)
+        return merging.merged(others, weight, key) if others else weight
 
-def _merge(weight: Tensor, strength: float, payload: Any) -> Tensor:
-    """Add strength * values to a weight in place, as Forge's own calculators do."""
-    indices, values, shape = payload
-    if tuple(weight.shape) != tuple(shape):
-        raise DiffError(f"the diff has {list(shape)}, the model {list(weight.shape)}")
-    change = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
-    change[indices.long().to(weight.device)] = values.to(weight.device, weight.dtype)
-    weight += strength * change.view(weight.shape)
-    return weight
+    def way(self, key: str) -> str:
+        """Tell weights that are merged beforehand from those that are made at each use."""
+        layer, kind = self._layer(key)
+        lent = getattr(layer, "forge_online_loras", {}).get(kind)
+        return "at each use" if lent or getattr(layer, f"{kind}_function", ()) else "beforehand"
 
-
-def _patches(diff: WeightDiff) -> dict[str, Any]:
-    sparse = SPARSE in getattr(patcher_lora, "extra_weight_calculators", {})
-    patches: dict[str, Any] = {}
-    for key, offset in diff.offsets.items():
-        payload = (offset.indices, offset.values, offset.shape)
-        patches[PREFIX + key] = (SPARSE, payload) if sparse else ("diff", (offset.dense(),))
-    return patches
+    def _layer(self, key: str) -> tuple[Any, str]:
+        path, _, kind = key.rpartition(".")
+        return self.kmodel.diffusion_model.get_submodule(path), kind
 
 
 def _add(unet: Any, part: Part, patches: dict[str, Any]) -> Sequence[str]:

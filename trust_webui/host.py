@@ -7,7 +7,6 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,11 @@ from trust_engine.models.families import SUPPORTED, ModelFamily, detect
 from trust_engine.models.keys import projection_of
 from trust_engine.models.lent import LentModel
 
+from . import kinds
 from .text import HostEncoder
 
 HERE = "the loaded checkpoint"
+NOT_APPLIED = "TRUST diffs were not applied, so nothing was drawn"
 ENTRY = "input_blocks.0.0.weight"  # of every UNet of Stable Diffusion, under its ldm name
 FACTOR = 8  # pixels a latent
 LEAST = 4.9e-08  # of the signal at the schedule's end: without any there is no noise level
@@ -110,15 +111,36 @@ class Host(ABC):
 
     @abstractmethod
     def put(self, p: Any, parts: Sequence[Part]) -> None:
-        """Put diffs on for the sampling that is about to begin; raises DiffError."""
+        """Put diffs on for the sampling that is about to begin; raises DiffError.
+
+        Before the UNet is first asked, they are read back from the weights that it computes with.
+        """
 
     @abstractmethod
     def reached(self, parts: Sequence[Part]) -> bool:
-        """Tell whether the last sampling was done under these diffs."""
+        """Tell whether the last sampling was done under these diffs; DiffError with a reason."""
 
     @abstractmethod
     def clear(self) -> None:
         """Take off what is left of diffs."""
+
+    def begin(self) -> None:  # noqa: B027 - most hosts need nothing
+        """Teach the host what it has to know of us, when it loads this extension."""
+
+    def end(self) -> None:  # noqa: B027
+        """Undo `begin`, when the host unloads this extension."""
+
+    @abstractmethod
+    def unet_of(self, model: Any) -> nn.Module:
+        """Return the UNet of a model that the host has just loaded."""
+
+    @abstractmethod
+    def know_demo(self, folder: Path, checkpoints: Sequence[Path]) -> None:
+        """Teach the host the demo model's family; folder: its pipeline without weights."""
+
+    @abstractmethod
+    def see_demo(self, model: Any, small: Any) -> None:
+        """Let a loaded demo model decode and encode by its own small autoencoder."""
 
     def on_its_thread(self, work: Callable[[], Any]) -> Any:
         """Run work where the host runs its own, and return its result or raise its error."""
@@ -213,14 +235,21 @@ def named_schedule(alphas: Tensor, prediction: str) -> NoiseSchedule:
 
 @functools.cache
 def current() -> Host:
-    """Return the host that we run in."""
-    if find_spec("modules_forge") is not None:
+    """Return the host that we run in; raises ModelError in one that is not known."""
+    kind = kinds.kind()
+    if kind == "neo":
+        from .neo import Neo
+
+        return Neo()
+    if kind == "forge":
         from .forge import Forge
 
         return Forge()
-    from .a1111 import A1111
+    if kind == "a1111":
+        from .a1111 import A1111
 
-    return A1111()
+        return A1111()
+    raise ModelError(kinds.sentence())
 
 
 def kept_attributes(owner: Any, *names: str) -> contextlib.AbstractContextManager[None]:

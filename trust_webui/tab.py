@@ -12,7 +12,7 @@ from trust_engine.errors import TrustError
 from trust_engine.spec import KINDS, SETTINGS
 from trust_engine.unlearn.effort import EFFORTS
 
-from . import folders, form, showing, tab_expected, tab_files, tab_jobs
+from . import folders, form, showing, tab_demo, tab_expected, tab_files, tab_jobs
 from .expecting import watched
 from .form import NAMES, Form
 from .jobs import JOBS, Job
@@ -34,6 +34,7 @@ def build() -> list[tuple[Any, str, str]]:
     with gr.Blocks(analytics_enabled=False) as page:
         owner = gr.State(value="")  # this page's token, by which it knows its own jobs
         gr.Markdown(INTRO)
+        tab_demo.build()
         with gr.Row():
             with gr.Column(scale=2):
                 fields = _fields()

@@ -1,8 +1,8 @@
 """A pretended web UI: `modules.*` as far as we touch it, and a generation with scripts' hooks.
 
 It copies what is awkward: hooks' errors are swallowed, the extra networks are rebuilt for every
-batch, hires fix samples twice. `fake_webui_a1111.py` and `fake_webui_forge.py` add each host's
-model.
+batch, hires fix samples twice. `webui_a1111.py`, `webui_forge.py` and `webui_neo.py` add each
+host's model.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fakes.webui import module
+from fakes.webui_taesd import taesd
 from fakes.webui_text import count, encode
 from toys.tiny import LdmUNet
 from trust_engine.models.demo_architecture import SHAPE
@@ -62,20 +63,39 @@ class FakeA1111:
         self.unet = real_unet(self.weights) if ldm else LdmUNet(unet, SHAPE)
         self.unet.requires_grad_(True)  # as the host's is
         self.networks = Networks()
+        self.options: Any = None
         self.prompt_seen: Any = None
         self.model = SimpleNamespace(
             model=Inner(self.unet), is_sdxl=False, is_ssd=False,
             alphas_cumprod=self.demo.denoiser.schedule.alphas, parameterization="eps",
             sd_checkpoint_info=SimpleNamespace(filename="/nowhere/demo.safetensors"),
             apply_model=self.apply_model, decode_first_stage=self._decode,
-            get_learned_conditioning=self._encode,
+            get_learned_conditioning=self._encode, first_stage_model=nn.Module(),
         )  # fmt: skip
         self.model.network_layer_mapping = {}
         for name, layer in self.unet.named_modules():
             layer.network_layer_name = "diffusion_model_" + name.replace(".", "_")
             self.model.network_layer_mapping[layer.network_layer_name] = layer
             if isinstance(layer, nn.Linear | nn.Conv2d):
-                layer.register_forward_pre_hook(lambda m, _: self.networks.network_apply_weights(m))
+                layer.forward = self._patched(layer)  # type: ignore[method-assign]
+
+    def _patched(self, layer: Any) -> Any:
+        """Be what the Lora extension puts in the place of a layer class's forward."""
+        original = layer.forward
+
+        def forward(x: Tensor) -> Tensor:
+            if not getattr(self.options, "lora_functional", False):
+                self.networks.network_apply_weights(layer)
+                return original(x)  # type: ignore[no-any-return]
+            self.networks.network_restore_weights_from_backup(layer)
+            y = original(x)
+            for net in self.networks.loaded_networks:
+                part = net.modules.get(layer.network_layer_name)
+                if part is not None:
+                    y = y + nn.functional.linear(x, part.calc_updown(layer.weight)[0])
+            return y  # type: ignore[no-any-return]
+
+        return forward
 
     def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         """Call the UNet as LatentDiffusion does, in the UNet's own type."""
@@ -110,7 +130,7 @@ class FakeA1111:
 
     def modules(self, shared: Any) -> dict[str, ModuleType]:
         """Name the modules that only this host has."""
-        shared.sd_model = self.model
+        shared.sd_model, self.options = self.model, shared.opts
         hijack = SimpleNamespace(get_prompt_lengths=lambda text: (count(text), 75))
         network = module(
             "network",
@@ -121,8 +141,11 @@ class FakeA1111:
         return {
             "modules.sd_hijack": module("modules.sd_hijack", model_hijack=hijack),
             "modules.sd_models": module(
-                "modules.sd_models", model_data=SimpleNamespace(sd_model=self.model)
+                "modules.sd_models",
+                model_data=SimpleNamespace(sd_model=self.model),
+                list_models=lambda: None,
             ),
+            "modules.sd_vae_taesd": taesd(),
             "modules.sd_unet": module("modules.sd_unet", current_unet=None),
             "networks": self.networks,
             "network": network,
@@ -198,6 +221,12 @@ class Networks(ModuleType):
         self.loaded_networks: list[Network] = []
         self.extra_network_lora = SimpleNamespace(errors={})
 
+    @staticmethod
+    def network_restore_weights_from_backup(layer: Any) -> None:
+        """Give a layer the checkpoint's weight back."""
+        if getattr(layer, "network_weights_backup", None) is not None:
+            layer.weight.copy_(layer.network_weights_backup)  # no no_grad here, as in the host
+
     def network_apply_weights(self, layer: Any) -> None:
         """Bring a layer to the loaded networks; a wrong shape is counted, and nobody is told."""
         if getattr(layer, "weight", None) is None:
@@ -209,8 +238,7 @@ class Networks(ModuleType):
             layer.network_weights_backup = layer.weight.detach().to("cpu", copy=True)
         if getattr(layer, "network_current_names", ()) == wanted:
             return
-        if layer.network_weights_backup is not None:  # no no_grad here, as in the host
-            layer.weight.copy_(layer.network_weights_backup)
+        self.network_restore_weights_from_backup(layer)
         with torch.no_grad():
             for net in self.loaded_networks:
                 part = net.modules.get(layer.network_layer_name)

@@ -49,9 +49,10 @@ def test_on_off_and_strength(webui: Server, diff: str) -> None:
 
 
 def test_hires_fix(webui: Server, diff: str) -> None:
-    hires: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent"}
+    modes = [told["name"] for told in webui.ask("/sdapi/v1/latent-upscale-modes")]
+    hires: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": [*modes, "Lanczos"][0]}
     hires["denoising_strength"] = 0.7
-    if webui.variable == "FORGE_PATH":  # whose own default is refused by its own check
+    if webui.variable != "A1111_PATH":  # whose own default is refused by its own check
         hires["hr_additional_modules"] = ["Use same choices"]
     before, _ = first(webui, **hires)
     full, _ = first(webui, diff, 1.0, **hires)

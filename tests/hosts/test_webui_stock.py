@@ -92,7 +92,7 @@ def test_patched_checkpoint_in_the_stock_loader(webui: Server, diff: str) -> Non
     """The host loads it as any checkpoint: base + diff in the file's float16, and its picture."""
     content = read(webui, diff)
     folder = webui.data / "models" / "Stable-diffusion"
-    (source,) = [f for f in folder.glob("*.safetensors") if f.is_symlink()]
+    (source,) = [f for f in folder.glob("*.safetensors") if not f.name.startswith("patched")]
     out = folder / f"patched-{diff}"
     plain, _ = first(webui)
     ours, _ = first(webui, diff, 1.0)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from hosts.webui_demo import lay_out
+from hosts.webui_demo import choose
 from hosts.webui_drawing import SHORT, first, made, read
 from hosts.webui_server import ROOT, WAY, Server, running
 from toys.tiny import some_diff
@@ -31,12 +31,17 @@ TRAINED = {
     "forge-half": ("FORGE_PATH", ["--unet-in-fp16"], torch.float16),
     "forge-bf16": ("FORGE_PATH", ["--unet-in-bf16"], torch.bfloat16),
     "forge-password": ("FORGE_PATH", ["--api-auth", "ann:secret"], torch.float32),
+    "neo-half": ("FORGE_NEO_PATH", ["--fp16-unet"], torch.float16),
+    "neo-bf16": ("FORGE_NEO_PATH", ["--bf16-unet", "--api-auth", "ann:secret"], torch.bfloat16),
 }
 REFUSED = {
     "lowvram": ("A1111_PATH", [*FULL, "--lowvram"], {}, "start with --medvram"),
     "a1111-fp8": ("A1111_PATH", FULL, {"fp8_storage": "Enable"}, "switch FP8, NF4 or GGUF off"),
     "forge-fp8": ("FORGE_PATH", ["--unet-in-fp8-e4m3fn"], {}, "switch FP8, NF4 or GGUF off"),
 }
+
+
+RESTARTED = {variable: (variable,) for variable in WAY}
 
 
 def named(ways: dict[str, Any]) -> list[Any]:
@@ -47,7 +52,8 @@ def named(ways: dict[str, Any]) -> list[Any]:
 @contextlib.contextmanager
 def started(variable: str, way: list[str], folder: Path) -> Iterator[Server]:
     """Start a host in some way."""
-    with running(variable, folder / "data", lay_out, way) as server:
+    with running(variable, folder / "data", way=way) as server:
+        choose(server)
         yield server
 
 
@@ -107,9 +113,23 @@ def test_refused_in_a_sentence(way: str, tmp_path: Path) -> None:
         assert first(server)[0] == plain
 
 
-@pytest.mark.parametrize(
-    "variable", [pytest.param(v, marks=pytest.mark.host(v)) for v in ("A1111_PATH", "FORGE_PATH")]
-)
+@pytest.mark.parametrize("variable", named(RESTARTED))
+def test_the_demo_model_after_a_restart(variable: str, tmp_path: Path) -> None:
+    """What was laid out is loaded and drawn by the next start alone, and it is there once."""
+    data = tmp_path / "data"
+    with running(variable, data) as server:
+        choose(server)
+        before, _ = first(server, seed=3)
+        choose(server)
+        assert len(server.ask("/sdapi/v1/sd-models")) == 1
+    with running(variable, data) as server:
+        (listed,) = server.ask("/sdapi/v1/sd-models")
+        assert listed["model_name"] == "emoji-world"
+        assert first(server, seed=3)[0] == before
+        server.ask("/trust/v1/diffs")
+
+
+@pytest.mark.parametrize("variable", [pytest.param(v, marks=pytest.mark.host(v)) for v in WAY])
 @pytest.mark.parametrize("known", [True, False])
 def test_install_is_silent(variable: str, known: bool) -> None:
     """As the host runs it at every start, and where its `launch` cannot be imported."""

@@ -11,18 +11,21 @@ import pytest
 from fakes.webui import installed
 from fakes.webui_a1111 import FakeA1111
 from fakes.webui_forge import FakeForge
+from fakes.webui_neo import FakeNeo
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 GUN = ConceptSpec(("gun",), preserve=("a cat",))
 SHORT = {"steps": 2, "trajectory_steps": 2, "passes": 12}
-HOSTS = ("a1111", "a1111-ldm", "forge")
+HOSTS = ("a1111", "a1111-ldm", "neo", "forge")
 
 
 def make(kind: str) -> Any:
     """Make a pretended host."""
     if kind == "a1111-ldm":
         pytest.importorskip("ldm", reason="no ldm: tools/env.py installs stable-diffusion-sdkit")
-    return FakeForge() if kind == "forge" else FakeA1111(ldm=kind == "a1111-ldm")
+    if kind in ("forge", "neo"):
+        return FakeNeo() if kind == "neo" else FakeForge()
+    return FakeA1111(ldm=kind == "a1111-ldm")
 
 
 def entered(kind: str, folder: Path) -> Iterator[Any]:

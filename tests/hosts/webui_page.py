@@ -15,14 +15,28 @@ DRAWN = {"steps": 20, "width": 128, "height": 128, "cfg_scale": 4}
 
 
 def opened(server: Server, browser: Any) -> Any:
-    """Open the web UI; Forge loads its model with the first picture."""
-    server.ask("/sdapi/v1/txt2img", {"steps": 1, "width": 128, "height": 128})
+    """Open the web UI, get the demo model by the tab's button; Forge loads it when it draws."""
     page = browser.new_page(viewport={"width": 1400, "height": 1150})
     page.set_default_timeout(PATIENCE * 1000)
     page.goto(server.url)
     page.wait_for_selector("#txt2img_prompt textarea")
     page.add_style_tag(content="* { animation: none !important }")  # drawn without a GPU
+    get_demo(page)
+    server.ask("/sdapi/v1/txt2img", {"steps": 1, "width": 128, "height": 128})
     return page
+
+
+def get_demo(page: Any) -> None:
+    """Press the button that lays the demo model out, and wait until the host has chosen it."""
+    go(page, "TRUST")
+    page.locator("#trust_demo").click()
+    page.locator("#trust_demo_laid").first.wait_for()
+    chosen = "#setting_sd_model_checkpoint input, #quicksettings input"
+    page.wait_for_function(
+        """chosen => [...document.querySelectorAll(chosen)].some(
+            field => field.value.includes("emoji-world"))""",
+        arg=chosen,
+    )
 
 
 def go(page: Any, name: str) -> None:

@@ -18,13 +18,23 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = {
-    "A1111_PATH": ["--use-cpu", "all", "--do-not-download-clip", "--disable-nan-check"],
-    "FORGE_PATH": ["--always-cpu"],
+    "A1111_PATH": [
+        "--use-cpu",
+        "all",
+        "--do-not-download-clip",
+        "--disable-nan-check",
+        "--no-download-sd-model",
+    ],
+    "FORGE_PATH": ["--always-cpu", "--no-download-sd-model"],
+    "FORGE_NEO_PATH": ["--cpu"],
 }
-WAY = {"A1111_PATH": ["--no-half", "--precision", "full"], "FORGE_PATH": []}
+WAY = {
+    "A1111_PATH": ["--no-half", "--precision", "full"],
+    "FORGE_PATH": [],
+    "FORGE_NEO_PATH": [],
+}
 COMMON = ["--skip-torch-cuda-test", "--skip-prepare-environment", "--skip-python-version-check",
-          "--skip-version-check", "--no-download-sd-model", "--api", "--server-name",
-          "127.0.0.1"]  # fmt: skip
+          "--skip-version-check", "--api", "--server-name", "127.0.0.1"]  # fmt: skip
 PROBE = """from pathlib import Path
 
 import torch
@@ -102,13 +112,13 @@ class Server:
 def running(
     variable: str,
     data: Path,
-    lay_out: Callable[[Path], Any] | None = None,
+    lay_out: Callable[[Path], Any] = lambda data: None,
     way: Sequence[str] | None = None,
 ) -> Iterator[Server]:
     """Start the host that a variable names; its own files are not written to.
 
-    lay_out: puts a checkpoint into the data folder, instead of the one of WEBUI_CHECKPOINT; way:
-    flags instead of the usual ones of WAY.
+    lay_out: puts into the data folder what a user has in it before the first start; way: flags
+    instead of the usual ones of WAY.
     """
     way = WAY[variable] if way is None else way
     login = way[way.index("--api-auth") + 1] if "--api-auth" in way else ""
@@ -117,17 +127,18 @@ def running(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    _furnish(data, lay_out or _checkpoint)
+    _furnish(data, lay_out)
     command = [python, "launch.py", *FLAGS[variable], *way, *COMMON, "--port", str(port),
                "--data-dir", str(data)]  # fmt: skip
-    if variable == "FORGE_PATH":  # else it denies its page its own scripts and styles
+    if variable != "A1111_PATH":  # else it denies its page its own scripts and styles
         command += ["--gradio-allowed-path", str(host)]
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "0",
                "no_proxy": "127.0.0.1,localhost", "PYTHONUNBUFFERED": "1"}  # fmt: skip
     with (data / "log.txt").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **offline}
-        )
+            command, cwd=host, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, **offline},
+        )  # fmt: skip
         try:
             server = Server(variable, port, data, login)
             _await(server, process)
@@ -147,7 +158,9 @@ def probe(data: Path) -> tuple[Path, Path]:
 
 
 def _furnish(data: Path, lay_out: Callable[[Path], Any]) -> None:
-    """Lay out a data folder: our extension, a probe and a checkpoint."""
+    """Lay out a data folder: our extension, a probe, and what the user has; again it is kept."""
+    if data.exists():
+        return
     (data / "extensions" / "probe" / "scripts").mkdir(parents=True)
     (data / "extensions" / "trust-unlearn").symlink_to(ROOT)
     asked, answer = map(str, probe(data))
@@ -156,7 +169,7 @@ def _furnish(data: Path, lay_out: Callable[[Path], Any]) -> None:
     lay_out(data)
 
 
-def _checkpoint(data: Path) -> None:
+def give_checkpoint(data: Path) -> None:
     """Put in the checkpoint that WEBUI_CHECKPOINT names."""
     models = data / "models" / "Stable-diffusion"
     models.mkdir(parents=True)

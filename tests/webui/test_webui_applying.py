@@ -11,67 +11,18 @@ import pytest
 import torch
 
 from fakes.webui import Processing, Runner, installed, process_images
-from fakes.webui_a1111 import FakeA1111, Lora, Network
-from fakes.webui_forge import FakeForge
+from fakes.webui_a1111 import FakeA1111
+from fakes.webui_applied import HOSTS, KEY, draw, expected, gentle, lora, ready
 from toys.small_unet import small_diff
 from toys.tiny import some_diff
 from trust_engine.diff import WeightDiff, applied, save_diff
 from trust_engine.errors import DiffError
 
-KEY = "input_blocks.1.1.transformer_blocks.0.attn2.to_v"
 
-
-@pytest.fixture(params=["a1111", "forge"])
+@pytest.fixture(params=HOSTS)
 def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     """Be in a pretended host that has two diffs."""
-    made: Any = FakeForge() if request.param == "forge" else FakeA1111()
-    with installed(tmp_path, made.modules) as shared:
-        if request.param == "forge":
-            from trust_webui import forge
-
-            forge.register()
-        made.shared, made.folder = shared, tmp_path / "models" / "trust_diffs"
-        made.diffs = {}
-        for i, name in enumerate(("gun", "style")):
-            diff = gentle(some_diff(made.demo.denoiser, i))
-            save_diff(diff, made.folder / f"{name}.safetensors")
-            made.diffs[name] = diff
-        yield made
-
-
-def gentle(diff: WeightDiff) -> WeightDiff:
-    """Make offsets of a size that pictures survive, as files hold them."""
-    offsets = {k: o.with_values(0.05 * o.values) for k, o in diff.offsets.items()}
-    return WeightDiff(offsets, {**diff.provenance, "family": "demo"}).compact()
-
-
-def draw(fake: Any, *values: Any, **settings: Any) -> tuple[Any, Any, Any]:
-    """Draw with the accordion's values; returns the pictures, p and the runner."""
-    from trust_webui.script import TrustScript
-
-    loras = settings.pop("loras", [])
-    p = Processing(fake, "a gun", **settings)
-    p.loras = loras
-    runner = Runner(TrustScript(), *values)
-    return process_images(p, runner), p, runner
-
-
-def expected(fake: Any, *parts: tuple[str, float]) -> torch.Tensor:
-    """Draw on a model of our own under the same diffs."""
-    own = FakeA1111()
-    listed = [(fake.diffs[name], strength) for name, strength in parts]
-    with applied(own.demo.denoiser, listed):
-        return own._sample(SimpleNamespace(prompt="a gun"))
-
-
-def lora(fake: Any) -> Any:
-    """Make a stock LoRA of the host."""
-    offset = 0.02 * torch.ones_like(fake.unet.get_submodule(KEY).weight)
-    if isinstance(fake, FakeForge):
-        return ("sunny.safetensors", {f"diffusion_model.{KEY}.weight": ("diff", (offset,))})
-    net, key = Network("sunny", SimpleNamespace()), fake.unet.get_submodule(KEY).network_layer_name
-    net.modules[key] = Lora(net, key, offset)
-    return net
+    yield from ready(HOSTS[request.param](), tmp_path)
 
 
 @pytest.mark.parametrize("hires", [False, True])
@@ -220,7 +171,7 @@ def test_a_layer_that_swallows_an_error_stops_it(tmp_path: Path) -> None:
             return type("Failing", (kind(network),), {"calc_updown": calc})
 
         a1111._sparse_module = failing
-        with pytest.raises(DiffError, match="took them off"):
+        with pytest.raises(DiffError, match="0% of its change"):
             draw(made, "gun.safetensors", 1.0)
 
 
@@ -275,15 +226,6 @@ def test_settings_put_diffs_on_every_picture(fake: Any) -> None:
     fake.shared.opts.trust_always = "gun.safetensors*--"
     with pytest.raises(DiffError, match="is no diff"):
         draw(fake)
-
-
-def test_forge_without_our_calculator_gets_dense_patches(tmp_path: Path) -> None:
-    made: Any = FakeForge()
-    with installed(tmp_path, made.modules):
-        made.diffs = {"gun": gentle(some_diff(made.demo.denoiser))}
-        save_diff(made.diffs["gun"], tmp_path / "models" / "trust_diffs" / "gun.safetensors")
-        (picture,), _, _ = draw(made, "gun.safetensors", 1.0)
-        torch.testing.assert_close(picture, expected(made, ("gun", 1.0)), atol=1e-4, rtol=1e-4)
 
 
 def test_lora_extension_off_is_said(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_one_script_and_all_callbacks(fake: Any) -> None:
     callbacks = sys.modules["modules.script_callbacks"].registered
     assert {name: len(calls) for name, calls in callbacks.items()} == {
         "on_ui_settings": 1, "on_ui_tabs": 1, "on_app_started": 1, "on_script_unloaded": 1,
+        "on_model_loaded": 1,
     }  # fmt: skip
     callbacks["on_ui_settings"][0]()
     for name in ("trust_diffs_folder", "trust_strict", "trust_effort"):

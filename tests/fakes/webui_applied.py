@@ -1,0 +1,70 @@
+"""Diffs on the pretended web UIs: what the tests of applying them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from fakes.webui import Processing, Runner, installed, process_images
+from fakes.webui_a1111 import FakeA1111, Lora, Network
+from fakes.webui_forge import FakeForge
+from fakes.webui_neo import FakeNeo
+from toys.tiny import some_diff
+from trust_engine.diff import WeightDiff, applied, save_diff
+
+KEY = "input_blocks.1.1.transformer_blocks.0.attn2.to_v"
+HOSTS = {"a1111": FakeA1111, "forge": FakeForge, "neo": FakeNeo}
+
+
+def ready(made: Any, tmp_path: Path) -> Iterator[Any]:
+    """Enter a pretended host, and give it two diffs."""
+    with installed(tmp_path, made.modules) as shared:
+        from trust_webui.host import current
+
+        current().begin()
+        made.shared, made.folder = shared, tmp_path / "models" / "trust_diffs"
+        made.diffs = {}
+        for i, name in enumerate(("gun", "style")):
+            diff = gentle(some_diff(made.demo.denoiser, i))
+            save_diff(diff, made.folder / f"{name}.safetensors")
+            made.diffs[name] = diff
+        yield made
+
+
+def gentle(diff: WeightDiff) -> WeightDiff:
+    """Make offsets of a size that pictures survive, as files hold them."""
+    offsets = {k: o.with_values(0.05 * o.values) for k, o in diff.offsets.items()}
+    return WeightDiff(offsets, {**diff.provenance, "family": "demo"}).compact()
+
+
+def draw(fake: Any, *values: Any, **settings: Any) -> tuple[Any, Any, Any]:
+    """Draw with the accordion's values; returns the pictures, p and the runner."""
+    from trust_webui.script import TrustScript
+
+    loras = settings.pop("loras", [])
+    p = Processing(fake, "a gun", **settings)
+    p.loras = loras
+    runner = Runner(TrustScript(), *values)
+    return process_images(p, runner), p, runner
+
+
+def expected(fake: Any, *parts: tuple[str, float]) -> torch.Tensor:
+    """Draw on a model of our own under the same diffs."""
+    own = FakeA1111()
+    listed = [(fake.diffs[name], strength) for name, strength in parts]
+    with applied(own.demo.denoiser, listed):
+        return own._sample(SimpleNamespace(prompt="a gun"))
+
+
+def lora(fake: Any) -> Any:
+    """Make a stock LoRA of the host."""
+    offset = 0.02 * torch.ones_like(fake.unet.get_submodule(KEY).weight)
+    if isinstance(fake, FakeForge):
+        return ("sunny.safetensors", {f"diffusion_model.{KEY}.weight": ("diff", (offset,))})
+    net, key = Network("sunny", SimpleNamespace()), fake.unet.get_submodule(KEY).network_layer_name
+    net.modules[key] = Lora(net, key, offset)
+    return net
