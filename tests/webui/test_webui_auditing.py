@@ -160,48 +160,48 @@ def test_figures_go_onto_the_label_of_what_was_audited(page: Any) -> None:
     assert "no finished audit of gun.safetensors as it is now" in _note_audit("gun.safetensors")[0]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"resolution": "4"}, "resolution must be a whole number"),
-        ({"resolution": 4}, "multiple of 64"),
-        ({"resolution": 100}, "multiple of 64"),
-        ({"resolution": 10_000_000}, "between 0 and 2048"),
-        ({"resolution": -64}, "between 0 and 2048"),
-        ({"resolution": True}, "whole number"),
-        ({"resolution": 64.0}, "whole number"),
-        ({"resolution": None}, "whole number"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**63}, "seed is"),
-        ({"seed": 1.5}, "seed must be a whole number"),
-        ({"seed": "0"}, "seed must be a whole number"),
-        ({"images": 0}, "images"),
-        ({"images": 10**9}, "images"),
-        ({"strength": float("nan")}, "between -2 and 2"),
-        ({"strength": 3}, "between -2 and 2"),
-        ({"level": ["quick"]}, "level"),
-        ({"level": "deep"}, "level"),
-        ({"judge": "de\0mo"}, "judge must be a text"),
-        ({"judge": 5}, "judge must be a text"),
-        ({"judge": "x" * 5000}, "judge"),
-        ({"diff": "gun\0.safetensors"}, "no diff's name"),
-        ({"diff": "g" * 300 + ".safetensors"}, "this long"),
-        ({"diff": 5}, "diff must be a text"),
-        ({"diff": "/etc/passwd"}, "no such diff"),
-        ({"retain": "cat"}, "list of texts"),
-        ({"retain": [1]}, "list of at most"),
-        ({"retain": ["cat"]}, "demo's judge looks for all"),
-        ({"concept": "gun"}, "concept must be an object"),
-        ({"concept": {"words": ["gun"], "companion": "beer"}}, "combination"),
-        ({"eyes": 3}, "unknown fields eyes"),
-    ],
-)
-def test_bad_questions_are_answered_in_one_line(page: Any, wrong: Any, message: str) -> None:
-    body = {"diff": "gun.safetensors", "judge": "demo", **wrong}
-    with pytest.raises(HTTPException, match=message) as caught:
-        page.app.call("POST", "/audit", body=body)
-    detail = caught.value.detail
-    assert caught.value.status_code == 422 and "\n" not in detail and len(detail) <= 400
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"resolution": "4"}, "resolution must be a whole number"),
+    ({"resolution": 4}, "multiple of 64"),
+    ({"resolution": 100}, "multiple of 64"),
+    ({"resolution": 10_000_000}, "between 0 and 2048"),
+    ({"resolution": -64}, "between 0 and 2048"),
+    ({"resolution": True}, "whole number"),
+    ({"resolution": 64.0}, "whole number"),
+    ({"resolution": None}, "whole number"),
+    ({"seed": -1}, "seed is -1"),
+    ({"seed": 2**63}, "seed is"),
+    ({"seed": 1.5}, "seed must be a whole number"),
+    ({"seed": "0"}, "seed must be a whole number"),
+    ({"images": 0}, "images"),
+    ({"images": 10**9}, "images"),
+    ({"strength": float("nan")}, "between -2 and 2"),
+    ({"strength": 3}, "between -2 and 2"),
+    ({"level": ["quick"]}, "level"),
+    ({"level": "deep"}, "level"),
+    ({"judge": "de\0mo"}, "judge must be a text"),
+    ({"judge": 5}, "judge must be a text"),
+    ({"judge": "x" * 5000}, "judge"),
+    ({"diff": "gun\0.safetensors"}, "no diff's name"),
+    ({"diff": "g" * 300 + ".safetensors"}, "this long"),
+    ({"diff": 5}, "diff must be a text"),
+    ({"diff": "/etc/passwd"}, "no such diff"),
+    ({"retain": "cat"}, "list of texts"),
+    ({"retain": [1]}, "list of at most"),
+    ({"retain": ["cat"]}, "demo's judge looks for all"),
+    ({"concept": "gun"}, "concept must be an object"),
+    ({"concept": {"words": ["gun"], "companion": "beer"}}, "combination"),
+    ({"eyes": 3}, "unknown fields eyes"),
+]
+
+
+def test_bad_questions_are_answered_in_one_line(page: Any) -> None:
+    for wrong, message in BAD:
+        body = {"diff": "gun.safetensors", "judge": "demo", **wrong}
+        with pytest.raises(HTTPException, match=message) as caught:
+            page.app.call("POST", "/audit", body=body)
+        detail = caught.value.detail
+        assert caught.value.status_code == 422 and "\n" not in detail and len(detail) <= 400
     assert page.app.call("GET", "/jobs") == [], "refused before any work"
 
 
