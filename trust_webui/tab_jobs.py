@@ -25,7 +25,8 @@ def build(owner: Any, follow: Callable[[Job | None], Iterator[Any]], outputs: li
             look = gr.Button("Refresh", elem_id="trust_jobs_refresh")
             show = gr.Button("Show it", elem_id="trust_job_show")
             stop = gr.Button("Stop it", elem_id="trust_job_stop")
-    look.click(_listed, [owner], [table, chosen], show_progress="hidden")
+    quiet = {"show_progress": "hidden", **showing.unlimited()}
+    look.click(_listed, [owner], [table, chosen], **quiet)
 
     def shown(name: str | None) -> Iterator[Any]:
         try:
