@@ -18,7 +18,7 @@ from bench.engine import BOUNDED
 from bench.trained import trained
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import ConceptSpec, Saliency, UnlearnSpec
-from trust_engine.unlearn.mask import DynamicMask, Tensors, overlap, share
+from trust_engine.unlearn.mask import BoundedMask, Tensors, overlap, share
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.saliency import AttentionSaliency, NoiseSaliency, averaged
 
@@ -58,8 +58,8 @@ def concept_mask(model: LoadedModel, concept: ConceptSpec, source: str) -> Tenso
 
 
 def _top(saliency: Tensors, spec: UnlearnSpec) -> Tensors:
-    mask = DynamicMask([s.shape for s in saliency], spec, [1] * len(saliency), fixed=saliency)
-    return mask.update(saliency, 0)
+    mask = BoundedMask([s.shape for s in saliency], spec, [1] * len(saliency), fixed=saliency)
+    return mask.update(0, lambda: saliency, lambda: saliency)
 
 
 def chance(a: Tensors, b: Tensors) -> float:

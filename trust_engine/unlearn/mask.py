@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,22 +87,18 @@ class MaskReport:
     drift: list[float] = field(default_factory=list)
 
 
-class DynamicMask:
-    """A bounded mask over some projections: a smoothed saliency decides who is in.
+class Mask:
+    """Which entries may change now, and how that has moved; `update` is called once a step.
 
-    An entry that leaves is reverted by the optimiser, so the union over time, and with it the
-    diff, never holds more than the budget. `fixed` is a saliency found elsewhere, kept for good;
-    `heads` tells how many heads share each projection's rows.
+    An entry that leaves is reverted by the optimiser, so that the union over time, and with it the
+    diff, never holds more than the budget once the mask has settled. `heads` tells how many heads
+    share each projection's rows.
     """
 
     def __init__(
-        self,
-        shapes: Sequence[torch.Size],
-        spec: UnlearnSpec,
-        heads: Sequence[int],
-        fixed: Tensors | None = None,
+        self, shapes: Sequence[torch.Size], spec: UnlearnSpec, heads: Sequence[int]
     ) -> None:
-        self.spec, self.fixed = spec, fixed
+        self.spec = spec
         self.count = max(1, int(spec.budget * sum(s.numel() for s in shapes)))
         if spec.selection == "all":
             self.count = sum(s.numel() for s in shapes)
@@ -115,56 +111,27 @@ class DynamicMask:
         self.first: Tensors | None = None
         self.reports = [MaskReport(s.numel()) for s in shapes]
 
-    def update(self, gradient: Sequence[Tensor], step: int) -> Tensors:
-        """Take |dE/dtheta| of this step into account and return the mask."""
-        now = tuple(g.detach().abs() for g in gradient)
-        if self.saliency is None:
-            self.saliency = now
-        else:
-            pairs = zip(self.saliency, now, strict=True)
-            self.saliency = tuple(DECAY * old + (1 - DECAY) * new for old, new in pairs)
-        if self.current is None or self.due(step):
-            self._renew()
-        assert self.current is not None
-        return self.current
+    def update(
+        self, step: int, saliency: Callable[[], Tensors], influence: Callable[[], Tensors]
+    ) -> Tensors:
+        """Return the mask m of a step; saliency and influence are worked out if it needs them.
 
-    def begin(self, gradient: Sequence[Tensor]) -> None:
-        """Note which entries stand out at theta_0, to tell later how far neurons have moved."""
-        self.saliency = tuple(g.detach().abs() for g in gradient)
-        self.first = self._choose()
-
-    def shrink(self, influence: Tensors, progress: float) -> Tensors:
-        """Keep the most influential of the entries that are left; progress is a fraction 0..1.
-
-        Their number falls from all to the budget along a cubic (arXiv 1710.01878).
+        saliency: |dS/dtheta| of every tensor; influence: what taking each change back would cost.
         """
-        if self.current is None or progress < DENSE:
-            ones = tuple(torch.ones_like(s, dtype=torch.bool) for s in influence)
-            return self._take(ones) if self.current is None else self.current
-        if self.settled:
-            return self.current
-        left = 1 - min(1.0, (progress - DENSE) / (SETTLE - DENSE))
-        whole = sum(s.numel() for s in influence)
-        count = int(self.count + (whole - self.count) * left**3)
-        scores = grouped(influence, self._rows)
-        inside = grouped(tuple(m.float() for m in self.current), self._rows)
-        pairs = zip(scores, inside, strict=True)
-        scores = tuple(s.masked_fill(m == 0, -torch.inf) for s, m in pairs)
-        chosen = top_groups(scores, self._sizes, -1.0, count)
-        return self._take(self._spread(chosen, influence))
+        raise NotImplementedError
+
+    def finish(self, influence: Callable[[], Tensors]) -> Tensors | None:
+        """Return the mask within the budget if a run ends before it has settled; else None."""
+        return None
 
     @property
     def settled(self) -> bool:
         """Tell whether the mask holds no more than the budget allows."""
         return self.current is None or sum(int(m.sum()) for m in self.current) <= self.count
 
-    def due(self, step: int) -> bool:
-        """Tell whether the mask is to be taken anew at a step."""
-        moves = self.spec.selection == "neurons" and self.fixed is None and self.spec.refresh > 0
-        return moves and step % self.spec.refresh == 0
-
-    def _renew(self) -> None:
-        self._take(self._choose())
+    def _rests(self, step: int) -> bool:
+        """Tell whether the mask no longer moves, so that the chosen entries are fitted anew."""
+        return step >= SETTLE * self.spec.steps
 
     def _take(self, mask: Tensors) -> Tensors:
         before = self.current or mask
@@ -176,19 +143,11 @@ class DynamicMask:
             self.first = mask
         return mask
 
-    def _choose(self) -> Tensors:
-        assert self.saliency is not None
-        saliency = self.saliency if self.fixed is None else self.fixed
-        if self.spec.selection == "all":
-            return tuple(torch.ones_like(s, dtype=torch.bool) for s in saliency)
-        xi = self.spec.xi
-        if self.spec.selection == "random":
-            saliency, xi = self._noise(saliency), -torch.inf
+    def _salient(self, saliency: Tensors) -> Tensors:
+        """Mark the concept neurons: groups whose z-score tops xi, the highest first."""
         scores = grouped(saliency, self._rows)
-        if self.spec.selection == "neurons":
-            scores = z_scores(scores, self.spec.pool == "layer")
-        chosen = top_groups(scores, self._sizes, xi, self.count)
-        return self._spread(chosen, saliency)
+        scores = z_scores(scores, self.spec.pool == "layer")
+        return self._spread(top_groups(scores, self._sizes, self.spec.xi, self.count), saliency)
 
     def _spread(self, chosen: Tensors, like: Tensors) -> Tensors:
         """Turn chosen groups of rows into masks of their entries."""
@@ -196,10 +155,6 @@ class DynamicMask:
             c.view(len(c), 1).expand_as(s.reshape(len(c), -1)).reshape(s.shape) if n else c
             for c, s, n in zip(chosen, like, self._rows, strict=True)
         )
-
-    def _noise(self, like: Tensors) -> Tensors:
-        generator = torch.Generator().manual_seed(self.spec.seed)
-        return tuple(torch.rand(s.shape, generator=generator).to(s.device) for s in like)
 
     def mark(self) -> Any:
         """Note where it stands, for `back_to`; its tensors are replaced, never written to."""
@@ -232,3 +187,110 @@ class DynamicMask:
         for i, report in enumerate(self.reports):
             report.counts = kept[f"counts.{i}"].tolist()
             report.drift = kept[f"drift.{i}"].tolist()
+
+
+class BoundedMask(Mask):
+    """The paper's mask: from the start no more than the budget, chosen by a smoothed saliency.
+
+    fixed: a saliency found elsewhere, kept for good; costly: it takes UNet passes, and is asked for
+    only when the mask is taken anew.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[torch.Size],
+        spec: UnlearnSpec,
+        heads: Sequence[int],
+        fixed: Tensors | None = None,
+        costly: bool = False,
+    ) -> None:
+        super().__init__(shapes, spec, heads)
+        self.fixed, self.costly = fixed, costly
+
+    def update(
+        self, step: int, saliency: Callable[[], Tensors], influence: Callable[[], Tensors]
+    ) -> Tensors:
+        """Take this step's saliency into account; choose anew when it is due."""
+        due = self.current is None or self.due(step)
+        if self.current is not None and (self._rests(step) or (self.costly and not due)):
+            return self.current
+        now = saliency()
+        if self.saliency is None:
+            self.saliency = now
+        else:
+            pairs = zip(self.saliency, now, strict=True)
+            self.saliency = tuple(DECAY * old + (1 - DECAY) * new for old, new in pairs)
+        if self.current is None or due:
+            return self._take(self._choose(self.saliency if self.fixed is None else self.fixed))
+        return self.current
+
+    def due(self, step: int) -> bool:
+        """Tell whether the mask is to be taken anew at a step."""
+        moves = self.spec.selection == "neurons" and self.fixed is None and self.spec.refresh > 0
+        return moves and step % self.spec.refresh == 0
+
+    def _choose(self, saliency: Tensors) -> Tensors:
+        if self.spec.selection == "all":
+            return tuple(torch.ones_like(s, dtype=torch.bool) for s in saliency)
+        if self.spec.selection == "neurons":
+            return self._salient(saliency)
+        noise = self._noise(saliency)
+        scores = grouped(noise, self._rows)
+        return self._spread(top_groups(scores, self._sizes, -torch.inf, self.count), noise)
+
+    def _noise(self, like: Tensors) -> Tensors:
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        return tuple(torch.rand(s.shape, generator=generator).to(s.device) for s in like)
+
+
+class ShrinkingMask(Mask):
+    """All entries at first, and fewer and fewer of the most influential, down to the budget.
+
+    From DENSE to SETTLE of the run their number falls along a cubic (arXiv 1710.01878).
+    """
+
+    def update(
+        self, step: int, saliency: Callable[[], Tensors], influence: Callable[[], Tensors]
+    ) -> Tensors:
+        """Drop those whose change has done least, as many as it is time for."""
+        if self.current is None:
+            self.saliency = saliency()
+            self.first = self._salient(self.saliency)  # to tell later how far neurons have moved
+        refresh = self.spec.refresh
+        if self.current is None or self._rests(step) or (refresh and step % refresh == 0):
+            return self.shrink(influence(), step / self.spec.steps)
+        return self.current
+
+    def shrink(self, influence: Tensors, progress: float) -> Tensors:
+        """Keep the most influential of the entries that are left; progress is a fraction 0..1."""
+        if self.current is None or progress < DENSE:
+            ones = tuple(torch.ones_like(s, dtype=torch.bool) for s in influence)
+            return self._take(ones) if self.current is None else self.current
+        if self.settled:
+            return self.current
+        left = 1 - min(1.0, (progress - DENSE) / (SETTLE - DENSE))
+        whole = sum(s.numel() for s in influence)
+        count = int(self.count + (whole - self.count) * left**3)
+        scores = grouped(influence, self._rows)
+        inside = grouped(tuple(m.float() for m in self.current), self._rows)
+        pairs = zip(scores, inside, strict=True)
+        scores = tuple(s.masked_fill(m == 0, -torch.inf) for s, m in pairs)
+        chosen = top_groups(scores, self._sizes, -1.0, count)
+        return self._take(self._spread(chosen, influence))
+
+    def finish(self, influence: Callable[[], Tensors]) -> Tensors | None:
+        """Shrink to the budget at once if the run was too short for it."""
+        return None if self.settled else self.shrink(influence(), 1.0)
+
+
+def mask_for(
+    spec: UnlearnSpec,
+    shapes: Sequence[torch.Size],
+    heads: Sequence[int],
+    fixed: Tensors | None = None,
+    costly: bool = False,
+) -> Mask:
+    """Choose the mask that a spec asks for."""
+    if spec.shrinks:
+        return ShrinkingMask(shapes, spec, heads)
+    return BoundedMask(shapes, spec, heads, fixed, costly)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import DivergenceError, SpecError
 from ..models.precision import quick_products
 from ..spec import UnlearnSpec
-from .mask import SETTLE, DynamicMask, Tensors, overlap, share
+from .mask import Tensors, mask_for, overlap, share
 from .objective import InfluenceScale, cip, csr, exact_product, finite_product, slope
 from .optimiser import SelectiveAdam
 from .saliency import Source
@@ -66,11 +66,12 @@ class Forgetting:
         """Take saliency from a source or a fixed one; by default from the effect's gradient."""
         self.problem, self.spec, self.source = problem, spec, source
         self.optimiser = SelectiveAdam(problem.base, spec.rate)
-        self.mask = DynamicMask([b.shape for b in problem.base], spec, problem.heads, fixed)
+        shapes = [b.shape for b in problem.base]
+        self.mask = mask_for(spec, shapes, problem.heads, fixed, costly=source is not None)
         self.done = 0
         self.steady = True  # False while a step is half taken: then there is nothing to save
         self.standing: Standing | None = None
-        self._influence: InfluenceScale | None = None
+        self.scale: InfluenceScale | None = None  # of |g| at theta_0, for CIP
         self._smooth: tuple[float, float] | None = None
 
     @property
@@ -98,98 +99,85 @@ class Forgetting:
         Whatever ends it early, an interrupt or no memory: as long as the weights have not begun to
         move it is as if the step had not been begun, and `state` is that of the step before.
         """
-        influence, mask = self._influence, self.mask.mark()
+        scale, mask = self.scale, self.mask.mark()
         try:
             with quick_products(self.offset[0].device):
                 return self._step()
         except BaseException:
             if self.steady:
-                self._influence = influence
+                self.scale = scale
                 self.mask.back_to(mask)
             raise
 
     def _step(self) -> Standing:
-        spec, problem, step = self.spec, self.problem, self.done
-        theta = self.optimiser.theta()
-        effect = problem.effect(theta, step)
-        gradient = torch.autograd.grad(effect, theta, create_graph=self.spec.exact_hessian)
-        mask = self._update_mask(theta, tuple(g.detach() for g in gradient), step)
+        """Algorithm 1, one turn of its loop."""
+        spec, problem, adam, step = self.spec, self.problem, self.optimiser, self.done
+        theta = adam.theta()
+        effect = problem.effect(theta, step)  # E
+        gradient = torch.autograd.grad(effect, theta, create_graph=spec.exact_hessian)  # g
+        if self.scale is None:
+            self.scale = InfluenceScale.of(gradient)
+        mask = self.mask.update(step, lambda: self.saliency(theta, gradient, step), adam.influence)
         if spec.objective == "zero":
             return self._zero(mask, step)
-        harm, joint = self._joint(theta, gradient, mask, step)
-        effect = effect.detach()
-        if not all(bool(t.isfinite().all()) for t in (effect, harm, *joint)):
+        total = [g.detach() for g in gradient]
+        if self.penalised:
+            total = added(total, spec.lam, self.penalty_gradient(theta, gradient, mask, step))
+        harm, preserving = self.preservation(theta, step)  # P
+        total = added(total, spec.beta, preserving)
+        effect, harm = effect.detach(), harm.detach()
+        if not all(bool(t.isfinite().all()) for t in (effect, harm, *total)):
             raise DivergenceError(
                 f"the loss is not finite at step {step + 1} of {spec.steps}; "
                 f"lower the rate (now {spec.rate:g}) or lambda"
             )
         self.steady = False
-        self.optimiser.step(joint, mask, decay(step / spec.steps))
+        adam.step(total, mask, decay(step / spec.steps))
         if step + 1 == spec.steps:
             mask = self.keep_to_budget(mask)
         return self._stand(float(effect), float(harm), mask)
 
-    def keep_to_budget(self, mask: Tensors) -> Tensors:
-        """Take back what a run that ends before its mask has settled moved beyond the budget."""
-        if not self.mask.settled:
-            mask = self.mask.shrink(self.optimiser.influence(), 1.0)
-            self.optimiser.revert(mask)
-        return mask
+    def saliency(self, theta: Tensors, gradient: Sequence[Tensor], step: int) -> Tensors:
+        """Return s = |dS/dtheta|: of the effect itself, or of another source if there is one."""
+        if self.source is not None:
+            return self.source(theta, step)
+        return tuple(g.detach().abs() for g in gradient)
 
-    def _update_mask(self, theta: Tensors, gradient: Tensors, step: int) -> Tensors:
-        if self._influence is None:
-            self._influence = InfluenceScale.of(gradient)
-        current, progress = self.mask.current, step / self.spec.steps
-        if self.spec.shrinks:
-            if current is None:
-                self.mask.begin(gradient)
-            refresh = self.spec.refresh
-            if current is None or progress >= SETTLE or (refresh and step % refresh == 0):
-                return self.mask.shrink(self.optimiser.influence(), progress)
-            return current
-        if current is not None and step >= SETTLE * self.spec.steps:
-            return current
-        if self.source is None:
-            return self.mask.update(gradient, step)
-        if current is None or self.mask.due(step):
-            return self.mask.update(self.source(theta, step), step)
-        return current
+    @property
+    def penalised(self) -> bool:
+        """Tell whether the objective has a penalty, CSR or CIP."""
+        return self.spec.objective in ("csr", "cip") and self.spec.lam > 0
 
-    def _joint(
-        self, theta: Tensors, gradient: Sequence[Tensor], mask: Tensors, step: int
-    ) -> tuple[Tensor, Tensors]:
-        """Return harm, and the gradient of effect + beta harm + lambda penalty."""
-        spec, problem = self.spec, self.problem
-        parts: list[tuple[float, Tensors]] = [(1.0, tuple(g.detach() for g in gradient))]
-        if spec.objective in ("csr", "cip") and spec.lam > 0:
-            parts.append((spec.lam, self._penalty_gradient(theta, gradient, mask, step)))
-        with torch.set_grad_enabled(spec.beta > 0):
-            harm = problem.harm(theta, step)
-        if spec.beta > 0:
-            parts.append((spec.beta, torch.autograd.grad(harm, theta)))
-        joint = tuple(
-            sum((weight * part[i] for weight, part in parts[1:]), parts[0][1][i])
-            for i in range(len(theta))
-        )
-        return harm.detach(), joint
-
-    def _penalty_gradient(
+    def penalty_gradient(
         self, theta: Tensors, gradient: Sequence[Tensor], mask: Tensors, step: int
     ) -> Tensors:
-        spec, influence = self.spec, self._influence
-        assert influence is not None
+        """Return dR/dtheta = H w of the penalty R(g), with w = dR/dg and H the Hessian of E."""
+        spec, scale = self.spec, self.scale
+        assert scale is not None
 
         def penalty(g: Tensors) -> Tensor:
-            return (
-                csr(g, mask) if spec.objective == "csr" else cip(g, influence, spec.gamma, spec.tau)
-            )
+            return csr(g, mask) if spec.objective == "csr" else cip(g, scale, spec.gamma, spec.tau)
 
         w = slope(penalty, gradient)
-        if self.spec.exact_hessian:
+        if spec.exact_hessian:
             return exact_product(gradient, theta, w)
         return finite_product(
             lambda here: torch.autograd.grad(self.problem.effect(here, step), here), theta, w
         )
+
+    def preservation(self, theta: Tensors, step: int) -> tuple[Tensor, Tensors]:
+        """Return P, what happens to the rest, and dP/dtheta; none where beta is 0."""
+        with torch.set_grad_enabled(self.spec.beta > 0):
+            harm = self.problem.harm(theta, step)
+        return harm, torch.autograd.grad(harm, theta) if self.spec.beta > 0 else ()
+
+    def keep_to_budget(self, mask: Tensors) -> Tensors:
+        """Take back what a run that ends before its mask has settled moved beyond the budget."""
+        smaller = self.mask.finish(self.optimiser.influence)
+        if smaller is None:
+            return mask
+        self.optimiser.revert(smaller)
+        return smaller
 
     @torch.no_grad()
     def _zero(self, mask: Tensors, step: int) -> Standing:
@@ -218,13 +206,13 @@ class Forgetting:
         kept = {f"optimiser.{k}": v for k, v in self.optimiser.state().items()}
         kept |= {f"mask.{k}": v for k, v in self.mask.state().items()}
         kept["done"] = torch.tensor(self.done)
-        if self._smooth and self._influence and self.standing:
+        if self._smooth and self.scale and self.standing:
             here = self.standing
             kept["smooth"] = torch.tensor(self._smooth, dtype=torch.float64)
             kept["standing"] = torch.tensor(
                 (here.effect, here.harm, here.share, here.overlap), dtype=torch.float64
             )
-            scale = zip(self._influence.mean, self._influence.deviation, strict=True)
+            scale = zip(self.scale.mean, self.scale.deviation, strict=True)
             kept["influence"] = torch.tensor([[float(m), float(d)] for m, d in scale])
         return kept
 
@@ -240,7 +228,7 @@ class Forgetting:
         self._smooth = tuple(kept["smooth"].tolist())
         self.standing = Standing(*kept["standing"].tolist())
         mean, deviation = kept["influence"].to(device).unbind(1)
-        self._influence = InfluenceScale(tuple(mean), tuple(deviation))
+        self.scale = InfluenceScale(tuple(mean), tuple(deviation))
 
     def _check(self, kept: dict[str, Tensor]) -> None:
         """Compare names, types and shapes with what this problem's own state would hold."""
@@ -258,6 +246,11 @@ class Forgetting:
 
 def _below(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
+
+
+def added(total: Sequence[Tensor], weight: float, part: Sequence[Tensor]) -> list[Tensor]:
+    """Return total + weight * part, tensor by tensor; an empty part adds nothing."""
+    return [t + weight * p for t, p in zip(total, part, strict=True)] if part else list(total)
 
 
 def decay(progress: float) -> float:

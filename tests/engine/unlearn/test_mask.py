@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from toys.tiny import tiny_spec
-from trust_engine.unlearn.mask import DynamicMask, grouped, overlap, share, top_groups, z_scores
+from trust_engine.unlearn.mask import (
+    BoundedMask,
+    Mask,
+    ShrinkingMask,
+    grouped,
+    mask_for,
+    overlap,
+    share,
+    top_groups,
+    z_scores,
+)
 
 # Few distinct values, so that ties are common.
 values = st.lists(st.sampled_from([-2.0, 0.0, 0.5, 1.0, 1.5, 3.0]), min_size=1, max_size=12)
@@ -85,21 +97,28 @@ def test_pooled_z_scores_compare_projections() -> None:
     torch.testing.assert_close(flat(together).mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
 
 
-def mask_of(*shapes: tuple[int, ...], heads: int = 1, **changes: object) -> DynamicMask:
-    """Make a mask over tensors of these shapes."""
+def mask_of(*shapes: tuple[int, ...], heads: int = 1, **changes: Any) -> Any:
+    """Make a mask over tensors of these shapes, by default a bounded one of a long run."""
     sizes = [torch.Size(shape) for shape in shapes]
-    return DynamicMask(sizes, tiny_spec(**changes), [heads] * len(sizes))
+    spec = tiny_spec(**{"schedule": "bounded", "steps": 100, **changes})
+    return mask_for(spec, sizes, [heads] * len(sizes))
+
+
+def turn(mask: Mask, step: int, *saliency: Tensor, influence: Tensor | None = None) -> Any:
+    """Take a mask's step; what it does not ask for is not there."""
+    done = () if influence is None else (influence,)
+    return mask.update(step, lambda: tuple(s.abs() for s in saliency), lambda: done)
 
 
 def test_the_mask_follows_the_saliency() -> None:
     """A neuron that stops mattering leaves, one that starts to matter enters, `first` stays."""
     dynamic, old, new = mask_of((9,), budget=0.12), torch.zeros(9), torch.zeros(9)
     old[2], new[6] = -5.0, 5.0
-    assert dynamic.update((old,), 0)[0].nonzero().tolist() == [[2]]
+    assert turn(dynamic, 0, old)[0].nonzero().tolist() == [[2]]
     # Smoothed: one step is not enough.
-    assert dynamic.update((new,), 1)[0].nonzero().tolist() == [[2]]
+    assert turn(dynamic, 1, new)[0].nonzero().tolist() == [[2]]
     for step in range(2, 22):
-        dynamic.update((new,), step)
+        turn(dynamic, step, new)
     assert dynamic.current is not None and dynamic.first is not None
     assert dynamic.current[0].nonzero().tolist() == [[6]]
     assert dynamic.first[0].nonzero().tolist() == [[2]]
@@ -111,7 +130,7 @@ def test_the_mask_follows_the_saliency() -> None:
 def test_the_mask_is_taken_anew_every_so_often(refresh: int, renewals: int) -> None:
     dynamic = mask_of((40,), refresh=refresh)
     for step in range(12):
-        dynamic.update((torch.rand(40),), step)
+        turn(dynamic, step, torch.rand(40))
     assert len(dynamic.reports[0].counts) == renewals
 
 
@@ -120,7 +139,7 @@ def test_rows_and_heads_are_chosen_whole(granularity: str) -> None:
     dynamic = mask_of((8, 5), (8, 3), heads=2, granularity=granularity, budget=0.4, xi=-10.0)
     saliency = torch.rand(8, 5), torch.rand(8, 3)
     saliency[0][4:] += 1
-    first, second = dynamic.update(saliency, 0)
+    first, second = turn(dynamic, 0, *saliency)
     assert 0 < share((first, second)) <= 0.4
     rows = 4 if granularity == "head" else 1
     for mask in (first, second):
@@ -138,18 +157,18 @@ def test_a_random_mask_has_the_budgets_size_and_a_whole_one_everything() -> None
     one, two, other = (
         mask_of((100,), selection="random", budget=0.2, seed=seed) for seed in (0, 0, 1)
     )
-    masks = [m.update((torch.zeros(100),), 0)[0] for m in (one, two, other)]
+    masks = [turn(m, 0, torch.zeros(100))[0] for m in (one, two, other)]
     assert {int(m.sum()) for m in masks} == {20}
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
-    assert share(mask_of((30,), selection="all").update((torch.zeros(30),), 0)) == 1
+    assert share(turn(mask_of((30,), selection="all"), 0, torch.zeros(30))) == 1
 
 
 def test_a_fixed_saliency_decides_alone() -> None:
     fixed = torch.zeros(20)
     fixed[3] = 1.0
-    dynamic = DynamicMask([torch.Size((20,))], tiny_spec(), [1], (fixed,))
+    dynamic = BoundedMask([torch.Size((20,))], tiny_spec(), [1], (fixed,))
     for step in range(3):
-        assert dynamic.update((torch.rand(20),), step)[0].nonzero().tolist() == [[3]]
+        assert turn(dynamic, step, torch.rand(20))[0].nonzero().tolist() == [[3]]
 
 
 def test_a_state_goes_on_where_it_was() -> None:
@@ -157,12 +176,10 @@ def test_a_state_goes_on_where_it_was() -> None:
     torch.manual_seed(0)
     samples = [torch.rand(30) for _ in range(6)]
     for step in range(3):
-        one.update((samples[step],), step)
+        turn(one, step, samples[step])
     two.load(one.state(), torch.device("cpu"))
     for step in range(3, 6):
-        assert torch.equal(
-            one.update((samples[step],), step)[0], two.update((samples[step],), step)[0]
-        )
+        assert torch.equal(turn(one, step, samples[step])[0], turn(two, step, samples[step])[0])
     assert one.reports == two.reports
 
 
@@ -185,3 +202,49 @@ def test_what_a_shrinking_mask_has_dropped_stays_out() -> None:
     end = dynamic.shrink((-rising + 20,), 0.7)[0]
     assert bool((half | ~end).all())
     assert int(end.sum()) == 2
+
+
+def test_the_schedule_decides_which_mask_it_is() -> None:
+    assert isinstance(mask_of((9,)), BoundedMask)
+    assert isinstance(mask_of((9,), schedule="shrinking"), ShrinkingMask)
+    assert isinstance(mask_of((9,), schedule="shrinking", selection="random"), BoundedMask)
+
+
+def test_a_shrinking_mask_notes_what_stood_out_at_first() -> None:
+    mask, standing_out = mask_of((20,), schedule="shrinking", budget=0.1), torch.zeros(20)
+    standing_out[4] = 9.0
+    assert bool(turn(mask, 0, standing_out, influence=torch.zeros(20))[0].all())
+    assert mask.first[0].nonzero().tolist() == [[4]]
+
+
+@pytest.mark.parametrize("schedule", ["bounded", "shrinking"])
+def test_a_mask_rests_after_half_of_the_run(schedule: str) -> None:
+    mask = mask_of((40,), schedule=schedule, budget=0.2, xi=-9.0)
+    for step in range(100):
+        turn(mask, step, torch.rand(40), influence=torch.rand(40))
+        if step == 51:
+            half = mask.current[0].clone()
+    assert torch.equal(mask.current[0], half) and int(half.sum()) == 8
+
+
+def test_a_costly_saliency_is_asked_for_only_when_the_mask_is_taken_anew() -> None:
+    asked: list[int] = []
+    mask = BoundedMask(
+        [torch.Size((9,))], tiny_spec(schedule="bounded", refresh=5, steps=100), [1], costly=True
+    )
+    for step in range(12):
+
+        def saliency(step: int = step) -> tuple[Tensor, ...]:
+            asked.append(step)
+            return (torch.rand(9),)
+
+        mask.update(step, saliency, tuple)
+    assert asked == [0, 5, 10]
+
+
+def test_a_run_that_is_too_short_ends_within_the_budget() -> None:
+    mask = mask_of((20,), schedule="shrinking", budget=0.1)
+    turn(mask, 0, torch.rand(20), influence=torch.zeros(20))
+    ended = mask.finish(lambda: (torch.arange(20.0),))
+    assert ended[0].nonzero().flatten().tolist() == [18, 19]
+    assert mask.finish(lambda: pytest.fail("it has settled")) is None
