@@ -50,7 +50,8 @@ def test_on_off_and_strength(webui: Server, diff: str) -> None:
 
 def test_hires_fix(webui: Server, diff: str) -> None:
     modes = [told["name"] for told in webui.ask("/sdapi/v1/latent-upscale-modes")]
-    hires: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": [*modes, "Lanczos"][0]}
+    upscaler = [*modes, "Lanczos"][0]
+    hires: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler}
     hires["denoising_strength"] = 0.7
     if webui.variable != "A1111_PATH":  # whose own default is refused by its own check
         hires["hr_additional_modules"] = ["Use same choices"]
