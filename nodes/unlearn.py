@@ -8,25 +8,24 @@ from dataclasses import replace
 from typing import Any
 
 from ..trust_engine.diff.weight_diff import WeightDiff
-from ..trust_engine.frontend.wording import some
-from ..trust_engine.models.sampler import SamplerSettings
+from ..trust_engine.frontend.before_after import before_after_sheet
+from ..trust_engine.frontend.run_report import run_report
+from ..trust_engine.frontend.subjects import COUNT, MOST, passes
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from ..trust_engine.unlearn.resolve import followed
-from .charts import side_by_side, stacked, summary_picture, to_image
-from .drawing import decoded, draw
+from .charts import stacked, summary_picture, to_image
 from .host import family_named
-from .inputs import choice, seed, setting, socket
+from .inputs import choice, number, seed, setting, socket
 from .kinds import CATEGORY, CONCEPT, DIFF, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .patching import patched
-from .progress import Bar, sparing
+from .progress import sparing
 from .recall import Prompt, remember
 from .running import Neurons, Ran, for_browser, run_engine
+from .seen import look
 from .settings import EFFORTS, Settings, compose
 
 log = logging.getLogger(__name__)
-SHOWN = 4  # pictures before and after
-DRAWN = SamplerSettings().passes(SHOWN)
 SMALL = 2  # rows of a batch on the second try
 
 
@@ -70,6 +69,9 @@ class TrustUnlearn:
                 "neurons": socket(NEURONS, "From Find Neurons with the same concept, seed and "
                                   "settings: saves recording once more. The diff is the same."),
                 "settings": socket(SETTINGS, "From Unlearn Settings, for everything else."),
+                "pictures": number(COUNT, 0, MOST, 1, "Test pictures at the end, drawn without and "
+                                   "with the diff: the report rests on them. Half of them show "
+                                   "what must stay. 0: none."),
             },
             "hidden": {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"},
         }  # fmt: skip
@@ -88,6 +90,7 @@ class TrustUnlearn:
         vae: Any = None,
         neurons: Neurons | None = None,
         settings: Settings | None = None,
+        pictures: int = COUNT,
         unique_id: str | None = None,
         prompt: Prompt | None = None,
     ) -> dict[str, Any]:
@@ -102,7 +105,7 @@ class TrustUnlearn:
             if small:
                 lent.host.rows = SMALL
             start = neurons if mine is spec else None
-            return lent, run_engine(lent, mine, unique_id, start, 2 * DRAWN if vae else 0)
+            return lent, run_engine(lent, mine, unique_id, start, passes(pictures))
 
         (lent, ran), said = sparing(unique_id, work, f"{SMALL} rows at a time", _advice(spec))
         diff = labelled(ran.run.diff, lent)
@@ -110,13 +113,16 @@ class TrustUnlearn:
         picture = summary_picture(
             f"Unlearned: {spec.name}", ran.curves, followed(spec).steps, ran.run.neurons
         )
-        if vae is not None:
-            picture = stacked([picture, _before_after(lent, after, clip, vae, ran, unique_id)])
+        seen, missed = look(lent, diff, clip, vae, ran, pictures, unique_id)
+        if seen is not None and seen.before is not None:
+            title = "Test pictures: same prompts, same seeds"
+            picture = stacked([picture, before_after_sheet(title, seen)])
         stored = [f"Note: {lent.host.storage}."] if lent.host.storage else []
-        report = _report(spec, ran, diff, [*said, *ran.said, *stored])
+        told = run_report(ran.run, diff, seen, ran.seconds, [*missed, *said, *ran.said, *stored])
+        report = str(told)
         shown = for_browser(ran)
         remember(prompt, unique_id, shown)
-        ui = {"text": [report], "trust_run": [json.dumps(shown)]}
+        ui = {"text": [report], "trust_run": [json.dumps(shown)], "trust_headline": [told.headline]}
         return {"ui": ui, "result": (after, diff, to_image(picture), report)}
 
 
@@ -137,41 +143,3 @@ def _advice(spec: UnlearnSpec) -> str:
     if spec.through_unet:
         return "set `engine` to local and `saliency` to attention, or lower `resolution`"
     return "lower `resolution` in Unlearn Settings, or close other programs that use the GPU"
-
-
-def _before_after(lent: Lent, after: Any, clip: Any, vae: Any, ran: Ran, node: str | None) -> Any:
-    """Draw the concept without and with the diff, same prompts, same seeds."""
-    prompts = list(dict.fromkeys(ran.run.prompts.targets))[:SHOWN]
-    resolution = 8 * lent.model.latent_size[0]
-    pairs, done = [], 0
-    bar = Bar(node, 40)
-
-    def on_step() -> None:
-        nonlocal done
-        done += 1
-        bar.update(done, 40)
-
-    for model in (lent.host.patcher, after):
-        mine = lent if model is not after else lend(after, clip, resolution)
-        mine.host.rows = lent.host.rows
-        latents = draw(mine, prompts, ran.run.spec.seed, on_step)
-        pairs.append(side_by_side(decoded(vae, model, latents)))
-    return stacked(pairs)
-
-
-def _report(spec: UnlearnSpec, ran: Ran, diff: WeightDiff, said: list[str]) -> str:
-    """Say what was done; a run's own figures are no audit, and it says so."""
-    final = ran.run.final.values()
-    effect = sum(here.effect for here in final) / max(1, len(final))
-    harm = sum(here.harm for here in final) / max(1, len(final))
-    where = "the UNet's weights" if spec.robust else "q, k and v"
-    rows = [
-        f"Forgot: {spec.name}",
-        f"Effect left: {effect:.1%} of the start. Change of what must stay: {harm:.1%} of the "
-        "concept's effect. (The run's own figures; TRUST Audit looks at pictures.)",
-        f"Changed {diff.changed:,} entries, {diff.share:.2%} of {where}, in "
-        f"{ran.seconds:.0f} s and {ran.run.passes} UNet passes.",
-        f"Preserved: {some(ran.run.prompts.kept, 12)}.",
-        *said,
-    ]
-    return "\n".join(rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trust_engine.frontend.subjects import passes
 from trust_engine.frontend.wording import some, spelled
 from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.lent import LentModel
@@ -25,7 +26,7 @@ from trust_engine.unlearn.trajectory import POSITIONS
 from .host import Host, current
 from .jobs import Job
 from .speed import correct, known, timed
-from .work import Order, Unlearned, drawing_passes, unlearn
+from .work import Order, Unlearned, unlearn
 
 MB, GB = 2**20, 2**30
 
@@ -118,7 +119,7 @@ class _Counting:
 
 def _expected(run: Unlearning, order: Order, speed: Speed) -> Expected:
     recording, training = expected_seconds(run, speed)
-    drawing = drawing_passes(order.pictures) * speed.one
+    drawing = passes(order.pictures) * speed.one
     return Expected(recording, training, drawing, _memory(run.model, run, order.spec),
                     len(run.prompts.targets) * 2 + len(run.prompts.preserve),
                     run.prompts.kept)  # fmt: skip

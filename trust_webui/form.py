@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trust_engine.errors import OutputError, SpecError
+from trust_engine.frontend.subjects import COUNT
 from trust_engine.io.files import write_atomically
 from trust_engine.phrases import names_in
 from trust_engine.spec import DEFAULTS, ConceptSpec, UnlearnSpec, also_named
@@ -45,7 +46,7 @@ class Form:
     engine: str = DEFAULTS["engine"]
     robust: bool = DEFAULTS["robust"]
     resolution: int = 0
-    pictures: int = 4
+    pictures: int = COUNT
     seed: int = DEFAULTS["seed"]
     rate: float = DEFAULTS["rate"]
     beta: float = DEFAULTS["beta"]

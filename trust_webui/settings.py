@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trust_engine.frontend.subjects import COUNT
 from trust_engine.unlearn.effort import EFFORTS
 
 from . import folders
@@ -30,7 +31,7 @@ def add() -> None:
             "normal", "Effort that the tab begins with", gr.Radio, choices=list(EFFORTS)
         ),
         "trust_pictures": option(
-            4, "Pictures before and after that the tab begins with",
+            COUNT, "Test pictures before and after that the tab begins with",
             gr.Slider, minimum=0, maximum=16, step=2,
         ),
         "trust_strict": option(

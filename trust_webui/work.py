@@ -17,14 +17,15 @@ from torch import Tensor
 
 from trust_engine.diff import Rounding, WeightDiff, save_diff
 from trust_engine.diff.apply import add
-from trust_engine.errors import SpecError
+from trust_engine.errors import SpecError, TrustError
+from trust_engine.frontend.before_after import BeforeAfter, compared, judge_for
 from trust_engine.frontend.charts import chart
 from trust_engine.frontend.pictures import neuron_map
-from trust_engine.frontend.wording import some
+from trust_engine.frontend.run_report import RunReport, run_report
+from trust_engine.frontend.subjects import COUNT, MOST, Subject, draw, passes, subjects
 from trust_engine.models.denoiser import ModuleDenoiser
 from trust_engine.models.lent import LentModel
 from trust_engine.models.parameters import exchanged
-from trust_engine.models.sampler import SamplerSettings, ddim, initial_noise
 from trust_engine.settings import in_range
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.resolve import followed
@@ -36,9 +37,9 @@ from .jobs import Job
 from .lines import one_line
 
 log = logging.getLogger(__name__)
-SEED = 500_000  # pictures shown start apart from the engine's seeds, which are near zero
 SIDE = 384  # pixels of a picture in the gallery
 GRAIN, LARGEST = 64, 2048  # pixels, of the side of a picture
+Asked = tuple[Subject, ...]
 LONGEST_NAME = 200  # characters, of a diff's name; the file's is cut
 
 
@@ -48,12 +49,12 @@ class Order:
 
     spec: UnlearnSpec
     resolution: int = 0
-    pictures: int = 4
+    pictures: int = COUNT
     name: str = ""
 
     def __post_init__(self) -> None:
         check_resolution(self.resolution)
-        in_range("pictures", self.pictures, 0, 16, whole=True)
+        in_range("pictures", self.pictures, 0, MOST, whole=True)
         if not isinstance(self.name, str) or not self.name.isprintable():
             raise SpecError(f"{one_line(repr(self.name), 60)} is no name for a file")
         if len(self.name) > LONGEST_NAME:
@@ -78,12 +79,19 @@ class Unlearned:
     path: Path
     chart: Image.Image
     neurons: Image.Image
-    report: str
+    told: RunReport
     gallery: list[tuple[Image.Image, str]] = field(default_factory=list)
+
+    @property
+    def report(self) -> str:
+        """Return the report, its headline first."""
+        return str(self.told)
 
     def to_dict(self) -> dict[str, Any]:
         """Spell out what the API tells."""
         return {
+            "headline": self.told.headline,
+            "failed": self.told.failed,
             "diff": self.path.relative_to(folders.diffs()).as_posix(),
             "concept": self.spec.name,
             "entries_changed": self.diff.changed,
@@ -103,30 +111,33 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
             job.at("reading prompts")
             lent = host.lend(order.resolution, job.check)
             run = Unlearning(lent, order.spec)
-            _encode_all(lent, run)
+            asked = subjects(order.spec, run.prompts, lent.vocabulary, lent.styles, order.pictures)
+            _encode_all(lent, run, asked)
             host.bring()
             _check_engine(host, order.spec)
-            _follow(host, job, run, order.pictures)
+            _follow(host, job, run, passes(len(asked)))
             diff = run.diff
             path = folders.fresh(folders.diffs(), order.name or order.spec.name)
             save_diff(diff, path)
             log.info("TRUST: %s unlearned, %s written", order.spec.name, path)
-            gallery = before_after(host, job, lent, run, diff, order.pictures)
+            seen, missed = look(host, job, lent, run, diff, asked)
         drawn = neuron_map("Where the concept neurons sit", run.neurons)
         curves = chart(f"Unlearning {order.spec.name}", job.curves, followed(order.spec).steps)
-        report = _report(job, run, diff, path)
-        return Unlearned(order.spec, diff, path, curves, drawn, report, gallery)
+        said = [f"Saved as {path.name}.", *missed, *job.said]
+        told = run_report(run, diff, seen, job.seconds, said)
+        return Unlearned(order.spec, diff, path, curves, drawn, told, shown(seen))
 
     return work
 
 
-def _encode_all(lent: LentModel, run: Unlearning) -> None:
+def _encode_all(lent: LentModel, run: Unlearning, asked: Asked) -> None:
     """Encode while the text encoder may have the GPU; what is encoded is remembered.
 
     It is encoded prompt by prompt, and between two of them the job can be stopped.
     """
     prompts = run.prompts
-    lent.encoder.encode([*prompts.targets, *prompts.anchors, *prompts.preserve, ""])
+    drawn = [subject.prompt for subject in asked]
+    lent.encoder.encode([*prompts.targets, *prompts.anchors, *prompts.preserve, *drawn, ""])
 
 
 def _check_engine(host: Host, spec: UnlearnSpec) -> None:
@@ -138,9 +149,9 @@ def _check_engine(host: Host, spec: UnlearnSpec) -> None:
         )
 
 
-def _follow(host: Host, job: Job, run: Unlearning, pictures: int) -> None:
-    """Iterate a run to its end."""
-    total = run.total + drawing_passes(pictures)
+def _follow(host: Host, job: Job, run: Unlearning, drawing: int) -> None:
+    """Iterate a run to its end; drawing: UNet passes that come after it."""
+    total = run.total + drawing
     curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
     reports = iter(run)
     while True:
@@ -160,36 +171,47 @@ def _note(curves: dict[str, list[tuple[float, float]]], report: StepReport) -> N
         curves[piece].append(here)
 
 
-def drawing_passes(pictures: int) -> int:
-    """Count UNet passes of drawing pictures without and with a diff."""
-    return 2 * SamplerSettings().passes(pictures)
+def look(
+    host: Host, job: Job, lent: LentModel, run: Unlearning, diff: WeightDiff, asked: Asked
+) -> tuple[BeforeAfter | None, list[str]]:
+    """Draw test pictures without and with a saved diff; what keeps us from it is said, no more."""
+    if not asked:
+        return None, []
+    try:
+        return _looked(host, job, lent, run, diff, asked), []
+    except (TrustError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        return None, [f"No test pictures: {one_line(str(error), 200)}. The diff is saved."]
 
 
-def before_after(
-    host: Host, job: Job, lent: LentModel, run: Unlearning, diff: WeightDiff, pictures: int
-) -> list[tuple[Image.Image, str]]:
-    """Draw what is forgotten and what stays, before and after, same seeds, in pairs."""
-    if not pictures:
-        return []
-    count = (pictures + 1) // 2
-    prompts = list(dict.fromkeys(run.prompts.targets))[:count]
-    prompts += list(dict.fromkeys(run.prompts.preserve))[: pictures - len(prompts)]
-    done = [run.total]
-    total = run.total + drawing_passes(pictures)
+def _looked(
+    host: Host, job: Job, lent: LentModel, run: Unlearning, diff: WeightDiff, asked: Asked
+) -> BeforeAfter:
+    judge = judge_for(host.family.unet.name, asked)
+    done, total, drawn = run.total, run.total + passes(len(asked)), []
+    for diffs, stage in ((), "drawing before"), (((diff, 1.0),), "drawing after"):
 
-    def on_step(passes: int, stage: str) -> None:
-        done[0] = min(total, done[0] + passes)
-        job.tick(done[0], total, stage)
+        def on_pass(made: int, stage: str = stage) -> None:
+            nonlocal done
+            done = min(total, done + made)
+            job.tick(done, total, stage)
 
-    drawn = []
-    for diffs, when in ((), "before"), (((diff, 1.0),), "after"):
-        stage = f"drawing {when}"
         host.bring()
         with under(lent.denoiser, diffs):  # type: ignore[arg-type]
-            latents = draw(lent, prompts, run.spec.seed, lambda n, s=stage: on_step(n, s))
-        drawn.append([(image, when) for image in as_images(_decoded(host, job, latents))])
-    pairs = zip(prompts, *drawn, strict=True)
-    return [(image, f"{when}: {p}") for p, *both in pairs for image, when in both]
+            # One by one: that always fits.
+            drawn.append(draw(lent.denoiser, lent.encoder, lent.latent_size, asked, on_pass, 1))
+    return compared(asked, *drawn, judge, lambda latents: _decoded(host, job, latents))
+
+
+def shown(seen: BeforeAfter | None) -> list[tuple[Image.Image, str]]:
+    """Lay test pictures out in pairs, with captions."""
+    if seen is None or seen.before is None or seen.after is None:
+        return []
+    pairs = zip(seen.seen, as_images(seen.before), as_images(seen.after), strict=True)
+    return [
+        (image, f"{when}: {one.subject.prompt}")
+        for one, before, after in pairs
+        for image, when in ((before, "before"), (after, "after"))
+    ]
 
 
 def _decoded(host: Host, job: Job, latents: Tensor) -> Tensor:
@@ -198,23 +220,6 @@ def _decoded(host: Host, job: Job, latents: Tensor) -> Tensor:
     for row in latents:
         job.check()
         made.append(host.decode(row[None]))
-    return torch.cat(made)
-
-
-def draw(
-    lent: LentModel, prompts: Sequence[str], seed: int, on_step: Callable[[int], None]
-) -> Tensor:
-    """Draw one picture a prompt by the engine's sampler; returns latents (b, 4, h, w)."""
-    settings = SamplerSettings()
-    uncond = lent.encoder.encode([""])
-    made = []
-    for i, prompt in enumerate(prompts):  # one by one: that always fits
-        cond = lent.encoder.encode([prompt])
-        x = initial_noise([SEED + seed + i], lent.latent_size)
-        for _, latents in ddim(lent.denoiser, x, cond, uncond, settings):
-            x = latents
-            on_step(settings.passes(1) // settings.steps)
-        made.append(x.float().cpu())
     return torch.cat(made)
 
 
@@ -243,21 +248,3 @@ def as_images(pixels: Tensor) -> list[Image.Image]:
     arrays = ((pixels.movedim(1, -1) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
     images = [Image.fromarray(np.ascontiguousarray(row)) for row in arrays.cpu().numpy()]
     return [image.resize((SIDE, SIDE), Image.LANCZOS) for image in images]
-
-
-def _report(job: Job, run: Unlearning, diff: WeightDiff, path: Path) -> str:
-    """Say what was done; a run's own figures are no audit, and it says so."""
-    final = run.final.values()
-    effect = sum(here.effect for here in final) / max(1, len(final))
-    harm = sum(here.harm for here in final) / max(1, len(final))
-    kept = some(run.prompts.kept)
-    rows = [
-        f"Forgot: {run.spec.name}. Saved as {path.name}.",
-        f"Effect left: {effect:.1%} of the start. Change of what must stay: {harm:.1%} of the "
-        "concept's effect. These are the run's own figures; the audit looks at pictures.",
-        f"Changed {diff.changed:,} entries, {diff.share:.2%} of the weights that it touches, in "
-        f"{job.seconds:.0f} s and {run.passes} UNet passes.",
-        f"Preserved: {kept}.",
-        *job.said,
-    ]
-    return "\n".join(rows)

@@ -87,7 +87,7 @@ def unlearn(part: Part, model: Patcher, whole: bool = False, **changes: Any) -> 
     told = {
         "model": model, "clip": Clip(), "concept": concept(part), "objective": "csr",
         "engine": "local", "effort": "tiny", "budget": 0.05, "robust": False, "seed": 0,
-        "settings": quick(part), "unique_id": "7", **changes,
+        "settings": quick(part), "unique_id": "7", "pictures": 0, **changes,
     }  # fmt: skip
     part("nodes.settings").EFFORTS["tiny"] = STEPS / part("nodes.settings").DEFAULTS["steps"]
     with torch.inference_mode():

@@ -61,4 +61,4 @@ def test_draws_and_unlearns(tmp_path: Path, dtype: str, resident: bool) -> None:
     nearly = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}[dtype]
     assert found["apart"] < found["moved"] * nearly, "dynamic or classic, the diff is the same"
     assert found["back"] == 0 and found["restored"]
-    assert found["report"].startswith("Forgot: gun")
+    assert found["report"].startswith("gun: ")

@@ -41,7 +41,7 @@ def test_unlearns_and_leaves_the_model(server: ComfyServer, baseline: list[str])
     ended = server.run({**drawn(PATCHED), **unlearned(vae=["1", 2])})
     assert ended.status == "success", ended.error
     assert server.pixels(ended, "7") != baseline, "the patched model draws something else"
-    assert "Forgot: gun" in ended.text("11")
+    assert ended.text("11").startswith("gun: ")
     told = json.loads(ended.outputs["11"]["trust_run"][0])
     assert told["curves"] and told["neurons"]
     assert len(server.pictures(ended, "13")) == 1
@@ -58,7 +58,7 @@ def test_runs_only_when_something_changed(server: ComfyServer) -> None:
     both["14"] = node("TrustConcept", words="cat", kind="single")
     both["10"]["inputs"]["and_also"] = ["14", 0]
     told = server.run(both)
-    assert "11" not in told.cached and "Forgot: cat, gun" in told.text("11"), told.error
+    assert "11" not in told.cached and told.text("11").startswith("cat: "), told.error
 
 
 def test_expected_time_is_about_right(server: ComfyServer) -> None:

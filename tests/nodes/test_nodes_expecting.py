@@ -35,7 +35,7 @@ def test_it_is_announced_before_the_first_pass_that_counts(
     part: Part, host: Host, model: Patcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        report = unlearn(part, model, vae=Vae())[3]
+        report = unlearn(part, model, vae=Vae(), pictures=2)[3]
     (line,) = [told.getMessage() for told in caplog.records if "expected" in told.getMessage()]
     assert re.search(r"about \d+ s \(recording \d+ s, training \d+ s, pictures", line)
     assert "MB of recorded states" in line

@@ -72,8 +72,8 @@ def test_a_run_under_dynamic_vram(part: Part, host: Host, dtype: torch.dtype) ->
     host.dynamic = True
     model = fake_model(host, dtype=dtype)
     before = frozen(model)
-    after, diff, _, report = unlearn(part, model, vae=Vae())
-    assert diff.changed and "Forgot: gun" in report
+    after, diff, _, report = unlearn(part, model, vae=Vae(), pictures=2)
+    assert diff.changed and "gun: changed in " in report
     with torch.inference_mode():
         import comfy.model_management as mm
 

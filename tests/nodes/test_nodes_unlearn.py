@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_gives_a_patched_clone_and_leaves_the_model(part: Part, host: Host, mode
     assert diff.provenance["base"] == weights(model).fingerprint()
     assert diff.provenance["prediction"] == "eps" and 0 < diff.share <= 0.05
     assert image.shape[0] == 1 and image.shape[-1] == 3 and 0 <= image.min() <= image.max() <= 1
-    assert "Forgot: gun" in report and "Preserved: cat." in report
+    assert "no test pictures were drawn" in report and "Preserved: cat." in report
     assert frozen(model) == before
 
 
@@ -139,8 +140,39 @@ def test_private_copy_for_gradients(part: Part, host: Host, model: Patcher, chan
 
 
 def test_vae_adds_before_and_after(part: Part, host: Host, model: Patcher) -> None:
-    plain, shown = unlearn(part, model)[2], unlearn(part, model, vae=Vae())[2]
+    plain, shown = unlearn(part, model)[2], unlearn(part, model, vae=Vae(), pictures=2)[2]
     assert shown.shape[1] > plain.shape[1]
+
+
+def test_the_report_begins_with_what_was_seen(part: Part, host: Host, model: Patcher) -> None:
+    """With a VAE and without one; the passes it costs are counted apart, and made."""
+    before = frozen(model)
+    for vae, drawn in ((None, 2), (Vae(), 2)):
+        host.passes = 0
+        unlearn(part, model, vae=vae)
+        alone, host.passes = host.passes, 0
+        told = unlearn(part, model, True, vae=vae, pictures=drawn)
+        report = told["result"][3]
+        assert re.match(r"gun: changed in [01] of 1 test pictures; cat ", report)
+        assert told["ui"]["trust_headline"] == [report.splitlines()[0]]
+        assert "and 96 more for the test pictures" in report and host.passes > alone
+    assert not model.patches
+    with torch.inference_mode():  # the host takes patches off when it loads another MODEL
+        import comfy.model_management as mm
+
+        mm.load_models_gpu([model])
+    assert frozen(model) == before
+
+
+def test_pictures_that_cannot_be_drawn_lose_no_run(
+    part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(part("nodes.seen"), "draw", full)
+    _, diff, _, report = unlearn(part, model, pictures=2)
+    assert diff.changed and "No test pictures: out of memory (CUDA out of memory)." in report
 
 
 def test_several_concepts(part: Part, host: Host, model: Patcher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..audit.judges.base import DemoJudge, Judge, check_judge
 from ..audit.judges.clip import ClipJudge
 from ..audit.topic import COMMON
 from ..demo.judge import load_judge
+from ..errors import ModelError
 from .pictures import contact_sheet
 from .subjects import Subject, passes
 from .wording import some
@@ -221,8 +223,11 @@ def judge_for(
         return None
     if wanted == "auto":
         place = local_clip()
-        wanted = "demo" if family == "demo" else f"clip:{place}" if place else "none"
-        return judge_for(family, asked, wanted, device)
+        if family == "demo":
+            return judge_for(family, asked, "demo", device)
+        with contextlib.suppress(ModelError):  # one that cannot be read is none at hand
+            return judge_for(family, asked, f"clip:{place}" if place else "none", device)
+        return None
     check_judge(wanted)
     if wanted == "demo":
         return DemoJudge(load_judge())

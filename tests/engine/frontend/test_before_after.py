@@ -272,8 +272,9 @@ def test_who_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert before_after.local_clip() is None
         (folder / name).write_text("broken")
     assert before_after.local_clip() == folder
+    assert judge_for("sd1", one) is None, "one that cannot be read is none"
     with pytest.raises(ModelError, match="cannot be read as CLIP"):
-        judge_for("sd1", one)
+        judge_for("sd1", one, f"clip:{folder}")
 
 
 def test_gone_is_one_rule() -> None:
