@@ -90,6 +90,7 @@ def check(host: Host, done: Applied) -> None:
     """Raise DiffError unless all diffs go on the loaded checkpoint; collect warnings."""
     shapes, strict = host.shapes, bool(getattr(shared.opts, "trust_strict", False))
     done.warnings.clear()
+    host.check_unpacked()
     for part in done.parts:
         check_family(part.diff, shapes, part.name)
     for part in done.parts:

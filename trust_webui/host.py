@@ -199,11 +199,19 @@ class Host(ABC):
         )
         return LentModel(denoiser, encoder, size, things, styles)
 
+    def check_unpacked(self) -> None:
+        """Raise ModelError for packed weights: no diff could be read back from them."""
+        for name, weight in self.unet.named_parameters():
+            if _packed(weight):
+                raise ModelError(
+                    f"{HERE} is packed into NF4 or GGUF ({name}), where no diff can be read back; "
+                    "choose Diffusion in Low Bits: Automatic and load the float16 version"
+                )
+
     def check_precision(self) -> None:
         """Raise ModelError for weights that are stored in fewer than 16 bits, or packed."""
         for name, weight in self.unet.named_parameters():
-            packed = hasattr(weight, "gguf_cls") or hasattr(weight, "bnb_quantized")
-            if packed or weight.dtype.itemsize < 2 or not weight.is_floating_point():
+            if _packed(weight) or weight.dtype.itemsize < 2 or not weight.is_floating_point():
                 raise ModelError(
                     f"{HERE} is held in low precision ({name}: {weight.dtype}); switch FP8, NF4 "
                     "or GGUF off (Forge: Diffusion in Low Bits: Automatic) and load the float16 "
@@ -270,6 +278,10 @@ def _kept(owner: Any, names: Sequence[str]) -> Iterator[None]:
                     delattr(owner, name)
             else:
                 setattr(owner, name, value)
+
+
+def _packed(weight: Any) -> bool:
+    return hasattr(weight, "gguf_cls") or hasattr(weight, "bnb_quantized")
 
 
 def _same(name: str) -> str:

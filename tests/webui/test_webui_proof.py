@@ -170,6 +170,19 @@ def test_a_unet_that_draws_in_its_place_is_refused(tmp_path: Path) -> None:
         draw(fake, *GUN)
 
 
+@pytest.mark.parametrize("how", ["gguf_cls", "bnb_quantized"])
+def test_packed_weights_are_refused(how: str, tmp_path: Path) -> None:
+    """Their shapes and values are not the weight's; a diff for another model is not the reason."""
+    fake, _entered = inside(FakeForge(), tmp_path)
+    layer = fake.unet.get_submodule(KEY)
+    with torch.inference_mode():
+        packed = torch.zeros(7, dtype=torch.uint8)
+        layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    setattr(layer.weight, how, True)
+    with pytest.raises(DiffError, match="NF4 or GGUF.*Automatic"):
+        draw(fake, *GUN)
+
+
 @pytest.mark.parametrize("online", [False, True])
 @pytest.mark.parametrize("make", [FakeForge, FakeNeo])
 def test_a_lora_at_each_use_beside_it(make: Any, online: bool, tmp_path: Path) -> None:
@@ -212,4 +225,3 @@ def test_diffs_that_undo_each_other(tmp_path: Path) -> None:
     (picture,), _, runner = draw(fake, *GUN, "back.safetensors", 1.0)
     assert runner.swallowed == []
     torch.testing.assert_close(picture, draw(fake)[0][0], atol=1e-4, rtol=1e-4)
-    assert KEY
