@@ -13,10 +13,13 @@ onUiTabChange(() => {
   }, 200);
 });
 
-// The demo model that the tab has just laid out is chosen as a click on its card would choose it.
+// The demo model that the tab has just laid out is chosen as a click on its card would choose it,
+// once the host's list of checkpoints has been asked for anew: it is not in the page's yet.
 onUiUpdate(() => {
   const laid = gradioApp().querySelector("#trust_demo_laid:not([data-seen])");
   if (!laid || typeof selectCheckpoint !== "function") return;
   laid.dataset.seen = "yes";
-  selectCheckpoint(laid.dataset.checkpoint);
+  const refresh = "#refresh_sd_model_checkpoint, #forge_refresh_checkpoint";
+  gradioApp().querySelector(refresh)?.click();
+  setTimeout(() => selectCheckpoint(laid.dataset.checkpoint), 1500);
 });

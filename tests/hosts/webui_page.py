@@ -37,6 +37,8 @@ def get_demo(page: Any) -> None:
             field => field.value.includes("emoji-world"))""",
         arg=chosen,
     )
+    page.wait_for_timeout(2000)
+    go(page, "txt2img")  # the tab looks at the checkpoint anew when it is opened
 
 
 def go(page: Any, name: str) -> None:

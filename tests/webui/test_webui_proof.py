@@ -179,7 +179,7 @@ def test_packed_weights_are_refused(how: str, tmp_path: Path) -> None:
         packed = torch.zeros(7, dtype=torch.uint8)
         layer.weight = torch.nn.Parameter(packed, requires_grad=False)
     setattr(layer.weight, how, True)
-    with pytest.raises(DiffError, match="NF4 or GGUF.*Automatic"):
+    with pytest.raises(DiffError, match=r"NF4 or GGUF.*Automatic"):
         draw(fake, *GUN)
 
 
