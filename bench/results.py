@@ -50,6 +50,8 @@ ATTACKS = {
 }  # fmt: skip
 SUMMARY = ("gun", "bomb")
 """The things of the table that sums up; styles and pairs have tables of their own."""
+SHORT = ("trust", "trust-robust", "uce", "esd-x", "salun")
+"""The methods of the README's table."""
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -189,6 +191,16 @@ def summary() -> str:
     return markdown(heads, rows)
 
 
+def short() -> str:
+    """Write the summary's first rows and columns, for the README."""
+    heads, ruler, *rows = [line.strip("| ").split(" | ") for line in summary().splitlines()]
+    del ruler
+    columns = [0, 2, 3, 4, 5, 7, 8]
+    wanted = [METHODS[name].title for name in SHORT]
+    shown = [[row[i] for i in columns] for row in rows if row[0] in wanted]
+    return markdown([heads[i] for i in columns], shown)
+
+
 def stacked() -> str:
     """Write the cells of bench.stacked."""
     cells = json.loads((FIGURES / "stacked.json").read_text("utf-8"))["cells"]
@@ -217,7 +229,7 @@ def of_kind(concepts: Mapping[str, Any], kind: str) -> list[str]:
 def makers() -> dict[str, Callable[[], str]]:
     """Return what writes each table, by its name."""
     kinds = ("single", "combination", "conditional", "style")
-    made: dict[str, Callable[[], str]] = {"summary": summary, "several": stacked}
+    made: dict[str, Callable[[], str]] = {"summary": summary, "short": short, "several": stacked}
     for title, concepts in (("kinds", CONCEPTS), ("held out", HELD_OUT)):
         for kind in kinds:
             made[f"{title}: {kind}"] = lambda c=concepts, k=kind: engine(of_kind(c, k))  # type: ignore[misc]
