@@ -50,7 +50,7 @@ def expect(lent: Lent, run: Unlearning, drawing: int) -> Expected:
     spec = run.spec
     speed = measured(lent, spec)
     recording, training = expected_seconds(run, speed)
-    if run.resume is not None:  # it goes on from a recording
+    if run.resume is not None and run.resume.recording.over:
         recording = 0.0
     return Expected(recording, training, drawing * speed.one, spec.stop_effect > 0)
 

@@ -94,7 +94,7 @@ class TrustFindNeurons:
         shown = {**for_browser(ran), "curves": {}}
         remember(prompt, unique_id, shown)
         ui = {"text": said, "trust_run": [json.dumps(shown)]}
-        return {"ui": ui, "result": (found_by(ran), to_image(picture))}
+        return {"ui": ui, "result": (found_by(ran, lent), to_image(picture))}
 
 
 def _attention(

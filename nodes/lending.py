@@ -10,6 +10,7 @@ import torch
 from ..trust_engine.demo.vocabulary import OBJECTS, STYLES
 from ..trust_engine.errors import ModelError
 from ..trust_engine.models import everyday
+from ..trust_engine.models.identity import probe
 from ..trust_engine.models.lent import LentModel
 from .host import HostDenoiser, See, family_named, latent_side
 from .text import HostEncoder
@@ -46,7 +47,12 @@ def lend(
 
         denoiser = private_denoiser(model)
     things, styles = words_of(host.weights)
-    return Lent(LentModel(denoiser, encoder, (side, side), things, styles), host, encoder)
+    # What the model predicts hangs on more than weights: on patches, wrappers, other nodes' hooks.
+    lent = LentModel(
+        denoiser, encoder, (side, side), things, styles,
+        more=lambda cond: probe(host, cond, (side, side)),
+    )  # fmt: skip
+    return Lent(lent, host, encoder)
 
 
 def check_clip(clip: Any, weights: Weights) -> None:

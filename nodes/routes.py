@@ -12,13 +12,14 @@ from ..trust_engine.diff.file import audit_mismatch
 from ..trust_engine.errors import TrustError
 from .folders import found
 from .recall import recalled
+from .runs import change
 
 log = logging.getLogger(__name__)
-LABEL, RUN = "/trust/label", "/trust/run"
+LABEL, RUN, RUNS = "/trust/label", "/trust/run", "/trust/runs"
 
 
 def register() -> None:
-    """Answer GET /trust/label?name=FILE and /trust/run?prompt=ID&node=ID, if there is a server."""
+    """Answer GET /trust/label and /trust/run, and POST /trust/runs, if there is a server."""
     try:
         from aiohttp import web
         from server import PromptServer
@@ -33,6 +34,13 @@ def register() -> None:
         name = request.rel_url.query.get("name", "")
         loop = asyncio.get_running_loop()
         told = await loop.run_in_executor(None, label_of, name)
+        return web.json_response(told)
+
+    @routes.post(RUNS)
+    async def kept(request: Any) -> Any:
+        asked = await request.json()
+        loop = asyncio.get_running_loop()
+        told = await loop.run_in_executor(None, change, asked if isinstance(asked, dict) else {})
         return web.json_response(told)
 
     @routes.get(RUN)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..trust_engine.errors import SpecError
+from ..trust_engine.models.identity import model_identity, probe
 from ..trust_engine.spec import UnlearnSpec
+from ..trust_engine.unlearn.keeping import Keeping
 from ..trust_engine.unlearn.resolve import followed
 from ..trust_engine.unlearn.run import StepReport, Unlearning
 from ..trust_engine.unlearn.state import RunState
@@ -19,6 +20,7 @@ from .drawing import previewed
 from .expecting import Stopwatch, expect, needs
 from .lending import Lent
 from .progress import Bar, tell
+from .runs import store
 
 log = logging.getLogger(__name__)
 SHOWN = 60  # points of a finished curve in the browser
@@ -38,45 +40,80 @@ class Ran:
 
 @dataclass(frozen=True)
 class Neurons:
-    """What Find Neurons found: the recording, and which entries stand out at the start."""
+    """What Find Neurons found: the recording, which entries stand out, and in what model."""
 
     state: RunState
     spec: UnlearnSpec
     found: Mapping[str, Mapping[str, Any]]
+    model: str
 
 
 def run_engine(
-    lent: Lent, spec: UnlearnSpec, node: str | None, start: Neurons | None, drawing: int = 0
+    lent: Lent,
+    spec: UnlearnSpec,
+    node: str | None,
+    start: Neurons | None,
+    drawing: int = 0,
+    keep: bool = False,
 ) -> Ran:
     """Iterate a run to its end; the host's interrupt ends it at the next report.
 
-    drawing: UNet passes of one sample that the node will make after it.
+    drawing: UNet passes of one sample that the node will make after it; keep: keep the run on disk
+    while it works, and go on with one that was kept.
     """
-    resume = None if start is None else _taken_up(start, spec)
-    run = Unlearning(lent.model, spec, resume)
-    ran, curves, fresh = Ran(run), defaultdict(list), []
-    bar, watch = Bar(node, run.total), Stopwatch(lent, spec)
-    expected = _announced(lent, run, bar, ran, drawing)
-    for report in run:
-        watch.see(report)
-        if report.standing is not None:
-            piece = report.stage.removeprefix("unlearning ")
-            here = (round(report.standing.effect, 4), round(report.standing.harm, 4))
-            curves[piece].append(here)
-            fresh.append([piece, len(curves[piece]) - 1, *here])
-        picture = None
-        if bar.due:
-            picture = _picture(lent, spec, report, curves)
-            left = bar.remaining(report.done, report.total, expected)
-            bar.tell(kind="run", stage=report.stage, done=report.done, total=report.total,
-                     left=round(left), steps=followed(spec).steps, points=fresh,
-                     neurons=shares(run.neurons))  # fmt: skip
-            fresh = []
-        bar.update(report.done, report.total, picture)
-    watch.remember()
-    ran.curves, ran.seconds = dict(curves), time.monotonic() - bar.started
+    run = Unlearning(lent.model, spec)
+    if start is not None:
+        run.resume = _taken_up(start, spec, lent, run)
+    ran, curves = Ran(run), run.curves
+    said = Saying(node, ran)
+    with Keeping(run, store() if keep else None, say=said) as kept:
+        bar, watch = Bar(node, run.total), Stopwatch(lent, spec)
+        expected = 0.0 if kept.recalled else _announced(lent, run, bar, ran, drawing)
+        sent: dict[str, int] = {}
+        for report in kept:
+            watch.see(report)
+            picture = None
+            if bar.due:
+                picture = _picture(lent, spec, report, curves)
+                left = bar.remaining(report.done, report.total, expected)
+                bar.tell(kind="run", stage=report.stage, done=report.done, total=report.total,
+                         left=round(left), steps=followed(spec).steps, points=_fresh(curves, sent),
+                         neurons=shares(run.neurons))  # fmt: skip
+            bar.update(report.done, report.total, picture)
+    if not kept.said:  # it took its whole time here
+        watch.remember()
+    ran.curves = {piece: [_rounded(here) for here in curve] for piece, curve in curves.items()}
+    ran.seconds = time.monotonic() - bar.started
     tell(node, kind="finished", concept=spec.name, seconds=round(ran.seconds))
     return ran
+
+
+@dataclass
+class Saying:
+    """What keeping a run has to say goes to the log, the browser and the report."""
+
+    node: str | None
+    ran: Ran
+
+    def __call__(self, text: str) -> None:
+        log.info("%s", text)
+        tell(self.node, kind="notice", text=text)
+        self.ran.said.append(f"{text[0].upper()}{text[1:]}.")
+
+
+def _rounded(here: tuple[float, float]) -> tuple[float, float]:
+    return round(here[0], 4), round(here[1], 4)
+
+
+def _fresh(
+    curves: Mapping[str, list[tuple[float, float]]], sent: dict[str, int]
+) -> list[list[Any]]:
+    """Return the points that the browser has not been sent: [piece, step, effect, harm]."""
+    fresh = []
+    for piece, curve in curves.items():
+        fresh += [[piece, i, *_rounded(curve[i])] for i in range(sent.get(piece, 0), len(curve))]
+        sent[piece] = len(curve)
+    return fresh
 
 
 def _announced(lent: Lent, run: Unlearning, bar: Bar, ran: Ran, drawing: int) -> float:
@@ -100,7 +137,7 @@ def _picture(lent: Lent, spec: UnlearnSpec, report: StepReport, curves: Any) -> 
     return chart(f"Unlearning {spec.name}", curves, followed(spec).steps)
 
 
-def _taken_up(start: Neurons, spec: UnlearnSpec) -> RunState:
+def _taken_up(start: Neurons, spec: UnlearnSpec, lent: Lent, run: Unlearning) -> RunState:
     """Go on from a recording; raises SpecError when it was made for something else."""
     for name in RECORDED:
         if getattr(start.spec, name) != getattr(spec, name):
@@ -108,16 +145,30 @@ def _taken_up(start: Neurons, spec: UnlearnSpec) -> RunState:
                 f"the neurons were found with other {name}; give Find Neurons and Unlearn the same "
                 "concept, seed and settings, or disconnect `neurons`"
             )
+    if start.model != recorded_with(lent, run):
+        raise SpecError(
+            "the neurons were found in another model; give Find Neurons and Unlearn the same MODEL "
+            "and CLIP, or disconnect `neurons`"
+        )
     state = start.state
     return replace(
-        state, spec=spec.to_json(), offsets={}, neurons={}, final={}, piece="", forgetting={},
-        passes=state.recording.passes, backward=0,
+        state, spec=spec.to_json(), base=run.identity, offsets={}, neurons={}, final={}, piece="",
+        forgetting={}, curves={}, passes=state.recording.passes, backward=0,
     )  # fmt: skip
 
 
-def found_by(ran: Ran) -> Neurons:
+def recorded_with(lent: Lent, run: Unlearning) -> str:
+    """Hash what a recording hangs on: the host's model, whatever copy of it is trained."""
+    cond, uncond = run.encoded
+    size = lent.model.latent_size
+    more = probe(lent.host, cond, size)
+    return model_identity(lent.host, size, run.prompts.targets, cond, uncond, more)
+
+
+def found_by(ran: Ran, lent: Lent) -> Neurons:
     """Keep a run's recording and first neurons."""
-    return Neurons(ran.run.state, ran.run.spec, dict(ran.run.neurons))
+    model = recorded_with(lent, ran.run)
+    return Neurons(ran.run.state, ran.run.spec, dict(ran.run.neurons), model)
 
 
 def shares(neurons: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

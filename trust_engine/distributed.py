@@ -10,13 +10,18 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from .errors import SpecError
+
 Value = TypeVar("Value")
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MEETING = timedelta(minutes=1)  # to find one another
+WORD_AFTER, LATER = 3.0, 10.0  # seconds without the others: process 0 says it first
 PATIENCE = timedelta(days=7)  # process 0 may work alone for as long as a job takes
 
 
@@ -106,21 +111,23 @@ ALONE = Team()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Team]:
+def joined(say: Callable[[str], None] | None = None) -> Iterator[Team]:
     """Join the processes that this one was launched with, for one job; alone if with none.
 
     An error of one process is raised in all of them, where they next meet. Only process 0 prints.
+    say: is told what is waited for; raises SpecError when the others are not there in a minute.
     """
-    if any(name not in os.environ for name in LAUNCHED) or os.environ["WORLD_SIZE"] == "1":
+    told = {name: os.environ.get(name, "").strip() for name in LAUNCHED}
+    if not all(told.values()) or told["WORLD_SIZE"] == "1":
         yield ALONE
         return
     import torch
     import torch.distributed as dist
 
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    _meet(told, say or (lambda text: None))
     team = Team(dist.get_rank(), dist.get_world_size())
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
     try:
         with contextlib.ExitStack() as stack:
             if not team.first:
@@ -129,3 +136,31 @@ def joined() -> Iterator[Team]:
             yield team
     finally:
         dist.destroy_process_group()
+
+
+def _meet(told: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Form the group, or raise SpecError: variables that an old job left lead nowhere."""
+    import torch.distributed as dist
+
+    size, rank = told["WORLD_SIZE"], told["RANK"]
+    where = f"{told['MASTER_ADDR']}:{told['MASTER_PORT']}"
+    remedy = f"start all of them, or unset {', '.join(LAUNCHED)} to work alone"
+    numbers = size.isdecimal() and rank.isdecimal() and told["MASTER_PORT"].isdecimal()
+    if not numbers or not int(rank) < int(size):
+        raise SpecError(f"RANK is {rank!r} and WORLD_SIZE {size!r} at {where}; {remedy}")
+    waiting = f"waiting up to a minute for {int(size) - 1} other processes at {where}; {remedy}"
+    timer = threading.Timer(WORD_AFTER if rank == "0" else LATER, say, [waiting])
+    timer.daemon = True
+    timer.start()
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=MEETING))
+        store.set_timeout(PATIENCE)
+        dist.init_process_group(
+            "gloo", store=store, rank=number, world_size=count, timeout=PATIENCE
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SpecError(
+            f"{int(size) - 1} other processes did not come to {where} within a minute; {remedy}"
+        ) from error
+    finally:
+        timer.cancel()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from ..diff import fingerprint
 from ..errors import OutputError
 from ..io.files import write_atomically
+from ..models.identity import Digest, engine_identity, modules_of
 from .check import Cell, Outcome
 from .context import Picture, Studio
+from .probes import core_shots
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class State:
@@ -30,7 +32,7 @@ class State:
         """Return a finished cell and its seconds; None when it is missing, stale or damaged."""
         try:
             data = json.loads(self._path(cell).read_text("utf-8"))
-            if data["key"] != self._key(cell):
+            if data["key"] != self._key(cell) or data.pop("sha256") != _sha256(data):
                 return None
             pictures = {
                 row: [Picture(**picture) for picture in listed]
@@ -50,6 +52,7 @@ class State:
             "extra": outcome.extra,
             "pictures": {k: [p.to_dict() for p in v] for k, v in outcome.pictures.items()},
         }
+        data["sha256"] = _sha256(data)
         write_atomically(self._path(cell), json.dumps(data).encode())
 
     def _key(self, cell: Cell) -> str:
@@ -57,16 +60,31 @@ class State:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def _path(self, cell: Cell) -> Path:
-        return self.folder / f"{cell.name}.json"
+        # By what it depends on, too: audits that share a folder leave each other's cells alone.
+        return self.folder / f"{cell.name}-{self._key(cell)[:12]}.json"
+
+
+def _sha256(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def identity(studio: Studio) -> str:
-    """Hash what all cells depend on: both models, judge, topic, seed."""
-    digest = hashlib.sha256(fingerprint(studio.models["untouched"].denoiser).encode())
-    for name, weight in sorted(getattr(studio.models["edited"].denoiser, "overrides", {}).items()):
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(weight.float().cpu().contiguous().numpy().tobytes())
+    """Hash what all cells depend on: both models whole, judge, eyes, topic, sampler, seed."""
+    plain, edited = studio.models["untouched"], studio.models["edited"]
     about: list[Any] = [studio.topic.to_dict(), studio.judge.name, studio.seed]
     about += [studio.images, studio.aligner.name if studio.aligner else None, [*studio.eyes]]
-    digest.update(json.dumps(about, sort_keys=True).encode())
-    return digest.hexdigest()
+    about += [dataclasses.asdict(studio.settings), plain.latent_size, engine_identity()]
+    digest = Digest().text(json.dumps(about, sort_keys=True)).schedule(plain.denoiser.schedule)
+    overrides = getattr(edited.denoiser, "overrides", {})
+    for name, weight in sorted(overrides.items()):
+        digest.tensor(name, weight)
+    named = {"UNet": plain.denoiser.module, "encoder": plain.encoder, "decoder": plain.decoder}
+    lookers = {"judge": studio.judge, "aligner": studio.aligner, **studio.eyes}
+    for name, thing in {**named, **lookers}.items():
+        for part, module in modules_of(thing):
+            digest.module(f"{name} {part}", module)
+    # An encoder counts by what it makes of the audit's prompts, whatever it is made of.
+    listed = core_shots(studio.topic, studio.images, studio.seed)
+    prompts = [shot.prompt for shot in (*listed.target, *listed.synonyms, *listed.others)]
+    asked = [*dict.fromkeys(prompts), *studio.topic.synonyms, ""]
+    return digest.conditioning("prompts", plain.encoder.encode(asked)).hex()

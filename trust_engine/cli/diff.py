@@ -37,7 +37,7 @@ def add_diff(commands: Any) -> None:
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     _action(actions, "info", _info, "show what a diff is: concept, base, audit", "file", "json")
-    _action(actions, "verify", _verify, "check a diff, and whether it fits a model",
+    _action(actions, "verify", _verify, "check a diff, and whether a model has its q, k, v",
             "file", "model?", "strict")  # fmt: skip
     _action(actions, "apply", _apply, "write a model file with diffs in it",
             "files", "model", "strict", "out")  # fmt: skip
@@ -105,12 +105,27 @@ def _verify(args: argparse.Namespace) -> None:
     from ..diff import load_diff, payload_sha256
     from ..diff.base import open_base
 
-    diff = load_diff(args.file)
+    diff, compared = load_diff(args.file), ""
     if args.model:
         with open_base(_source(args.model)) as base:
-            _warn(base.check([(diff, 1.0)], [str(args.file)], args.strict))
-    fits = f", fits {args.model}" if args.model else ""
-    print(f"{args.file}: sound{fits}, sha256 {payload_sha256(diff)}")
+            warnings = base.check([(diff, 1.0)], [str(args.file)], args.strict)
+        _warn(warnings)
+        compared = _compared(diff, args.model, exact=not warnings)
+    print(f"{args.file}: sound, sha256 {payload_sha256(diff)}{compared}")
+
+
+def _compared(diff: WeightDiff, model: str, exact: bool) -> str:
+    """Say what of a model was compared with what a diff records, and what was not."""
+    from ..models.keys import projection_of
+
+    found = "the very ones" if exact else "not the ones"
+    others = sum(projection_of(key) is None for key in diff.offsets)
+    more = f", of which it changes {others:,}" if others else ""
+    return (
+        f"\n{model}: has every weight that the diff changes; its cross-attention q, k and v are "
+        f"{found} that it was made from. Not compared, for a diff does not record them: the UNet's "
+        f"other weights{more}, text encoder, VAE"
+    )
 
 
 def _apply(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
-from ..distributed import joined
+from ..distributed import ALONE, Team, joined
 from ..errors import DivergenceError, OutputError, SpecError, TrustError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs
@@ -54,36 +54,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 2 for what the user can mend, 130 when interrupted."""
     try:
         with console():
-            return _main(arguments)
-    except OutputError as error:
+            args = build_parser().parse_args(arguments)
+            shared = args.run in (_unlearn, run_audit)
+            with joined(say) if shared else contextlib.nullcontext(ALONE) as team:
+                return _run(args, team)
+    except TrustError as error:  # such as of processes that did not find one another
         print(f"trust_engine: {one_line(error)}", file=sys.stderr)
         return 2
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    with joined() as team:
-        args = build_parser().parse_args(arguments)
-        args.team = team
-        code = 0
-        try:
-            if team.first or args.run in (_unlearn, run_audit):
-                args.run(args)
-            team.gather(None)  # what the others still do may fail
-        except TrustError as error:
-            team.tell(error)
-            print(f"trust_engine: {one_line(error)}", file=sys.stderr)
-            code = 2
-        except ModuleNotFoundError as error:
-            said = missing(error)
-            if said is None:
-                raise
-            team.tell(error)
-            print(f"trust_engine: {said}", file=sys.stderr)
-            code = 2
-        except KeyboardInterrupt:
-            print("\ntrust_engine: stopped; no half-written file is left", file=sys.stderr)
-            return 130
-        team.leave(code)
+def _run(args: argparse.Namespace, team: Team) -> int:
+    args.team = team
+    code = 0
+    try:
+        args.run(args)
+        team.gather(None)  # what the others still do may fail
+    except TrustError as error:
+        team.tell(error)
+        print(f"trust_engine: {one_line(error)}", file=sys.stderr)
+        code = 2
+    except ModuleNotFoundError as error:
+        said = missing(error)
+        if said is None:
+            raise
+        team.tell(error)
+        print(f"trust_engine: {said}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("\ntrust_engine: stopped; no half-written file is left", file=sys.stderr)
+        return 130
+    team.leave(code)
     return code
 
 

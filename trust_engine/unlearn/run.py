@@ -281,6 +281,12 @@ class Unlearning:
         place = device_of(self.model.denoiser).type
         return run_key(self.spec.to_json(), self.identity, place)
 
+    @property
+    def encoded(self) -> tuple[Conditioning, Conditioning]:
+        """Return the encoded prompts, in the order of targets, anchors and preserved, and ""."""
+        with torch.inference_mode(False):
+            return self._encode()
+
     def _encode(self) -> tuple[Conditioning, Conditioning]:
         if self._encoded is None:
             self._encoded = _encode(self.model, self._all_prompts()), _encode(self.model, [""])

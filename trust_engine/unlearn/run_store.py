@@ -57,12 +57,15 @@ def user_folder() -> Path | None:
     return None
 
 
-def user_store() -> RunStore | None:
-    """Open the store of a user's runs; raises SpecError for a size in the environment that is none.
+def user_store(folder: Path | None = None) -> RunStore | None:
+    """Open the store of a user's runs, by default where `user_folder` says.
 
-    None when it is switched off, or when there is no folder for it.
+    folder: a host's own place for it, unless the environment names another. None when it is
+    switched off, or when there is no folder. Raises SpecError for a bad size in the environment.
     """
-    folder, size = user_folder(), os.environ.get(SIZE, "").strip()
+    if folder is None or is_off() or os.environ.get(SETTING, "").strip():
+        folder = user_folder()
+    size = os.environ.get(SIZE, "").strip()
     try:
         limit = round(float(size) * 1e9) if size else LIMIT
         if not 0 <= limit < 10**18:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from toys.audit_toy import (
     FEW,
     LEVEL,
     TOPIC,
     TOPIC_WORLD,
+    ToyEncoder,
     ToyJudge,
     forgets_the_thing,
     forgets_the_word,
@@ -22,9 +25,12 @@ from toys.audit_toy import (
 )
 from toys.tiny import frozen_bits
 from trust_engine.audit import Audit, render_page, summary
+from trust_engine.audit.state import identity
 from trust_engine.audit.topic import open_topic
 from trust_engine.errors import SpecError
+from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.load import LoadedModel
+from trust_engine.models.sampler import SamplerSettings
 
 NO_ATTACK = replace(LEVEL, attacks=())
 
@@ -166,7 +172,7 @@ def test_resumes_from_finished_cells(tmp_path: Path) -> None:
         if step.stage.startswith("retention"):
             break
     saved = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert "core.json" in saved
+    assert [name for name in saved if name.startswith("core-")]
     again = an_audit(level=NO_ATTACK, state=tmp_path)
     stages = [step.stage for step in again]
     assert stages.count("core") == 1  # read, not drawn
@@ -179,15 +185,61 @@ def test_resumes_from_finished_cells(tmp_path: Path) -> None:
     assert again.report.pictures == fresh.report.pictures
 
 
-@pytest.mark.parametrize("change", ["diff", "seed", "damaged"])
+@pytest.mark.parametrize("change", ["diff", "seed", "cut", "edited", "key of another"])
 def test_cells_of_another_audit_are_not_taken(tmp_path: Path, change: str) -> None:
     for _ in an_audit(level=NO_ATTACK, state=tmp_path):
         pass
-    if change == "damaged":
-        (tmp_path / "core.json").write_text('{"key": 1')
+    (core,) = tmp_path.glob("core-*.json")
+    data = json.loads(core.read_text())
+    if change == "cut":
+        core.write_text('{"key": 1')
+    elif change == "edited":
+        core.write_text(json.dumps({**data, "seconds": 5.0}))
+    elif change == "key of another":
+        core.write_text(json.dumps({**data, "key": "0" * 32}))
     forgets = forgets_the_thing if change == "diff" else forgets_the_word
     other = an_audit(forgets, NO_ATTACK, state=tmp_path, seed=int(change == "seed"))
     assert [step.stage for step in other].count("core") > 1
+    if change in ("diff", "seed"):
+        assert core.is_file(), "both keep theirs in one folder"
+
+
+@pytest.mark.parametrize("what", ["UNet", "text encoder", "decoder", "judge", "steps", "schedule"])
+def test_cells_depend_on_all_that_draws_and_judges(what: str) -> None:
+    """All models here share their q, k and v."""
+
+    def named(model: LoadedModel, judge: Any, settings: SamplerSettings = FEW) -> str:
+        audit = Audit(
+            model, judge, forgets_the_word(model), TOPIC, NO_ATTACK, images=1, settings=settings
+        )
+        return identity(audit.studio)
+
+    plain = named(toy_model(), ToyJudge())
+    assert named(toy_model(), ToyJudge()) == plain
+    model, judge, settings = toy_model(), ToyJudge(), FEW
+    extra = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+    if what == "UNet":
+        model.denoiser.module.register_buffer("attn1", torch.ones(1))
+    elif what == "text encoder":
+        model = replace(model, encoder=LouderEncoder())  # type: ignore[arg-type]
+    elif what == "decoder":
+        model.decoder.register_parameter("conv", extra)
+    elif what == "judge":
+        judge.net = torch.nn.Linear(1, 1)
+    elif what == "steps":
+        settings = replace(FEW, steps=5)
+    else:
+        schedule = replace(model.denoiser.schedule, alphas=model.denoiser.schedule.alphas * 0.9)
+        model = replace(model, denoiser=replace(model.denoiser, schedule=schedule))
+    assert named(model, judge, settings) != plain
+
+
+class LouderEncoder(ToyEncoder):
+    """Reads the same words, a little louder."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts to (b, LENGTH, D)."""
+        return Conditioning(super().encode(prompts).context * 1.001)
 
 
 def test_page_is_self_contained_and_complete(finished: Audit) -> None:

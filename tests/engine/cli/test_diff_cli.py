@@ -89,13 +89,17 @@ def test_info_of_a_diff_that_says_little(
 
 def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
     out, warnings = ran("verify a.safetensors --model model.safetensors --strict", capsys)
-    assert "sound, fits model.safetensors" in out
+    assert "sound" in out and "fits" not in out
+    assert "model.safetensors: has every weight that the diff changes" in out
+    assert "q, k and v are the very ones that it was made from" in out
+    assert "Not compared" in out and "text encoder, VAE" in out
     assert payload_sha256(small_diff()) in out
     assert not warnings
     out, warnings = ran("verify other.safetensors --model model.safetensors", capsys)
     assert small_base() in warnings
     assert small_base(1) in warnings
     assert "audit does not cover" in warnings
+    assert "q, k and v are not the ones that it was made from" in out
 
 
 def test_apply_writes_the_patched_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,14 +8,17 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from trust_engine import distributed
 from trust_engine.diff import load_diff
 from trust_engine.distributed import ALONE, LAUNCHED, Team, joined
+from trust_engine.errors import SpecError
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -131,3 +134,64 @@ def test_two_processes_make_the_audit_of_one(tmp_path: Path) -> None:
     for figures in (a, b):
         figures.pop("cost")
     assert a == b
+
+
+def alone(arguments: list[str], **left: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with what an old job left in the environment."""
+    outside = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
+    return subprocess.run(
+        [sys.executable, "-m", "trust_engine", *arguments],
+        env={**outside, "PYTHONPATH": str(ROOT), **left},
+        text=True, capture_output=True, timeout=100,
+    )  # fmt: skip
+
+
+LEFT = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+
+
+def test_a_command_that_shares_no_work_waits_for_nobody() -> None:
+    """In its own process, and whatever its number is: it prints what it found."""
+    done = alone(["diff", "info", "missing.safetensors"], **LEFT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "trust_engine: missing.safetensors: no such file\n"
+
+
+@pytest.mark.parametrize("empty", LAUNCHED)
+def test_an_empty_variable_is_as_good_as_none(empty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**LEFT, empty: " "}.items():
+        monkeypatch.setenv(name, value)
+    with joined() as team:
+        assert team is ALONE
+
+
+@pytest.mark.parametrize(
+    "odd", [{"RANK": "x"}, {"WORLD_SIZE": "many"}, {"RANK": "4"}, {"MASTER_PORT": "?"}]
+)
+def test_variables_that_make_no_sense_are_said(
+    odd: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**LEFT, **odd}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SpecError, match="start all of them, or unset RANK"), joined():
+        pytest.fail("it joined nobody")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_others_that_do_not_come_are_waited_for_a_while(
+    rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute, shortened here; and it is said meanwhile."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in {**LEFT, "RANK": rank, "MASTER_PORT": port, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.MEETING.total_seconds() == 60
+    monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=2))
+    monkeypatch.setattr(distributed, "WORD_AFTER", 0.2)
+    monkeypatch.setattr(distributed, "LATER", 0.2)
+    said: list[str] = []
+    with pytest.raises(SpecError, match=r"did not come to 127\.0\.0\.1"), joined(said.append):
+        pytest.fail("it joined nobody")
+    assert len(said) == 1
+    assert "waiting up to a minute for 1 other processes" in said[0]
