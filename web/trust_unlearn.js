@@ -168,6 +168,21 @@ function toast(detail, severity = "success") {
   });
 }
 
+/** Switch keeping runs, or clear them; the server answers with what there is. */
+async function askRuns(asked) {
+  const body = JSON.stringify(asked);
+  const headers = { "Content-Type": "application/json" };
+  const answer = await api.fetchApi("/trust/runs", { method: "POST", headers, body });
+  const told = await answer.json();
+  if (told.error) toast(told.error, "error");
+  return told;
+}
+
+async function clearRuns() {
+  const told = await askRuns({ clear: true });
+  if (!told.error) toast(text("clearedRuns", { runs: told.text }));
+}
+
 async function loadTexts() {
   const language =
     app.extensionManager?.setting?.get("Comfy.Locale") ??
@@ -179,6 +194,27 @@ async function loadTexts() {
 
 app.registerExtension({
   name: "trust.unlearn",
+  settings: [
+    {
+      id: "TrustUnlearn.keepRuns",
+      name: text("keepRuns"),
+      type: "boolean",
+      defaultValue: true,
+      onChange: (keep, before) => {
+        // The host also calls this when the page loads: only a change is news to the server.
+        if (before !== undefined && keep !== before) askRuns({ keep }).catch(warn);
+      },
+    },
+  ],
+  commands: [
+    {
+      id: "TrustUnlearn.clearRuns",
+      label: text("clearRuns"),
+      icon: "pi pi-trash",
+      function: () => clearRuns().catch(warn),
+    },
+  ],
+  menuCommands: [{ path: ["Extensions", "TRUST Unlearn"], commands: ["TrustUnlearn.clearRuns"] }],
   async setup() {
     api.addEventListener("trust.progress", (event) => guarded(() => onProgress(event)));
     api.addEventListener("execution_cached", (event) => onCached(event).catch(warn));

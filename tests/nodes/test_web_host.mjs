@@ -16,6 +16,7 @@ const answers = {
   "/trust/label": { concepts: ["gun"], family: "demo", audited: false, label: "the label" },
   "/trust/run": { run: { curves: { a: [[0, 1, 0], [1, 0.5, 0]] }, steps: 2, neurons: {} } },
 };
+const posted = [];
 const warned = [];
 console.warn = (...said) => warned.push(said.map(String).join(" "));
 const heard = {}; // event -> who listens
@@ -27,10 +28,13 @@ const app = {
 };
 const api = {
   addEventListener: (name, listener) => (heard[name] = listener),
-  fetchApi: async (path) => ({
-    ok: !path.startsWith("/i18n"), // an old server has no texts
-    json: async () => answers[path.split("?")[0]],
-  }),
+  fetchApi: async (path, options) => {
+    if (options?.method === "POST") posted.push([path, options.body]);
+    return {
+      ok: !path.startsWith("/i18n"), // an old server has no texts
+      json: async () => answers[path.split("?")[0]],
+    };
+  },
 };
 globalThis.frontEnd = { api, app };
 await import(pathToFileURL(`${process.env.WEB}/trust_unlearn.js`));
@@ -133,4 +137,25 @@ test("a mistake of ours does not stop the host's own work", () => {
   node.onExecuted({ trust_run: ["no JSON"] });
   assert.equal(ran, 1);
   assert.match(warned.at(-1), /TRUST Unlearn/);
+});
+
+test("kept runs are switched and cleared through the server", async () => {
+  const toasts = [];
+  app.extensionManager = { toast: { add: ({ detail }) => toasts.push(detail) } };
+  const [setting] = extension.settings;
+  answers["/trust/runs"] = { keep: false, text: "2 finished and 1 unfinished runs, 3.0 MB" };
+  setting.onChange(true, undefined); // what the host does when the page loads
+  assert.deepEqual(posted, []);
+  setting.onChange(false, true);
+  await extension.commands[0].function();
+  assert.deepEqual(posted, [
+    ["/trust/runs", '{"keep":false}'],
+    ["/trust/runs", '{"clear":true}'],
+  ]);
+  assert.deepEqual(toasts, ["Removed: 2 finished and 1 unfinished runs, 3.0 MB"]);
+  answers["/trust/runs"] = { error: "the folder is read-only" };
+  await extension.commands[0].function();
+  assert.equal(toasts.at(-1), "the folder is read-only");
+  assert.deepEqual(extension.menuCommands[0].commands, [extension.commands[0].id]);
+  delete app.extensionManager;
 });

@@ -17,6 +17,9 @@ export const ENGLISH = {
   gone: "gone in {share} of pictures",
   kept: "others seen in {share}",
   back: "brought back in {share} by {attack}",
+  keepRuns: "Keep runs on disk: stopped ones go on, finished ones are not trained again",
+  clearRuns: "Clear kept runs",
+  clearedRuns: "Removed: {runs}",
 };
 
 let current = ENGLISH;
