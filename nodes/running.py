@@ -64,7 +64,7 @@ def run_engine(
     run = Unlearning(lent.model, spec)
     if start is not None:
         run.resume = _taken_up(start, spec, lent, run)
-    ran, curves = Ran(run), run.curves
+    ran = Ran(run)
     said = Saying(node, ran)
     with Keeping(run, store() if keep else None, say=said) as kept:
         bar, watch = Bar(node, run.total), Stopwatch(lent, spec)
@@ -74,15 +74,15 @@ def run_engine(
             watch.see(report)
             picture = None
             if bar.due:
-                picture = _picture(lent, spec, report, curves)
+                picture = _picture(lent, spec, report, run.curves)
                 left = bar.remaining(report.done, report.total, expected)
                 bar.tell(kind="run", stage=report.stage, done=report.done, total=report.total,
-                         left=round(left), steps=followed(spec).steps, points=_fresh(curves, sent),
-                         neurons=shares(run.neurons))  # fmt: skip
+                         left=round(left), steps=followed(spec).steps,
+                         points=_fresh(run.curves, sent), neurons=shares(run.neurons))  # fmt: skip
             bar.update(report.done, report.total, picture)
     if not kept.said:  # it took its whole time here
         watch.remember()
-    ran.curves = {piece: [_rounded(here) for here in curve] for piece, curve in curves.items()}
+    ran.curves = {piece: [_rounded(here) for here in curve] for piece, curve in run.curves.items()}
     ran.seconds = time.monotonic() - bar.started
     tell(node, kind="finished", concept=spec.name, seconds=round(ran.seconds))
     return ran

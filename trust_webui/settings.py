@@ -38,6 +38,10 @@ def add() -> None:
             False, "Refuse diffs that were made from another checkpoint of the same family",
             gr.Checkbox,
         ),
+        "trust_runs": option(
+            True, "Keep runs on disk: stopped ones go on when they are started again, finished "
+            "ones are not trained again", gr.Checkbox,
+        ),
         "trust_about_always": shared.OptionHTML(
             "Diffs on every picture are put on and taken off in the tab TRUST, under "
             "<b>On every picture</b>: what is on cannot be taken off here by a page that was "

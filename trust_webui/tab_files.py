@@ -21,7 +21,7 @@ from trust_engine.errors import SpecError, TrustError
 from trust_engine.io.files import write_atomically
 from trust_engine.spec import ConceptSpec
 
-from . import applying, folders, showing, tab_standing
+from . import applying, folders, runs, showing, tab_standing
 from .auditing import LEVELS, Audited, Question, asked_about, audit, concepts_of
 from .form import concept_of, listed
 from .host import current
@@ -52,6 +52,8 @@ def build(owner: Any) -> Any:
             _exports(chosen, told)
     with gr.Accordion("On every picture", open=False, elem_id="trust_on_every_picture"):
         tab_standing.build(chosen)
+    with gr.Accordion("Kept runs", open=False, elem_id="trust_kept_runs"):
+        runs.build()
     with gr.Accordion("Audit: is it gone, and what else has changed?", open=False):
         _audit(chosen, shown, owner)
     return chosen

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trust_engine.diff import Rounding, WeightDiff, save_diff
+from trust_engine.diff import Rounding, WeightDiff
 from trust_engine.diff.apply import add
 from trust_engine.errors import SpecError, TrustError
 from trust_engine.frontend.before_after import BeforeAfter, compared, judge_for
@@ -23,15 +22,18 @@ from trust_engine.frontend.charts import chart
 from trust_engine.frontend.pictures import neuron_map
 from trust_engine.frontend.run_report import RunReport, run_report
 from trust_engine.frontend.subjects import COUNT, MOST, Subject, draw, passes, subjects
+from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.denoiser import ModuleDenoiser
+from trust_engine.models.identity import probe
 from trust_engine.models.lent import LentModel
 from trust_engine.models.parameters import exchanged
 from trust_engine.settings import in_range
 from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn.keeping import Keeping, save_or_rescue
 from trust_engine.unlearn.resolve import followed
 from trust_engine.unlearn.run import StepReport, Unlearning
 
-from . import folders
+from . import folders, runs
 from .host import Host, current
 from .jobs import Job
 from .lines import one_line
@@ -109,16 +111,17 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
         with host.borrowed() as said:
             job.said += said
             job.at("reading prompts")
-            lent = host.lend(order.resolution, job.check)
+            lent = known_again(host.lend(order.resolution, job.check))
             run = Unlearning(lent, order.spec)
             asked = subjects(order.spec, run.prompts, lent.vocabulary, lent.styles, order.pictures)
             _encode_all(lent, run, asked)
             host.bring()
             _check_engine(host, order.spec)
-            _follow(host, job, run, passes(len(asked)))
-            diff = run.diff
-            path = folders.fresh(folders.diffs(), order.name or order.spec.name)
-            save_diff(diff, path)
+            with Keeping(run, runs.store(), say=lambda text: _note(job, text)) as kept:
+                _follow(host, job, kept, passes(len(asked)))
+                diff = run.diff
+                path = folders.fresh(folders.diffs(), order.name or order.spec.name)
+                save_or_rescue(diff, path, kept.store)
             log.info("TRUST: %s unlearned, %s written", order.spec.name, path)
             seen, missed = look(host, job, lent, run, diff, asked)
         drawn = neuron_map("Where the concept neurons sit", run.neurons)
@@ -128,6 +131,20 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
         return Unlearned(order.spec, diff, path, curves, drawn, told, shown(seen))
 
     return work
+
+
+def known_again(lent: LentModel) -> LentModel:
+    """Let a run be known by what the host's UNet predicts, too, and not by its weights alone."""
+
+    def probed(cond: Conditioning) -> str:
+        return probe(lent.denoiser, cond, lent.latent_size)
+
+    return replace(lent, more=probed)
+
+
+def _note(job: Job, text: str) -> None:
+    log.info("TRUST: %s", text)
+    job.said.append(f"{text[0].upper()}{text[1:]}.")
 
 
 def _encode_all(lent: LentModel, run: Unlearning, asked: Asked) -> None:
@@ -149,26 +166,31 @@ def _check_engine(host: Host, spec: UnlearnSpec) -> None:
         )
 
 
-def _follow(host: Host, job: Job, run: Unlearning, drawing: int) -> None:
+def _follow(host: Host, job: Job, kept: Keeping, drawing: int) -> None:
     """Iterate a run to its end; drawing: UNet passes that come after it."""
+    run = kept.run
     total = run.total + drawing
-    curves: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    reports = iter(run)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    reports = iter(kept)
     while True:
         with host.stepping() if run.spec.through_unet else contextlib.nullcontext():
             report = next(reports, None)
         if report is None:
             break
-        _note(curves, report)
+        _note_curves(curves, run, report)
         job.curves = dict(curves)
         job.tick(report.done, total, report.stage)
 
 
-def _note(curves: dict[str, list[tuple[float, float]]], report: StepReport) -> None:
-    if report.standing is not None:
-        piece = report.stage.removeprefix("unlearning ")
-        here = (round(report.standing.effect, 4), round(report.standing.harm, 4))
-        curves[piece].append(here)
+def _note_curves(
+    curves: dict[str, list[tuple[float, float]]], run: Unlearning, report: StepReport
+) -> None:
+    """Add what is new, rounded; of a run that goes on also what is old."""
+    for piece, curve in run.curves.items():
+        if piece not in curves:
+            curves[piece] = [(round(e, 4), round(h, 4)) for e, h in curve]
+        elif report.standing is not None and report.stage == f"unlearning {piece}":
+            curves[piece].append((round(curve[-1][0], 4), round(curve[-1][1], 4)))
 
 
 def look(

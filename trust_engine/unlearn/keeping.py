@@ -116,7 +116,7 @@ class Keeping:
                 self.save()
             yield report
         self._over = True
-        if not self.recalled:
+        if self._kept_anywhere and not self.recalled:
             self._keep_finished()
 
     def __exit__(
