@@ -155,7 +155,7 @@ def test_failure_leaves_every_bit(fake: Any, monkeypatch: pytest.MonkeyPatch) ->
     from trust_webui import work
 
     before = fake.bits()
-    monkeypatch.setattr(work, "save_diff", lambda *_: 1 / 0)
+    monkeypatch.setattr(work, "save_or_rescue", lambda *_: 1 / 0)
     job = run_job(work.Order(spec(), pictures=0))
     assert job.state == "failed" and "ZeroDivisionError" in job.message
     assert all(torch.equal(w, before[name]) for name, w in fake.bits().items())

@@ -1,0 +1,124 @@
+"""Runs in the web UIs outlive Stop, Interrupt and a restart; a setting and a button for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.webui import MADE
+from hosts.webui_lent import HOSTS, entered, run_job, spec
+
+
+@pytest.fixture(params=[HOSTS[0], HOSTS[-1]])
+def fake(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """Be in a pretended host that keeps runs in a folder of this test."""
+    monkeypatch.setenv("TRUST_RUNS", str(tmp_path / "runs"))
+    for made in entered(request.param, tmp_path):
+        made.runs = tmp_path / "runs"
+        yield made
+
+
+def order() -> Any:
+    """Ask for a brief run without pictures."""
+    from trust_webui.work import Order
+
+    return Order(spec(), pictures=0)
+
+
+def interrupted_at(at: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Start the run, and stop it at its report number `at`."""
+    from trust_webui.jobs import Job
+
+    tick, steps = Job.tick, []
+
+    def counting(job: Any, done: int, total: int, stage: str) -> None:
+        steps.append(stage)
+        if len(steps) == at:
+            job.stop()
+        tick(job, done, total, stage)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "tick", counting)
+        return run_job(order())
+
+
+def kinds(folder: Path) -> list[str]:
+    """List the kinds of files that are kept."""
+    return sorted(path.suffix for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("at", [3, 12])
+def test_a_stopped_job_goes_on(fake: Any, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = interrupted_at(at, monkeypatch)
+    assert stopped.state == "stopped" and kinds(fake.runs) == [".state"]
+    assert any("goes on from there" in line for line in stopped.said)
+    job = run_job(order())
+    assert (job.state, job.message) == ("done", "")
+    assert any(line.startswith("Going on with a run that was stopped") for line in job.said)
+    assert "Going on with" in job.result.report
+    assert kinds(fake.runs) == [".finished"]
+    monkeypatch.setenv("TRUST_RUNS", "off")
+    whole = run_job(order())
+    assert whole.result.path != job.result.path
+    assert whole.result.path.read_bytes() == job.result.path.read_bytes()
+    assert {k: len(v) for k, v in whole.curves.items()} == {
+        k: len(v) for k, v in job.curves.items()
+    }
+
+
+def test_a_finished_job_is_not_trained_again(fake: Any) -> None:
+    first = run_job(order())
+    again = run_job(order())
+    assert any("finished before with the same inputs" in line for line in again.said)
+    assert again.result.path.read_bytes() == first.result.path.read_bytes()
+    assert again.curves == first.curves
+
+
+def test_the_setting_and_the_button(fake: Any) -> None:
+    from trust_webui import runs
+
+    fake.shared.opts.trust_runs = False
+    run_job(order())
+    assert not fake.runs.exists() and runs.store() is None
+    fake.shared.opts.trust_runs = True
+    run_job(order())
+    MADE.clear()
+    runs.build()
+    buttons = {c.settings.get("elem_id"): c for c in MADE}
+    show, clear = (
+        buttons[name].listeners[0][0] for name in ("trust_runs_show", "trust_runs_clear")
+    )
+    assert "1 finished and 0 unfinished runs" in show()
+    assert "Removed 1 finished" in clear()
+    assert "0 finished and 0 unfinished" in show()
+
+
+def test_a_diff_that_cannot_be_saved_is_not_lost(
+    fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trust_engine.diff import load_diff
+    from trust_engine.errors import OutputError
+    from trust_engine.unlearn import keeping
+
+    real = keeping.save_diff
+
+    def full(diff: Any, path: Path) -> None:
+        if "trust_diffs" in path.parts:
+            raise OutputError(f"{path}: cannot be written (No space left on device)")
+        real(diff, path)
+
+    monkeypatch.setattr(keeping, "save_diff", full)
+    job = run_job(order())
+    assert job.state == "failed"
+    assert "No space left on device); nothing is lost: the diff is in" in job.message
+    (saved,) = (fake.runs / "unsaved").iterdir()
+    assert str(saved) in job.message and load_diff(saved).changed
+    monkeypatch.undo()
+    monkeypatch.setenv("TRUST_RUNS", str(fake.runs))
+    again = run_job(order())
+    assert again.state == "done" and any("finished before" in line for line in again.said)
