@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
 from ..distributed import ALONE, Team, joined
-from ..errors import DivergenceError, OutputError, SpecError, TrustError
+from ..errors import DivergenceError, SpecError, TrustError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs
 from ..settings import in_range
