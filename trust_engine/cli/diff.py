@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ FORMATS = {
     "unet-pt": "a UNet state dict (pickle) for benchmarks that read nothing else; needs --model",
 }
 LONGEST_AUDIT = 1 << 20
+PAIRED = 6  # diffs of a merge that are compared pair by pair, at most
+LINES = 8  # comparisons that are printed of a larger one
 
 
 def add_diff(commands: Any) -> None:
@@ -134,7 +137,7 @@ def _apply(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from ..diff import combine, energy, overlap, save_diff, scaled, thinned
+    from ..diff import combine, energy, save_diff, thinned
     from ..settings import in_range
 
     if args.keep is not None:
@@ -142,12 +145,7 @@ def _merge(args: argparse.Namespace) -> None:
     check_outputs([args.out], {"the model": args.model, **named(args.files)})
     parts = read_diffs(args.files)
     merged = _fitted(args, parts) if args.how == "fit" else combine(parts, args.how)
-    weighed = [scaled(*part) for part in parts]
-    pairs = [
-        {"first": args.files[i], "second": args.files[j],
-         **overlap(weighed[i], weighed[j]).as_dict()}
-        for i in range(len(parts)) for j in range(i + 1, len(parts))
-    ]  # fmt: skip
+    pairs = _overlaps(args.files, parts)
     whole = energy(merged)
     if args.keep is not None:
         merged = thinned(merged, args.keep)
@@ -160,14 +158,47 @@ def _merge(args: argparse.Namespace) -> None:
         return
     if len({diff.provenance.get("base") for diff, _ in parts}) > 1:
         _warn(["the diffs were made from other bases of one family; no audit covers the result"])
-    for pair in pairs:
-        print(
-            f"{pair['first']} and {pair['second']}: {pair['shared']:,} entries in common "
-            f"({pair['of_first']:.1%} and {pair['of_second']:.1%} of each; {pair['by_chance']:.1%} "
-            f"by chance), {pair['opposed']:.0%} opposed, cosine {pair['cosine']:.2f}: "
-            f"{pair['verdict']}"
-        )
+    for line in _told(pairs):
+        print(line)
     print(f"{args.out}: {merged.changed:,} entries, {kept:.1%} of the squared change kept")
+
+
+def _overlaps(
+    names: Sequence[str], parts: Sequence[tuple[WeightDiff, float]]
+) -> list[dict[str, Any]]:
+    """Compare diffs pair by pair, or, when they are many, each with all the others together."""
+    from ..diff import overlap, overlap_with_rest, scaled
+
+    if len(parts) > PAIRED:
+        told = zip(names, overlap_with_rest(parts), strict=True)
+        return [{"first": name, "second": "the others", **one.as_dict()} for name, one in told]
+    weighed = [scaled(*part) for part in parts]
+    return [
+        {"first": names[i], "second": names[j], **overlap(weighed[i], weighed[j]).as_dict()}
+        for i in range(len(parts))
+        for j in range(i + 1, len(parts))
+    ]
+
+
+def _told(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    """Put comparisons into lines; of many, those that share most, and how many say what."""
+    shown = sorted(pairs, key=lambda pair: -pair["of_first"])[:LINES] if _many(pairs) else pairs
+    lines = [
+        f"{pair['first']} and {pair['second']}: {pair['shared']:,} entries in common "
+        f"({pair['of_first']:.1%} and {pair['of_second']:.1%} of each; {pair['by_chance']:.1%} "
+        f"by chance), {pair['opposed']:.0%} opposed, cosine {pair['cosine']:.2f}: "
+        f"{pair['verdict']}"
+        for pair in shown
+    ]
+    if _many(pairs):
+        counts = Counter(pair["verdict"] for pair in pairs)
+        rest = "; ".join(f"{count}: {verdict}" for verdict, count in counts.most_common())
+        lines.append(f"of {len(pairs)} diffs, each beside all the others ({rest})")
+    return lines
+
+
+def _many(pairs: Sequence[dict[str, Any]]) -> bool:
+    return bool(pairs) and pairs[0]["second"] == "the others"
 
 
 def _fitted(args: argparse.Namespace, parts: Sequence[tuple[WeightDiff, float]]) -> WeightDiff:

@@ -107,10 +107,11 @@ def check_all_fit(
     strict: bool = False,
 ) -> None:
     """Raise DiffError for a diff that does not fit; warn of one made from another base."""
-    from ..diff import check_fits
+    from ..diff import check_fits, fingerprint
 
+    base = fingerprint(denoiser) if diffs else None  # hashes all of q, k and v: once
     for text, (diff, _) in zip(texts, diffs, strict=True):
-        if warning := check_fits(diff, denoiser, text, strict):
+        if warning := check_fits(diff, denoiser, text, strict, base):
             print(f"trust_engine: warning: {' '.join(warning.split())}", file=sys.stderr)
 
 

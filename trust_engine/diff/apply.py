@@ -72,11 +72,16 @@ def describe_base(denoiser: Denoiser) -> dict[str, Any]:
 
 
 def check_fits(
-    diff: WeightDiff, denoiser: Denoiser, name: str = "diff", strict: bool = False
+    diff: WeightDiff,
+    denoiser: Denoiser,
+    name: str = "diff",
+    strict: bool = False,
+    base: str | None = None,
 ) -> str | None:
     """Raise DiffError unless the model has the weights; return a warning for another base.
 
-    strict: refuse another base of the same family as well.
+    strict: refuse another base of the same family as well; base: the model's fingerprint, where
+    it is known already.
     """
     parameters = dict(denoiser.module.named_parameters())
     shapes = {key: tuple(weight.shape) for key, weight in projections(denoiser).items()}
@@ -85,7 +90,7 @@ def check_fits(
             shapes[key] = tuple(parameters[denoiser.parameter_name(key)].shape)
     check_family(diff, shapes, name)
     prediction = denoiser.schedule.prediction
-    return check_base(diff, fingerprint(denoiser), name, strict, prediction)
+    return check_base(diff, base or fingerprint(denoiser), name, strict, prediction)
 
 
 def check_family(diff: WeightDiff, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:

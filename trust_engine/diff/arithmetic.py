@@ -226,14 +226,51 @@ def overlap(a: WeightDiff, b: WeightDiff) -> Overlap:
         mine, yours = torch.isin(one.indices, two.indices), torch.isin(two.indices, one.indices)
         pairs.append(torch.stack([one.values[mine], two.values[yours]]).double())
     both = torch.cat(pairs, 1) if pairs else torch.zeros(2, 0, dtype=torch.float64)
+    return _overlap(both, a.changed, b.changed, chance)
+
+
+def overlap_with_rest(parts: Parts) -> list[Overlap]:
+    """Compare each of many diffs, times its strength, with the sum of all the others.
+
+    One pass over the entries that any of them moves, where pairs would take one for each two.
+    """
+    _check_alike([diff for diff, _ in parts])
+    found: list[list[Tensor]] = [[] for _ in parts]
+    rest_moved, chance = [0] * len(parts), [0.0] * len(parts)
+    for key in dict.fromkeys(key for diff, _ in parts for key in diff.offsets):
+        there = [(i, d.offsets[key], s) for i, (d, s) in enumerate(parts) if key in d.offsets]
+        union, touched = torch.cat([o.indices for _, o, _ in there]).unique(return_counts=True)
+        total = torch.zeros(len(union), dtype=torch.float64)
+        for _, offset, strength in there:
+            places = torch.searchsorted(union, offset.indices)
+            total[places] += strength * offset.values.double()
+        for i, offset, strength in there:
+            at = torch.searchsorted(union, offset.indices)
+            shared = touched[at] > 1
+            mine = strength * offset.values.double()[shared]
+            found[i].append(torch.stack([mine, total[at][shared] - mine]))
+            others = len(union) - len(at) + int(shared.sum())
+            rest_moved[i] += others
+            chance[i] += len(at) * others / offset.numel
+        for i in set(range(len(parts))) - {i for i, _, _ in there}:
+            rest_moved[i] += len(union)
+    empty = torch.zeros(2, 0, dtype=torch.float64)
+    return [
+        _overlap(torch.cat([empty, *pairs], 1), diff.changed, rest, by_chance)
+        for pairs, (diff, _), rest, by_chance in zip(found, parts, rest_moved, chance, strict=True)
+    ]
+
+
+def _overlap(both: Tensor, first: int, second: int, chance: float) -> Overlap:
+    """Sum up what two diffs, that move `first` and `second` entries, do where both move (2, n)."""
     x, y = both
     moved, left = float(both.abs().sum()), float((x + y).abs().sum())
     length = float(x.norm() * y.norm())
     return Overlap(
         shared=len(x),
-        of_first=len(x) / max(1, a.changed),
-        of_second=len(x) / max(1, b.changed),
-        by_chance=chance / max(1, a.changed),
+        of_first=len(x) / max(1, first),
+        of_second=len(x) / max(1, second),
+        by_chance=chance / max(1, first),
         opposed=float((x * y < 0).double().mean()) if len(x) else 0.0,
         cosine=float(x @ y) / length if length else 0.0,
         cancelled=1 - left / moved if moved else 0.0,

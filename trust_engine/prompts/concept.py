@@ -10,7 +10,7 @@ from itertools import cycle
 import torch.nn.functional as F
 
 from ..errors import SpecError
-from ..models.conditioning import TextEncoder
+from ..models.conditioning import Conditioning, TextEncoder, stack
 from ..phrases import named_in, quoted, with_article
 from ..spec import ConceptSpec
 from .templates import LOOKS, LOOKS_KEPT, PAIRS, STYLES, TEMPLATES, THINGS, UNDER, Template
@@ -66,10 +66,11 @@ def build_prompts(
     anchored: dict[str, tuple[str, float]] = {}
     preserve: list[str] = []
     kept: list[str] = []
-    vocabulary = [word for word in vocabulary if not named_in(word, left_out)]
-    styles = [word for word in styles if not named_in(word, left_out)]
+    vocabulary = _free([w for w in vocabulary if not named_in(w, left_out)], concepts)
+    styles = _free([w for w in styles if not named_in(w, left_out)], concepts)
+    once = EncodeOnce(encoder)
     for concept in concepts:
-        near = _surroundings(concepts, concept, encoder, vocabulary, styles)
+        near = _surroundings(concepts, concept, once, vocabulary, styles)
         # An anchor of the user's is a single one and leaves nothing open, where "a cat" leaves the
         # background to chance. A style takes things along whatever it is answered as.
         plain = concept.anchor is not None and concept.kind != "style"
@@ -296,21 +297,43 @@ def _surroundings(
     vocabulary: Sequence[str],
     styles: Sequence[str],
 ) -> Surroundings:
-    def free(words: Sequence[str]) -> list[str]:
-        return [w for w in words if not any(other.carried_by(w) for other in concepts)]
-
-    looks = tuple(free(styles))
+    looks = tuple(styles)
     if concept.kind == "style":
-        looks = looks or tuple(free(STYLES))
+        looks = looks or tuple(_free(STYLES, concepts))
         looks = nearest([_in_style(concept.words[0])], looks, encoder, len(looks), _in_style)
     if concept.preserve and concept.kind != "style":
         return Surroundings((), looks)
     partners = [word for word in (concept.companion, *concept.words) if word]
-    things = [word for word in free(vocabulary) if not named_in(word, partners)]
+    things = [word for word in vocabulary if not named_in(word, partners)]
     asked = [with_article(word) for word in concept.words[:1]]
     if concept.companion:
         asked.append(with_article(concept.companion))
     return Surroundings(nearest(asked, things, encoder), looks)
+
+
+def _free(words: Sequence[str], concepts: Sequence[ConceptSpec]) -> list[str]:
+    """Leave out words that name a concept."""
+    return [word for word in words if not any(one.carried_by(word) for one in concepts)]
+
+
+class EncodeOnce:
+    """An encoder that reads each prompt once, however many concepts ask for it."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder = encoder
+        self.known: dict[str, Conditioning] = {}
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts, one row each: all that are new in one call."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        if new:
+            rows = self.encoder.encode(new)
+            self.known |= {p: rows.select(slice(i, i + 1)) for i, p in enumerate(new)}
+        return stack([self.known[prompt] for prompt in prompts])
+
+    def count_tokens(self, prompt: str) -> int:
+        """Count the prompt's tokens, start and end not counted."""
+        return self.encoder.count_tokens(prompt)
 
 
 def _in_style(style: str) -> str:

@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
+import trust_engine.diff.apply
 import trust_engine.models.load
 from toys.tiny import frozen_bits, tiny_denoiser, tiny_model
+from trust_engine.cli.inputs import check_all_fit
 from trust_engine.cli.main import main
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, load_diff, save_diff
 from trust_engine.errors import ModelError
@@ -335,3 +337,17 @@ def test_the_real_command(tmp_path: Path) -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("trust_engine: pickle.ckpt: a torch pickle")
+
+
+def test_many_diffs_are_checked_against_one_hash_of_the_model(
+    tiny: trust_engine.models.load.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    real = trust_engine.diff.apply.fingerprint_of
+    monkeypatch.setattr(
+        "trust_engine.diff.apply.fingerprint_of", lambda *told: hashed.append(1) or real(*told)
+    )
+    diffs = [(WeightDiff({}, {"base": fingerprint(tiny.denoiser)}), 1.0) for _ in range(4)]
+    hashed.clear()
+    check_all_fit(["a", "b", "c", "d"], diffs, tiny.denoiser)
+    assert len(hashed) == 1

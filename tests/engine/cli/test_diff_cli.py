@@ -249,3 +249,20 @@ def test_bad_input_is_one_line(line: str, says: str, capsys: pytest.CaptureFixtu
     assert captured.err.count("\n") == 1
     assert says in captured.err
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_a_merge_of_many_says_it_in_few_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for seed in range(12):
+        files.append(str(tmp_path / f"{seed}.safetensors"))
+        save_diff(WeightDiff(small_diff(seed).offsets, {"family": "demo"}), Path(files[-1]))
+    assert main(["diff", "merge", *files, "--out", str(tmp_path / "all.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 10 and "of 12 diffs, each beside all the others (12: they" in lines[-2]
+    out = str(tmp_path / "all.safetensors")
+    assert main(["diff", "merge", *files, "--json", "--out", out]) == 0
+    told = json.loads(capsys.readouterr().out)["overlap"]
+    assert [one["first"] for one in told] == files
+    assert {one["second"] for one in told} == {"the others"}

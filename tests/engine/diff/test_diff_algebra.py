@@ -17,6 +17,7 @@ from trust_engine.diff import (
     combine,
     energy,
     overlap,
+    overlap_with_rest,
     payload_sha256,
     scaled,
     subtracted,
@@ -170,3 +171,19 @@ def test_diffs_that_contradict_each_other_are_not_merged() -> None:
         combine([(gun, 1.0), (cat, 1.0)])
     with pytest.raises(SpecError, match="do not go together"):
         combine([(combine([(gun, 1.0)]), 0.5), (cat, 1.0)])
+
+
+def test_each_of_many_beside_the_rest_is_what_a_pair_says() -> None:
+    parts = [(small_diff(seed), strength) for seed, strength in ((0, 1.0), (1, -0.5), (2, 2.0))]
+    weighed = [scaled(*part) for part in parts]
+    for i, told in enumerate(overlap_with_rest(parts)):
+        rest = combine([(diff, 1.0) for j, diff in enumerate(weighed) if j != i])
+        pair = overlap(weighed[i], rest)
+        assert told.shared == pair.shared > 0 and told.verdict == pair.verdict
+        for name, value in pair.as_dict().items():
+            if name != "verdict":
+                assert getattr(told, name) == pytest.approx(value, abs=1e-5), name
+    (alone,) = overlap_with_rest(parts[:1])
+    assert (alone.shared, alone.of_first, alone.cosine) == (0, 0, 0)
+    with pytest.raises(SpecError):
+        overlap_with_rest([])

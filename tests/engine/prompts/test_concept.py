@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 
 from toys.tiny import WORDS, WordEncoder
 from trust_engine.errors import SpecError
+from trust_engine.models.conditioning import Conditioning
 from trust_engine.phrases import same_name, with_article
-from trust_engine.prompts.concept import PUSH, PromptSet, build_prompts
-from trust_engine.prompts.templates import PAIRS, STYLES
+from trust_engine.prompts.concept import (
+    MAX_TOKENS,
+    NEIGHBOURS,
+    PUSH,
+    PromptSet,
+    build_prompts,
+    nearest,
+)
+from trust_engine.prompts.templates import LOOKS_KEPT, PAIRS, STYLES, TEMPLATES
 from trust_engine.spec import ConceptSpec
 
 KINDS = {
@@ -249,3 +259,88 @@ def test_what_is_kept_is_said_in_words() -> None:
     assert built(KINDS["combination"]).kept[:2] == ("baby", "beer")
     assert "twemoji" in built(KINDS["style"]).kept and "noto" not in built(KINDS["style"]).kept
     assert built(ConceptSpec(("gun",), preserve=("a cat", "dog"))).kept == ("a cat", "dog")
+
+
+class CountingEncoder(WordEncoder):
+    """Counts the prompts that it reads."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts."""
+        self.read += prompts
+        return super().encode(prompts)
+
+
+def test_the_vocabulary_is_read_once_however_many_concepts() -> None:
+    words = [f"word{i}" for i in range(40)]
+    encoder, concepts = CountingEncoder(), [ConceptSpec((f"thing{i}",)) for i in range(30)]
+    together = build_prompts(concepts, encoder, words)
+    assert len(encoder.read) == len(set(encoder.read)) == 40 + 30
+    for concept in concepts[::7]:
+        alone = build_prompts([concept], WordEncoder(), words)
+        assert set(alone.preserve) <= set(together.preserve), "and each gets its own neighbours"
+
+
+def test_a_prompt_may_have_as_many_tokens_as_a_tower_reads_and_no_more() -> None:
+    def long(words: int) -> ConceptSpec:
+        return ConceptSpec(("gun",), preserve=("cat",), templates=("a {}" + " x" * (words - 2),))
+
+    assert build_prompts([long(MAX_TOKENS)], WordEncoder()).targets
+    with pytest.raises(SpecError, match=f"prompt has {MAX_TOKENS + 1} tokens"):
+        build_prompts([long(MAX_TOKENS + 1)], WordEncoder())
+
+
+def test_the_nearest_words_come_first_and_no_more_than_asked_for() -> None:
+    """Nearest by the last position, which has read the whole phrase; to any of those asked."""
+    rows = {"gun": (1.0, 0.0, 0.0), "beer": (0.0, 1.0, 0.0), "rifle": (0.9, 0.1, 0.0),
+            "wine": (0.1, 0.8, 0.0), "cloud": (0.0, 0.0, 5.0), "sea": (0.2, 0.0, 1.0)}  # fmt: skip
+
+    class Known(WordEncoder):
+        def encode(self, prompts: Sequence[str]) -> Conditioning:
+            last = torch.tensor([rows[prompt.split()[-1]] for prompt in prompts])
+            first = torch.ones_like(last)  # says nothing
+            return Conditioning(torch.stack([first, last], 1))
+
+    words = ("cloud", "sea", "wine", "rifle")
+    assert nearest(["a gun"], words, Known()) == ("rifle", "sea", "wine", "cloud")
+    assert nearest(["a gun", "a beer"], words, Known(), 2) == ("rifle", "wine")
+    assert nearest(["a gun"], (), Known()) == ()
+    many = tuple(f"w{i}" for i in range(NEIGHBOURS + 5))
+    assert len(nearest(["a gun"], many, WordEncoder())) == NEIGHBOURS
+
+
+def test_what_is_kept_of_single_concepts_has_every_look_and_turns_through_the_sentences() -> None:
+    styles = tuple(f"style{i}" for i in range(LOOKS_KEPT + 2))
+    prompts = build_prompts([ConceptSpec(("gun",))], WordEncoder(), WORDS, styles)
+    for word in WORDS:
+        mine = [p for p in prompts.preserve if word in p.split()]
+        looks = {p.partition(" in style")[2] for p in mine}
+        assert looks == {"", *(f"{i} style" for i in range(LOOKS_KEPT))}
+        assert len(mine) == LOOKS_KEPT + 1
+        sentences = {p.partition(" in style")[0].replace(f"a {word}", "{}") for p in mine}
+        assert len(sentences) >= LOOKS_KEPT
+    carrying = {t.carrying for t in TEMPLATES}
+    first = [p for p in prompts.targets if " in style" not in p]
+    assert {p.replace("a gun", "{}") for p in first} == carrying
+    assert sum(" in style" in p for p in prompts.targets) == LOOKS_KEPT
+
+
+def test_every_kind_is_pushed_by_its_own_measure() -> None:
+    measured = {"single": 1.0, "combination": 2.7, "conditional": 1.6, "style": 0.0}
+    assert {kind: set(built(KINDS[kind]).push) for kind in KINDS} == {
+        kind: {push} for kind, push in measured.items()
+    }
+
+
+def test_a_style_is_erased_and_kept_on_every_thing() -> None:
+    prompts = built(KINDS["style"], styles=("noto", "twemoji", "fluent"))
+    words = [w for w in (*WORDS, "baby", "tree", "gun", "house")]
+    for word in words:
+        assert sum(word in p.split() for p in prompts.targets) == 1
+        assert any(word in p.split() and "style" in p for p in prompts.preserve)
+        assert any(word in p.split() and "style" not in p for p in prompts.preserve)
+    kept = [p for p in prompts.preserve if "style" in p]
+    counts = [sum(name in p for p in kept) for name in ("twemoji", "fluent")]
+    assert min(counts) > 0 and abs(counts[0] - counts[1]) <= 1, "the other styles take turns"

@@ -131,3 +131,54 @@ def test_a_state_goes_on_where_it_was() -> None:
     for optimiser in (one, two):
         optimiser.step(gradient(1), random_masks(2))
     assert all(torch.equal(a, b) for a, b in zip(one.offset, two.offset, strict=True))
+
+
+def test_influence_is_what_taking_a_change_back_would_cost() -> None:
+    """|offset| sqrt(mean of g^2), the mean as Adam keeps it: 0 outside the mask."""
+    optimiser, mask = SelectiveAdam(base(), relative(0.1)), random_masks(1)
+    squares = [torch.zeros_like(g) for g in gradient(0)]
+    for step in range(3):
+        optimiser.step(gradient(step), mask)
+        for square, g in zip(squares, gradient(step), strict=True):
+            square.mul_(BETA2).add_((1 - BETA2) * g.square())
+    for told, offset, square, m in zip(
+        optimiser.influence(), optimiser.offset, squares, mask, strict=True
+    ):
+        torch.testing.assert_close(told[m], (offset.abs() * square.sqrt())[m])
+        assert bool((told[~m] == 0).all()) and bool((told[m] > 0).all())
+
+
+def test_the_weights_to_differentiate_are_base_plus_offset() -> None:
+    optimiser = SelectiveAdam(base(), relative(0.1))
+    optimiser.step(gradient(0), random_masks(1))
+    for theta, weight, offset in zip(optimiser.theta(), base(), optimiser.offset, strict=True):
+        assert theta.requires_grad and theta.is_leaf
+        assert torch.equal(theta.detach(), weight + offset)
+
+
+def test_revert_takes_back_what_lies_outside_a_mask_and_nothing_else() -> None:
+    optimiser, mask = SelectiveAdam(base(), relative(0.1)), random_masks(2)
+    optimiser.step(gradient(0), tuple(torch.ones_like(m) for m in mask))
+    before = [offset.clone() for offset in optimiser.offset]
+    optimiser.revert(mask)
+    for offset, was, m in zip(optimiser.offset, before, mask, strict=True):
+        assert torch.equal(offset[m], was[m]) and bool((offset[~m] == 0).all())
+
+
+def test_a_step_against_nothing_moves_nothing() -> None:
+    """A gradient of 0 is no direction: what divides it must not be 0 either."""
+    optimiser, everything = (
+        SelectiveAdam(base(), 0.1),
+        tuple(torch.ones_like(m) for m in random_masks(1)),
+    )
+    optimiser.step(tuple(torch.zeros_like(w) for w in base()), everything)
+    assert all(bool((offset == 0).all()) for offset in optimiser.offset)
+
+
+def test_a_state_is_named_by_what_it_is_and_where() -> None:
+    optimiser = SelectiveAdam(base(), 0.1)
+    assert list(optimiser.state()) == [
+        f"{n}.{i}" for n in ("offset", "m", "v", "age") for i in (0, 1)
+    ]
+    optimiser.step(gradient(0), random_masks(1))
+    assert all(set(optimiser.state()[f"age.{i}"].flatten().tolist()) == {0.0, 1.0} for i in (0, 1))
