@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from . import strict_json
 from .errors import SpecError
 from .phrases import (
     clean,
@@ -299,10 +300,10 @@ class UnlearnSpec:
         return json.dumps({"version": SPEC_VERSION, **dataclasses.asdict(self)}, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> UnlearnSpec:
+    def from_json(cls, text: str | bytes) -> UnlearnSpec:
         """Read what `to_json` wrote; raises SpecError naming the field that is wrong."""
         try:
-            data = json.loads(text)
+            data = strict_json.parse(text)
         except (ValueError, RecursionError) as error:
             raise SpecError(f"spec is not JSON: {error}") from error
         if not isinstance(data, dict):

@@ -15,6 +15,7 @@ from ..diff.overrides import patched
 from ..distributed import ALONE, Team
 from ..errors import SpecError
 from ..models.load import LoadedModel
+from ..models.precision import in_float32
 from ..models.sampler import SamplerSettings
 from ..models.token_embeddings import token_space
 from .attacks.base import attack_cell
@@ -102,6 +103,7 @@ class Audit:
     # switch it for each resumption alone; a `with` would last into the host's own code.
     @torch.inference_mode(False)
     @torch.enable_grad()
+    @in_float32
     def __iter__(self) -> Iterator[AuditStep]:
         done, total, team = 0, self.total, self.studio.team
         self._found = {}

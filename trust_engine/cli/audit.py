@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import OutputError, SpecError
 from ..io.files import write_atomically
-from ..io.outputs import check_outputs
+from ..io.outputs import check_outputs, check_suffix
 from ..spec import KINDS
 from .inputs import check_all_fit, named, read_diffs
 
@@ -133,10 +133,12 @@ def run_audit(args: argparse.Namespace) -> None:
         raise OutputError(f"{args.state}: is a file; name a folder for finished cells")
     if args.team.first:
         cells = args.state / "core.json" if args.state else None
+        check_suffix(args.json, ".json")
+        check_suffix(args.html, ".html", ".htm")
         check_outputs([args.json, args.html, cells], _inputs(args))
     diffs, eyes = read_diffs(args.diff), [load_eye(eye) for eye in args.eye]
     model = load_model(args.model, args.device)
-    check_all_fit(args.diff, diffs, model.denoiser, args.strict)
+    check_all_fit(args.diff, diffs, model, args.strict)
     judge = load_judge(args.judge, topic, model.encoder.device)
     run = Audit(
         model, judge, diffs, topic, level, images, args.seed, settings,

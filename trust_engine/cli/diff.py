@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import strict_json
 from ..errors import DiffError, SpecError
 from ..frontend.wording import some
-from ..io.outputs import check_folder, check_outputs
+from ..io.outputs import check_folder, check_outputs, check_suffix
 from .inputs import named, read_diffs
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ FORMATS = {
     "unet-folder": "a diffusers UNet folder; needs --model",
     "unet-pt": "a UNet state dict (pickle) for benchmarks that read nothing else; needs --model",
 }
+SUFFIX, PICKLES = ".safetensors", (".pt", ".pth", ".bin")
 LONGEST_AUDIT = 1 << 20
 PAIRED = 6  # diffs of a merge that are compared pair by pair, at most
 LINES = 8  # comparisons that are printed of a larger one
@@ -142,6 +144,7 @@ def _merge(args: argparse.Namespace) -> None:
 
     if args.keep is not None:
         in_range("--keep", args.keep, 0.0, 1.0)
+    check_suffix(args.out, SUFFIX)
     check_outputs([args.out], {"the model": args.model, **named(args.files)})
     parts = read_diffs(args.files)
     merged = _fitted(args, parts) if args.how == "fit" else combine(parts, args.how)
@@ -149,6 +152,8 @@ def _merge(args: argparse.Namespace) -> None:
     whole = energy(merged)
     if args.keep is not None:
         merged = thinned(merged, args.keep)
+    if not merged.changed:
+        raise DiffError("the merged diff changes nothing; its parts cancel, or too little is kept")
     save_diff(merged, args.out)
     kept = energy(merged) / whole if whole else 1.0
     result = {"diff": str(args.out), "entries_changed": merged.changed,
@@ -224,6 +229,7 @@ def _export(args: argparse.Namespace) -> None:
     from ..diff.base import open_base
     from ..diff.lora import export_dense, export_lora
 
+    check_suffix(args.out, SUFFIX)
     check_outputs([args.out], {"the model": args.model, **named(args.files)})
     parts = read_diffs(args.files)
     if args.model:
@@ -252,8 +258,11 @@ def _write_model(args: argparse.Namespace) -> None:
     if args.format == "unet-folder" or (args.format == "checkpoint" and source.is_dir()):
         check_folder(args.out, inputs)
     else:
+        check_suffix(args.out, *(PICKLES if args.format == "unet-pt" else (SUFFIX,)))
         check_outputs([args.out], inputs)
     parts = read_diffs(args.files)
+    if not touched(parts):
+        raise DiffError("the diffs change nothing at these strengths, so there is nothing to apply")
     with open_base(source) as base:
         _warn(base.check(parts, args.files, args.strict))
         if args.format == "checkpoint":
@@ -278,6 +287,7 @@ def _annotate(args: argparse.Namespace) -> None:
     if not notes:
         raise SpecError("nothing to note; give --author, --licence, --notes or --audit")
     out = args.out or args.file
+    check_suffix(args.out, SUFFIX)
     mine = {} if args.out is None else {"the diff": args.file}
     check_outputs([out], {**mine, "the audit": args.audit})
     diff = annotate_diff(args.file, notes, out)
@@ -288,7 +298,7 @@ def _read_audit(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LONGEST_AUDIT:
             raise DiffError(f"{path}: too long for a diff's notes ({LONGEST_AUDIT:,} bytes)")
-        audit = json.loads(path.read_text("utf-8"))
+        audit = strict_json.parse(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DiffError(f"{path}: no audit in JSON can be read there ({error})") from error
     if not isinstance(audit, dict):

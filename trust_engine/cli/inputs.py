@@ -23,8 +23,8 @@ def read_spec(args: argparse.Namespace) -> UnlearnSpec:
         if any(getattr(args, flag) not in (None, []) for flag in CONCEPT_FLAGS):
             raise SpecError("--spec says all about the concept; give only settings with it")
         try:
-            text = args.spec.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = args.spec.read_bytes()
+        except OSError as error:
             raise SpecError(f"{args.spec}: cannot be read ({error})") from error
         return _with_xi(replace(UnlearnSpec.from_json(text), **changes), args.xi)
     kind: Any = args.kind
@@ -103,16 +103,49 @@ def _refuse_twice(texts: Sequence[str], diffs: Sequence[Any]) -> None:
 def check_all_fit(
     texts: Sequence[str],
     diffs: Sequence[tuple[Any, float]],
-    denoiser: Any,
+    model: Any,
     strict: bool = False,
 ) -> None:
-    """Raise DiffError for a diff that does not fit; warn of one made from another base."""
-    from ..diff import check_fits, fingerprint
+    """Raise DiffError for a diff that does not fit or is in the model already.
 
-    base = fingerprint(denoiser) if diffs else None  # hashes all of q, k and v: once
-    for text, (diff, _) in zip(texts, diffs, strict=True):
-        if warning := check_fits(diff, denoiser, text, strict, base):
+    Warn of one made from another base.
+    """
+    from ..diff import check_fits, fingerprint
+    from ..diff.base import refuse_again
+
+    base = fingerprint(model.denoiser) if diffs else None  # hashes all of q, k and v: once
+    for text, (diff, strength) in zip(texts, diffs, strict=True):
+        if refuse_again({"diffs": model.applied}, diff, strength, text, "the model"):
+            continue  # it takes back what is there
+        if warning := check_fits(diff, model.denoiser, text, strict, base):
             print(f"trust_engine: warning: {' '.join(warning.split())}", file=sys.stderr)
+
+
+def say_applied(model: str, applied: Sequence[Any]) -> None:
+    """Say which diffs are in a model's weights already."""
+    from ..diff.label import named as names
+
+    if applied:
+        inside = names({"parts": list(applied)})
+        say = f"{model} has {inside} in it already; the new diff is for the model as it is"
+        print(f"trust_engine: note: {say}", file=sys.stderr)
+
+
+def say_cut(encoder: Any, prompts: Sequence[str]) -> None:
+    """Say where prompts are longer than what a text encoder reads."""
+    from ..diff.weight_diff import plain
+    from ..models.text_encoders import part_read
+
+    cut = [(p, part) for p in prompts if (part := part_read(encoder, p)) is not None]
+    if not cut:
+        return
+    (prompt, part), more = cut[0], f", and {len(cut) - 1} more prompts are cut" if cut[1:] else ""
+    lost = " ".join(prompt[len(part) :].split())
+    print(
+        f"trust_engine: warning: the text encoder reads 75 tokens: of {plain(prompt, 40)!r} it "
+        f"leaves out {plain(lost, 80)!r}{more}",
+        file=sys.stderr,
+    )
 
 
 def named(diffs: Sequence[str]) -> dict[str, str]:

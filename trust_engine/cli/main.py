@@ -13,14 +13,23 @@ from .. import __version__
 from ..distributed import ALONE, Team, joined
 from ..errors import DivergenceError, SpecError, TrustError
 from ..io.files import write_atomically
-from ..io.outputs import check_outputs
+from ..io.outputs import check_outputs, check_suffix
 from ..settings import in_range
 from ..spec import KINDS
 from .audit import add_audit, run_audit
 from .bench import add_bench
 from .console import console, missing
 from .diff import add_diff
-from .inputs import add_memory, add_settings, check_all_fit, named, read_diffs, read_spec
+from .inputs import (
+    add_memory,
+    add_settings,
+    check_all_fit,
+    named,
+    read_diffs,
+    read_spec,
+    say_applied,
+    say_cut,
+)
 from .report import add_looking, check_looking, tell
 from .runs import Stopping, add_runs, add_store, open_store, say
 
@@ -233,22 +242,24 @@ def _generate(args: argparse.Namespace) -> None:
 
     from ..audit import to_pixels
     from ..diff import applied
-    from ..frontend.pictures import png
+    from ..frontend.pictures import FORMATS, encoded
     from ..models.load import load_model
     from ..models.sampler import SamplerSettings
     from .progress import passes_bar
 
     settings = SamplerSettings(args.steps, args.cfg)
     in_range("seed", args.seed, 0, 2**48, whole=True)
+    check_suffix(args.out, *FORMATS)
     check_outputs([args.out], {"the model": args.model, **named(args.diff)})
     diffs = read_diffs(args.diff)
     model = load_model(args.model, args.device)
-    check_all_fit(args.diff, diffs, model.denoiser, args.strict)
+    check_all_fit(args.diff, diffs, model, args.strict)
+    say_cut(model.encoder, args.prompt)
     seeds = range(args.seed, args.seed + len(args.prompt))
     with applied(model.denoiser, diffs), passes_bar("drawing") as on_step:
         pictures = [to_pixels(b) for b in model.generate(args.prompt, seeds, settings, on_step)]
     row = np.concatenate(list(np.concatenate(pictures)), axis=1)
-    write_atomically(args.out, png(Image.fromarray(row)))
+    write_atomically(args.out, encoded(Image.fromarray(row), args.out.suffix))
     print(f"{len(args.prompt)} pictures in {args.out}")
 
 
@@ -263,6 +274,7 @@ def _unlearn(args: argparse.Namespace) -> None:
     check_looking(args)
     spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
     if team.first:
+        check_suffix(args.out, ".safetensors")
         check_outputs([args.out, state], {"the model": args.model, "the spec": args.spec})
     store = open_store(args) if team.first else None
     with contextlib.ExitStack() as stack:
@@ -271,6 +283,8 @@ def _unlearn(args: argparse.Namespace) -> None:
         model.check_room(spec, args.memory)
         run = Unlearning(model.lend(args.memory), spec, team=team)
         print(f"preserving: {some(run.prompts.kept, 12)}", file=sys.stderr)
+        say_applied(args.model, model.applied)
+        say_cut(model.encoder, [*run.prompts.targets, *run.prompts.preserve])
         try:
             stop = stack.enter_context(Stopping())
             with exhaustion_told(), Keeping(run, store, file, say if team.first else None) as kept:

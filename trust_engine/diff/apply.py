@@ -19,6 +19,7 @@ from ..settings import in_range
 from .weight_diff import SparseOffset, WeightDiff, plain
 
 STRONGEST = 2.0
+LARGEST_LOSS = 0.05  # share of a change that a file's number type may lose
 HASHED = 1 << 20  # entries of a weight that are hashed at once
 ADDED = 1 << 16  # entries that are added at once: few enough for a processor's cache
 

@@ -72,7 +72,7 @@ def combine(parts: Parts, how: How = "sum") -> WeightDiff:
 def _combined(parts: Sequence[tuple[SparseOffset, float]], how: How) -> SparseOffset:
     union = torch.cat([offset.indices for offset, _ in parts]).unique()
     total = torch.zeros(len(union), dtype=torch.float64)
-    touched = torch.zeros(len(union))
+    touched = torch.zeros(len(union), dtype=torch.float64)
     for offset, strength in parts:
         at = torch.searchsorted(union, offset.indices)
         value = strength * offset.values.double()

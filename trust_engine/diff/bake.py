@@ -22,11 +22,10 @@ from ..io.outputs import same
 from ..io.safetensors import Plan, write_tensors
 from ..models.checkpoint import APPLIED, Source, read_json
 from ..models.keys import KeyMap
-from .apply import Rounding
+from .apply import LARGEST_LOSS, Rounding
 from .base import BaseModel, Parts
 from .file import payload_sha256
 
-LARGEST_LOSS = 0.05  # share of the change that a model's number type may lose
 # Hashes of the file the base was, which the result is not.
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf", ".h5")

@@ -76,13 +76,7 @@ class BaseModel:
         actual, before = self.fingerprint(), self.model.applied
         found = []
         for (diff, strength), name in zip(diffs, names, strict=True):
-            there = strength_in(before, diff)
-            if there * strength > 0:
-                raise DiffError(
-                    f"{name}: is in {self.path} already, at strength {there:g}; its record says so "
-                    "(trust-applied). Start from the model before it"
-                )
-            if not there:
+            if not refuse_again(before, diff, strength, name, str(self.path)):
                 found.append(check_base(diff, actual, name, strict, known=_known(before, diff)))
         return [warning for warning in found if warning]
 
@@ -125,10 +119,27 @@ class BaseModel:
         return weight
 
 
+def refuse_again(
+    applied: Mapping[str, Any], diff: WeightDiff, strength: float, name: str, where: str
+) -> bool:
+    """Raise DiffError for a diff that a model's record says is in it already.
+
+    Returns whether it is there and the strength takes it back.
+    """
+    there = strength_in(applied, diff)
+    if there * strength > 0:
+        raise DiffError(
+            f"{name}: is in {where} already, at strength {there:g}; its record says so "
+            "(trust-applied). Start from the model before it"
+        )
+    return there != 0
+
+
 def strength_in(applied: Mapping[str, Any], diff: WeightDiff) -> float:
     """Return the strength at which a model's record says that a diff is in it."""
-    sha256 = payload_sha256(diff) if applied else ""
-    there = sum(one["strength"] for one in applied.get("diffs", ()) if one["sha256"] == sha256)
+    inside = applied.get("diffs", ())
+    sha256 = payload_sha256(diff) if inside else ""
+    there = sum(one["strength"] for one in inside if one["sha256"] == sha256)
     return round(float(there), 6)
 
 

@@ -17,11 +17,13 @@ from ..errors import DiffError
 from ..io.safetensors import planned, tensor_bytes, write_tensors
 from ..models.unet_families import FAMILIES, family_of
 from ..settings import in_range
+from .apply import LARGEST_LOSS
 from .file import payload_sha256
 from .weight_diff import SparseOffset, WeightDiff
 
 PROVENANCE = "trust-provenance"
 _LARGEST = 1 << 26  # entries; the largest weight of SD 1.x, 2.x and SDXL has 3e7
+_WIDEST = 65504.0
 _UNUSUAL = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -55,9 +57,14 @@ def export_dense(diff: WeightDiff, out: Path, dtype: torch.dtype = torch.float16
         return (tensor_bytes(offsets[names[name]].dense().to(dtype)),)
 
     # Rounding an offset loses the same whether its zeros are written out or not.
-    losses = {k: _loss(o.values, o.values.to(dtype).float()) for k, o in offsets.items()}
+    report = _report({k: _loss(o.values, o.values.to(dtype).float()) for k, o in offsets.items()})
+    if report.error > LARGEST_LOSS:
+        raise DiffError(
+            f"the diff's changes are too small for {str(dtype).removeprefix('torch.')}, in which "
+            f"LoRA files are written: {report}; export a checkpoint instead"
+        )
     write_tensors(out, plan, produce, stock_metadata(diff, out, {"format": "dense"}))
-    return _report(losses)
+    return report
 
 
 def export_lora(
@@ -137,6 +144,12 @@ def _exportable(diff: WeightDiff) -> dict[str, SparseOffset]:
             raise DiffError(
                 f"{key}: stock Lora loaders carry no biases and norms; export a checkpoint instead"
             )
+        widest = float(offset.values.abs().max())
+        if widest > _WIDEST:
+            raise DiffError(
+                f"{key}: changes by up to {widest:.3g}, more than float16 holds ({_WIDEST:,.0f}), "
+                "in which LoRA files are read; export a checkpoint instead"
+            )
         if offset.numel > _LARGEST:
             raise DiffError(f"{key}: {list(offset.shape)} is larger than any weight of a UNet")
     return offsets
@@ -174,7 +187,7 @@ def _lora_tensors(name: str, shape: tuple[int, ...], up: Tensor, down: Tensor) -
     return {
         f"{name}.lora_up.weight": up.contiguous(),
         f"{name}.lora_down.weight": down.contiguous(),
-        f"{name}.alpha": torch.tensor(float(rank)),
+        f"{name}.alpha": torch.tensor(float(rank), dtype=torch.float32),
     }
 
 

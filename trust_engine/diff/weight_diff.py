@@ -36,7 +36,7 @@ class SparseOffset:
 
     def dense(self) -> Tensor:
         """Return the offset as a dense float32 tensor."""
-        flat = torch.zeros(self.numel)
+        flat = torch.zeros(self.numel, dtype=torch.float32)
         flat[self.indices.long()] = self.values
         return flat.view(self.shape)
 

@@ -16,6 +16,7 @@ MARGIN, GAP, LABEL = 24, 6, 22
 CELL = 118
 OLD_FONTS = ["DejaVuSans.ttf", "arial.ttf", "Arial.ttf"]
 """Font files for an old Pillow; a host's door may put its own first."""
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 NEURON_NOTES = (
     "share of entries that are concept neurons at the end of training",
     "in brackets: how many of the first ones are still among them",
@@ -35,8 +36,13 @@ def font(size: int) -> Any:
 
 def png(image: Image.Image) -> bytes:
     """Encode as PNG."""
+    return encoded(image, ".png")
+
+
+def encoded(image: Image.Image, ending: str) -> bytes:
+    """Encode as the ending of a file's name says; PNG if it has none that is known."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, FORMATS.get(ending.lower(), "PNG"), quality=95)
     return buffer.getvalue()
 
 

@@ -12,6 +12,12 @@ from .files import check_writable
 
 DEMO = Path(__file__).parents[1] / "demo" / "assets"
 MOST = 20_000  # files of a model's folder that are looked at
+# Endings by which programs choose how to read a file.
+ENDINGS = {
+    *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg"),
+    *(".json", ".html", ".htm", ".txt", ".md", ".csv", ".pdf", ".zip", ".yaml", ".yml"),
+    *(".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf", ".onnx"),
+}
 _MODEL = ("unet", "model_index.json", "config.json")
 _WEIGHTS = "diffusion_pytorch_model"
 
@@ -33,10 +39,21 @@ def check_outputs(outputs: Iterable[Path | None], inputs: Mapping[str, str | Pat
             raise OutputError(f"{one}: is named for two results; give each its own name")
 
 
+def check_suffix(path: Path | None, *own: str) -> None:
+    """Refuse a name whose ending says another format than the file would hold; own: its endings."""
+    if path is None or path.suffix.lower() not in ENDINGS or path.suffix.lower() in own:
+        return
+    raise OutputError(
+        f"{path}: would hold no {path.suffix[1:].lower()}; let its name end in {' or '.join(own)}"
+    )
+
+
 def check_folder(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
     """Refuse a folder to be made that is there already, or for what `check_outputs` refuses."""
     if os.path.lexists(folder):
         raise OutputError(f"{folder}: is there already; name a new folder")
+    if folder.suffix.lower() in ENDINGS:
+        raise OutputError(f"{folder}: will be a folder; choose a name that is no file's")
     check_outputs([folder], inputs)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffError, TrustError
+from ..strict_json import without_repeats
 from .files import atomic_file, refuse_pickle
 
 CHUNK = 1 << 20
@@ -83,7 +84,7 @@ def read_header(
     try:
         claims = json.loads(
             file.read(length).decode(),
-            object_pairs_hook=_without_repeats,
+            object_pairs_hook=without_repeats,
             parse_constant=_no_number,
         )
         metadata = claims.pop("__metadata__", {})
@@ -95,13 +96,6 @@ def read_header(
     entries = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)))
     _check_places(entries, 8 + length, size, name, kind)
     return Header(entries, metadata)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name is given twice")
-    return found
 
 
 def _no_number(text: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class LentModel:
     vocabulary, styles: words the model knows, from which the engine proposes what to preserve;
     score: how well latents show prompts, for the saliency source "clip"; batch: prompts to record
     at once, 0: as many as take about a gigabyte; more: what predictions depend on besides the
-    weights of `denoiser.module`, hashed, for a UNet that hooks and patches change.
+    weights of `denoiser.module`, hashed, for a UNet that hooks and patches change; applied: diffs
+    that are in its weights already, as its file's record tells them.
     """
 
     denoiser: Denoiser
@@ -32,3 +34,4 @@ class LentModel:
     score: Score | None = None
     batch: int = 0
     more: Callable[[Conditioning], str] | None = None
+    applied: Sequence[Mapping[str, Any]] = ()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from .memory import (
     training_needs,
 )
 from .names import Stock, Stored
+from .precision import in_float32
 from .sampler import SamplerSettings, ddim, initial_noise
 from .schedule import schedule_of
 from .text_encoders import ClipEncoder, SDXLEncoder, load_encoder, tower_stock
@@ -44,7 +46,10 @@ POSITIONS = 8192  # of latents that are drawn at once: 32 pictures of the demo, 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A checkpoint in memory: UNet, text encoder and decoder; family: "sd1", "sdxl", "demo"..."""
+    """A checkpoint in memory: UNet, text encoder and decoder; family: "sd1", "sdxl", "demo"...
+
+    applied: the diffs that its file's record says are in it.
+    """
 
     denoiser: ModuleDenoiser
     encoder: ClipEncoder | SDXLEncoder
@@ -53,6 +58,7 @@ class LoadedModel:
     vocabulary: tuple[str, ...]
     styles: tuple[str, ...]
     family: str = "demo"
+    applied: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def batch(self) -> int:
@@ -77,6 +83,7 @@ class LoadedModel:
             self.styles,
             score,
             batch_for(memory, self.latent_size, compute_dtype(self.denoiser.module)),
+            applied=self.applied,
         )
 
     def check_room(self, spec: UnlearnSpec, memory: str) -> None:
@@ -89,6 +96,7 @@ class LoadedModel:
         slim = "leave --robust out" if spec.robust else "take --engine local" if together else ""
         check_unlearning(needed, least, device_of(self.denoiser), slim)
 
+    @in_float32
     def generate(
         self,
         prompts: Sequence[str],
@@ -113,6 +121,7 @@ class LoadedModel:
                 yield self.decoder(latents).clamp(-1, 1).cpu()
 
 
+@in_float32
 def load_model(source: str, device: str = "auto") -> LoadedModel:
     """Load "demo", a single-file safetensors checkpoint or a diffusers folder; raises ModelError.
 
@@ -128,7 +137,9 @@ def load_model(source: str, device: str = "auto") -> LoadedModel:
         decoder = decoder_stock(model, family)
         needed = sum(size_of(stock, family.whole) for stock in (unet, *towers, decoder))
         check_memory(needed, place, f"{path} ({family.title})")
-        return assemble(family, unet, towers, decoder, schedule_of(model, family), place)
+        schedule, applied = schedule_of(model, family), tuple(model.applied.get("diffs", ()))
+        loaded = assemble(family, unet, towers, decoder, schedule, place)
+        return replace(loaded, applied=applied)
 
 
 def assemble(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +20,39 @@ def compute_type(stored: torch.dtype, device: torch.device) -> torch.dtype:
     if device.type == "cpu" or stored.itemsize > 2:
         return torch.float32
     return stored if stored.itemsize == 2 else torch.float16
+
+
+@contextlib.contextmanager
+def float32_default() -> Iterator[None]:
+    """Make new tensors float32, whatever default another program has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function to run under `float32_default`; of a generator, each resumption alone."""
+    if not inspect.isgeneratorfunction(function):
+        return float32_default()(function)
+
+    @functools.wraps(function)
+    def resumed(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        inner = function(*args, **kwargs)
+        try:
+            while True:
+                with float32_default():
+                    try:
+                        item = next(inner)
+                    except StopIteration as stop:
+                        return stop.value
+                yield item
+        finally:
+            inner.close()
+
+    return resumed
 
 
 @contextlib.contextmanager

@@ -48,7 +48,10 @@ def timesteps(steps: int) -> list[int]:
 
 def initial_noise(seeds: list[int], size: tuple[int, int]) -> Tensor:
     """Draw each picture's starting noise from its own seed, (b, 4, h, w) on the CPU."""
-    rows = [torch.randn(4, *size, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    rows = [
+        torch.randn(4, *size, dtype=torch.float32, generator=torch.Generator().manual_seed(s))
+        for s in seeds
+    ]
     return torch.stack(rows)
 
 
@@ -146,7 +149,7 @@ def _euler(y: Tensor, x0: Tensor, here: float, there: float, stir: list[torch.Ge
     down = (there**2 - up**2) ** 0.5
     y = y + (y - x0) / here * (down - here)
     if up:
-        rows = [torch.randn(y.shape[1:], generator=g) for g in stir]
+        rows = [torch.randn(y.shape[1:], dtype=torch.float32, generator=g) for g in stir]
         y = y + up * torch.stack(rows).to(y.device)
     return y
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .checkpoint import Checkpoint, fill
-from .conditioning import Conditioning
+from .conditioning import Conditioning, TextEncoder
 from .demo_clip import load_tokenizer
 from .families import END, ModelFamily, Tower
 from .names import Stock, tower_names
@@ -26,6 +26,20 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], pad: int) -> Tensor:
     ids = torch.tensor(tokenizer(list(prompts), **settings).input_ids)
     filled = (ids == END) & ((ids == END).cumsum(1) > 1)
     return ids.masked_fill(filled, pad)
+
+
+def part_read(encoder: TextEncoder, prompt: str) -> str | None:
+    """Return the part of a prompt that is read, in whole words; None if that is all of it."""
+    room = LENGTH - 2  # beside the start and end tokens
+    if encoder.count_tokens(prompt) <= room:
+        return None
+    words = prompt.split(" ")
+    low, high = 0, len(words) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = encoder.count_tokens(" ".join(words[:middle])) <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return " ".join(words[:low])
 
 
 class ClipEncoder:

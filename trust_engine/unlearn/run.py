@@ -19,6 +19,7 @@ from ..models.denoiser import Denoiser, device_of
 from ..models.identity import Digest, model_identity, run_key
 from ..models.keys import projection_of
 from ..models.lent import LentModel
+from ..models.precision import in_float32
 from ..prompts.concept import PromptSet, build_prompts
 from ..spec import UnlearnSpec
 from .end_to_end import Cost, differentiable
@@ -75,6 +76,7 @@ class Unlearning:
     _encoded: tuple[Conditioning, Conditioning] | None = None
     _identity: str = ""
 
+    @in_float32
     def __post_init__(self) -> None:
         model, spec = self.model, self.spec
         if spec.saliency == "clip" and model.score is None:
@@ -108,6 +110,7 @@ class Unlearning:
     # switch it for each resumption alone; a `with` would last into the host's own code.
     @torch.inference_mode(False)
     @torch.enable_grad()
+    @in_float32
     def __iter__(self) -> Iterator[StepReport]:
         model, spec, team, total = self.model, followed(self.spec), self.team, self.total
         self._finished = self._settled = False
@@ -262,6 +265,7 @@ class Unlearning:
     # Away from inference mode, as in `__iter__`: the encoded prompts are kept for it.
     @torch.inference_mode(False)
     @torch.no_grad()
+    @in_float32
     def _identify(self) -> str:
         model = self.model
         cond, uncond = self._encode()
@@ -339,7 +343,7 @@ class Unlearning:
         return self._diff(complete=False)
 
     def _diff(self, complete: bool = True) -> WeightDiff:
-        provenance = {
+        provenance: dict[str, Any] = {
             "engine": __version__,
             "spec": self.spec.to_json(),
             **self._base,
@@ -347,6 +351,11 @@ class Unlearning:
             "passes": self.passes,
             "backward": self.backward,
         }
+        if self.model.applied:
+            kept = ("sha256", "strength", "spec", "parts", "how")
+            provenance["applied"] = [
+                {name: one[name] for name in kept if name in one} for one in self.model.applied
+            ]
         if not complete:
             provenance["complete"] = False
         # Rounded now to what a file will hold, so that what is audited is what is saved.

@@ -23,7 +23,14 @@ from toys.small_unet import (
     small_weights,
     stock,
 )
-from trust_engine.diff import SparseOffset, WeightDiff, applied, payload_sha256
+from trust_engine.diff import (
+    SparseOffset,
+    WeightDiff,
+    applied,
+    combine,
+    payload_sha256,
+    save_diff,
+)
 from trust_engine.diff.apply import fingerprint_of
 from trust_engine.diff.bake import write_checkpoint, write_unet_folder, write_unet_pt
 from trust_engine.diff.base import open_base
@@ -77,6 +84,36 @@ def test_what_stock_loaders_would_skip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DiffError, match="larger than any weight"):
         export_dense(WeightDiff({KEY: vast}), tmp_path / "a")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [65504.0, 65505.0, 1e30, 1e-9])
+def test_values_that_float16_does_not_hold(value: float, tmp_path: Path) -> None:
+    diff = WeightDiff({KEY: SparseOffset.of(value * torch.eye(64))})
+    if value == 65504.0:
+        export_dense(diff, tmp_path / "a")
+        assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "a").values())
+        return
+    says = "too small for float16" if value < 1 else "more than float16 holds"
+    with pytest.raises(DiffError, match=says):
+        export_dense(diff, tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_another_default_type_changes_no_byte(default: torch.dtype, tmp_path: Path) -> None:
+    one, two = small_diff(), small_diff(1)
+    for name in ("usual", "other"):
+        torch.set_default_dtype(default if name == "other" else torch.float32)
+        try:
+            (tmp_path / name).mkdir()
+            export_dense(one, tmp_path / name / "dense")
+            export_lora(one, tmp_path / name / "lora", 0.5, 8)
+            for how in ("sum", "mean", "strongest"):
+                save_diff(combine([(one, 1.0), (two, 0.5)], how), tmp_path / name / how)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for path in (tmp_path / "usual").iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes(), path.name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -1,0 +1,23 @@
+"""JSON as people and programs write it: any UTF, with or without its mark; no name given twice."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def parse(text: str | bytes) -> Any:
+    """Read JSON; raises ValueError for what is none, and for an object with a name twice."""
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
+    return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=without_repeats)
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object from its pairs; raises ValueError for a name given twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:60]!r} is given twice")
+    return found
