@@ -133,9 +133,9 @@ def run_audit(args: argparse.Namespace) -> None:
         raise OutputError(f"{args.state}: is a file; name a folder for finished cells")
     if args.team.first:
         cells = args.state / "core.json" if args.state else None
+        check_outputs([args.json, args.html, cells], _inputs(args))
         check_suffix(args.json, ".json")
         check_suffix(args.html, ".html", ".htm")
-        check_outputs([args.json, args.html, cells], _inputs(args))
     diffs, eyes = read_diffs(args.diff), [load_eye(eye) for eye in args.eye]
     model = load_model(args.model, args.device)
     check_all_fit(args.diff, diffs, model, args.strict)

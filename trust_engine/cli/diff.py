@@ -144,8 +144,8 @@ def _merge(args: argparse.Namespace) -> None:
 
     if args.keep is not None:
         in_range("--keep", args.keep, 0.0, 1.0)
-    check_suffix(args.out, SUFFIX)
     check_outputs([args.out], {"the model": args.model, **named(args.files)})
+    check_suffix(args.out, SUFFIX)
     parts = read_diffs(args.files)
     merged = _fitted(args, parts) if args.how == "fit" else combine(parts, args.how)
     pairs = _overlaps(args.files, parts)
@@ -229,8 +229,8 @@ def _export(args: argparse.Namespace) -> None:
     from ..diff.base import open_base
     from ..diff.lora import export_dense, export_lora
 
-    check_suffix(args.out, SUFFIX)
     check_outputs([args.out], {"the model": args.model, **named(args.files)})
+    check_suffix(args.out, SUFFIX)
     parts = read_diffs(args.files)
     if args.model:
         with open_base(_source(args.model)) as base:
@@ -258,8 +258,8 @@ def _write_model(args: argparse.Namespace) -> None:
     if args.format == "unet-folder" or (args.format == "checkpoint" and source.is_dir()):
         check_folder(args.out, inputs)
     else:
-        check_suffix(args.out, *(PICKLES if args.format == "unet-pt" else (SUFFIX,)))
         check_outputs([args.out], inputs)
+        check_suffix(args.out, *(PICKLES if args.format == "unet-pt" else (SUFFIX,)))
     parts = read_diffs(args.files)
     if not touched(parts):
         raise DiffError("the diffs change nothing at these strengths, so there is nothing to apply")
@@ -287,9 +287,9 @@ def _annotate(args: argparse.Namespace) -> None:
     if not notes:
         raise SpecError("nothing to note; give --author, --licence, --notes or --audit")
     out = args.out or args.file
-    check_suffix(args.out, SUFFIX)
     mine = {} if args.out is None else {"the diff": args.file}
     check_outputs([out], {**mine, "the audit": args.audit})
+    check_suffix(args.out, SUFFIX)
     diff = annotate_diff(args.file, notes, out)
     print(f"{out}: {', '.join(notes)} noted; sha256 {payload_sha256(diff)} as before")
 

@@ -249,8 +249,8 @@ def _generate(args: argparse.Namespace) -> None:
 
     settings = SamplerSettings(args.steps, args.cfg)
     in_range("seed", args.seed, 0, 2**48, whole=True)
-    check_suffix(args.out, *FORMATS)
     check_outputs([args.out], {"the model": args.model, **named(args.diff)})
+    check_suffix(args.out, *FORMATS)
     diffs = read_diffs(args.diff)
     model = load_model(args.model, args.device)
     check_all_fit(args.diff, diffs, model, args.strict)
@@ -274,8 +274,8 @@ def _unlearn(args: argparse.Namespace) -> None:
     check_looking(args)
     spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
     if team.first:
-        check_suffix(args.out, ".safetensors")
         check_outputs([args.out, state], {"the model": args.model, "the spec": args.spec})
+        check_suffix(args.out, ".safetensors")
     store = open_store(args) if team.first else None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(StateFile(state)) if state else None
