@@ -10,7 +10,6 @@ from typing import Any
 from ..audit import audit, plan
 from ..demo.judge import load_judge
 from ..demo.vocabulary import OBJECTS, caption
-from ..diff import save_diff
 from ..frontend.before_after import before_after_sheet
 from ..frontend.looking import look_at
 from ..frontend.pictures import neuron_map, png
@@ -21,8 +20,12 @@ from ..io.files import write_atomically
 from ..io.outputs import check_outputs
 from ..models.load import load_model
 from ..spec import ConceptSpec, UnlearnSpec
+from ..unlearn.keeping import Keeping, save_or_rescue
 from ..unlearn.run import Unlearning
+from ..unlearn.run_store import RunStore
 from .progress import passes_bar, run_with_bar
+from .runs import Stopping
+from .runs import say as tell
 
 IMAGES = 1  # pictures an object in the demo's own audit, which says so
 ROWS = {
@@ -34,7 +37,14 @@ ROWS = {
 }
 
 
-def run_demo(concept: str, out: Path, seed: int, device: str, say: Callable[[str], None]) -> None:
+def run_demo(
+    concept: str,
+    out: Path,
+    seed: int,
+    device: str,
+    say: Callable[[str], None],
+    store: RunStore | None = None,
+) -> None:
     """Unlearn `concept`, draw before and after, audit, and write everything to `out`."""
     plan(concept, IMAGES, seed)  # refuse bad input before loading anything
     spec = UnlearnSpec((ConceptSpec((concept,)),), seed=seed)
@@ -45,9 +55,10 @@ def run_demo(concept: str, out: Path, seed: int, device: str, say: Callable[[str
     run = Unlearning(model.lend(), spec)
     say(f"Unlearning {concept!r} from the demo model. Preserving its neighbours:")
     say("  " + some(run.prompts.kept, 12))
-    run_with_bar(run)
-    diff = run.diff
-    save_diff(diff, paths["diff.safetensors"])
+    with Stopping() as stop, Keeping(run, store, say=tell) as kept:
+        run_with_bar(stop.between(kept))
+        diff = run.diff
+        save_or_rescue(diff, paths["diff.safetensors"], kept.store)
     seen = look_at(model, diff, shown(concept, seed, run.prompts.preserve))
     title = f'"{concept}" unlearned: same prompts, same seeds'
     write_atomically(paths["before_after.png"], png(before_after_sheet(title, seen)))

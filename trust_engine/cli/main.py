@@ -123,6 +123,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--concept", default="gun", help="an object to forget (default: gun)")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="default: out/demo")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    add_store(parser)
     _add_device(parser)
     parser.set_defaults(run=_demo)
 
@@ -233,7 +234,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from .demo import run_demo
 
-    run_demo(args.concept, args.out, args.seed, args.device, print)
+    run_demo(args.concept, args.out, args.seed, args.device, print, open_store(args))
 
 
 def _generate(args: argparse.Namespace) -> None:
