@@ -268,6 +268,7 @@ def installed(folder: Path, extra: Callable[[Any], dict[str, ModuleType]]) -> It
         "modules.sd_samplers_common": module(
             "modules.sd_samplers_common", decode_first_stage=lambda m, x: m.decode_first_stage(x)
         ),
+        "modules.processing": module("modules.processing", process_images_inner=_drawn),
         "modules.scripts": module("modules.scripts", Script=Script, AlwaysVisible=object()),
         "modules.script_callbacks": Callbacks(),
         "modules.ui_common": module("modules.ui_common", create_refresh_button=lambda *_: None),
@@ -311,6 +312,7 @@ class Processing:
         self.sampler: Any = None
         self.loras: list[Any] = []
         self.runner: Any = None
+        self.scripts: Any = None
 
     def comment(self, text: str) -> None:
         """Note something for the page."""
@@ -348,21 +350,22 @@ class Runner:
 
 def process_images(p: Processing, runner: Runner) -> list[Tensor]:
     """Draw: settings that come along are set meanwhile, as in both hosts' process_images."""
-    p.runner = runner
+    p.runner, p.scripts = runner, SimpleNamespace(alwayson_scripts=[runner.script])
     runner.call("before_process", p)
     options = sys.modules["modules.shared"].opts
     stored = {name: options.data[name] for name in p.override_settings if name in options.data}
     try:
         for name, value in p.override_settings.items():
             options.set(name, value, is_api=True)
-        return _drawn(p, runner)
+        return sys.modules["modules.processing"].process_images_inner(p)
     finally:
         for name, value in stored.items():
             setattr(options, name, value)
 
 
-def _drawn(p: Processing, runner: Runner) -> list[Tensor]:
+def _drawn(p: Processing) -> list[Tensor]:
     """Draw: the order of both hosts' process_images_inner."""
+    runner = p.runner
     runner.call("process", p)
     pictures = []
     for _ in range(p.n_iter):

@@ -358,3 +358,36 @@ def test_wanted_is_checked_wherever_it_is_made(server: Any) -> None:
     for name, strength in (("", 1.0), ("a.safetensors", 2.5), ("a.safetensors", float("nan"))):
         with pytest.raises(SpecError):
             Wanted(name, strength)
+
+
+def test_what_an_extension_draws_by_itself_is_refused(server: Any) -> None:
+    """Face detailers draw a second time, and run only the scripts they choose."""
+    from modules import processing
+
+    from trust_webui import guard
+
+    class Other:
+        """A script of another extension, whose hooks do nothing."""
+
+        def __getattr__(self, _: str) -> Any:
+            return lambda *_: None
+
+    def by_itself() -> Any:
+        return process_images(Processing(server, "a gun"), Runner(Other()))
+
+    bare = processing.process_images_inner
+    guard.install()
+    guard.install()
+    assert len(by_itself()) == 1, "as ever, while nothing is on every picture"
+    put(server, GUN)
+    with pytest.raises(DiffError, match="nothing was drawn: an extension draws"):
+        by_itself()
+    assert "gun.safetensors@" in draw(server)[1]
+    alone = Processing(server, "a gun")
+    with pytest.raises(DiffError, match="an extension draws"):
+        processing.process_images_inner(alone)
+    server.shared.opts.trust_always = 5
+    with pytest.raises(DiffError, match="damaged"):
+        by_itself()
+    guard.uninstall()
+    assert processing.process_images_inner is bare
