@@ -205,7 +205,7 @@ def _checkpoint(name: str | None, strength: float) -> str:
         diff, source = load_diff(path), current().checkpoint
         out = folders.fresh(folders.checkpoints(), f"{source.stem}-{path.stem}")
         with open_base(source) as base:
-            warnings = base.check([(diff, strength)], [path.name])
+            warnings = [*base.check([(diff, strength)], [path.name]), *base.remarks()]
             lost = write_checkpoint(base, [(diff, strength)], out)
         described = source.with_suffix(".yaml")
         if described.is_file():  # without it the host takes the copy for another kind of model

@@ -275,7 +275,9 @@ def _unlearn(args: argparse.Namespace) -> None:
     check_looking(args)
     spec, team, state = read_spec(args), args.team, args.state if args.team.first else None
     if team.first:
-        check_outputs([args.out, state], {"the model": args.model, "the spec": args.spec})
+        judge = args.judge.partition(":")[2]
+        inputs = {"the model": args.model, "the spec": args.spec, "the judge": judge}
+        check_outputs([args.out, state], inputs)
         check_suffix(args.out, ".safetensors")
     store = open_store(args) if team.first else None
     with contextlib.ExitStack() as stack:

@@ -179,6 +179,11 @@ def add(
         missed = moved - change
         error = float(missed.dot(missed))  # not finite if any entry is not
         if not math.isfinite(error):
+            if not bool(before.isfinite().all()):
+                raise DiffError(
+                    f"{key}: the model holds NaN or infinite values where the diff changes it; it "
+                    "is damaged, or was merged or converted badly"
+                )
             raise DiffError(
                 f"{key}: strength {strength:g} is too much for {old.dtype}; choose a smaller one"
             )

@@ -18,6 +18,7 @@ import torch
 
 from ..errors import DiffError, ModelError, OutputError
 from ..io.files import TEMPORARY, atomic_file, make_folder, remove_folders, write_atomically
+from ..io.locks import LOCKS, seize
 from ..io.outputs import same
 from ..io.safetensors import Plan, write_tensors
 from ..models.checkpoint import APPLIED, Source, read_json
@@ -26,6 +27,7 @@ from .apply import LARGEST_LOSS, Rounding
 from .base import BaseModel, Parts
 from .file import payload_sha256
 
+LOCK = ".lock"
 # Hashes of the file the base was, which the result is not.
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
 _WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf", ".h5")
@@ -114,8 +116,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     temporary, made = folder.parent / f"{TEMPORARY}{secrets.token_hex(8)}", list[Path]()
     try:
         made = make_folder(folder.parent)
+        _remove_abandoned(folder.parent)
         temporary.mkdir()  # the system's own mask decides who may read it
-        yield temporary
+        with _in_use(temporary):
+            yield temporary
         os.rename(temporary, folder)
         made = []
     except OSError as error:
@@ -123,6 +127,35 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         remove_folders(made)
+
+
+@contextlib.contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Hold a lock in a folder, by which others tell it from one whose process was killed."""
+    path = folder / LOCK
+    unseen = folder / f"{LOCK}ing" if LOCKS else path  # until it is locked
+    handle = os.open(unseen, os.O_RDWR | os.O_CREAT)
+    try:
+        seize(handle)
+        if unseen != path:
+            os.replace(unseen, path)
+        yield
+    finally:
+        os.close(handle)
+        path.unlink(missing_ok=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what killed exports left: folders of ours whose lock nobody holds."""
+    for left in parent.glob(f"{TEMPORARY}*/{LOCK}"):
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDWR)
+            try:
+                free = seize(handle)
+            finally:
+                os.close(handle)
+            if free:
+                shutil.rmtree(left.parent)
 
 
 def _write_folder(base: BaseModel, diffs: Parts, folder: Path, lost: Rounding) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,6 +129,7 @@ def load_model(source: str, device: str = "auto") -> LoadedModel:
     The family is told by the tensors' names and shapes. Nothing is downloaded, weights keep the
     dtype they are stored in, and those of one tensor at a time are in memory twice.
     """
+    _check_interpreter()
     place = pick_device(device)
     path = DEMO if source == "demo" else Path(source)
     with open_checkpoint(path) as model:
@@ -140,6 +142,18 @@ def load_model(source: str, device: str = "auto") -> LoadedModel:
         schedule, applied = schedule_of(model, family), tuple(model.applied.get("diffs", ()))
         loaded = assemble(family, unet, towers, decoder, schedule, place)
         return replace(loaded, applied=applied)
+
+
+def _check_interpreter() -> None:
+    if sys.flags.optimize < 2:
+        return
+    try:
+        from transformers import CLIPTextModel as _  # noqa: F401
+    except ValueError as error:
+        raise ModelError(
+            "Python runs with -OO (or PYTHONOPTIMIZE=2), without the texts that transformers "
+            "reads in its own code; start it without that, or with -O"
+        ) from error
 
 
 def assemble(

@@ -21,11 +21,12 @@ from tests.toys.small_unet import (
     metadata,
     small_base,
     small_checkpoint,
+    small_denoiser,
     small_diff,
     small_weights,
 )
 from trust_engine.cli.main import main
-from trust_engine.diff import SparseOffset, WeightDiff, save_diff
+from trust_engine.diff import SparseOffset, WeightDiff, applied, bake, save_diff
 from trust_engine.diff.bake import left_out, write_checkpoint, write_unet_folder
 from trust_engine.diff.base import open_base
 from trust_engine.errors import DiffError, ModelError, OutputError
@@ -167,6 +168,17 @@ def test_what_is_not_finite_is_named(key: str, bad: float, tmp_path: Path) -> No
     ):
         write_checkpoint(base, FULL, tmp_path / "out")
     assert os.listdir(tmp_path) == ["base"]
+
+
+def test_a_lent_model_that_is_not_finite_is_named() -> None:
+    lent = small_denoiser()
+    with torch.no_grad():
+        dict(lent.module.named_parameters())[KEY].fill_(torch.nan)
+    with (
+        pytest.raises(DiffError, match=f"{KEY}: the model holds NaN"),
+        applied(lent, FULL),
+    ):
+        pytest.fail("it was applied")
 
 
 def test_a_mask_may_be_infinite(tmp_path: Path) -> None:
@@ -333,6 +345,23 @@ def test_a_folder_is_no_more_open_than_the_umask_lets_it_be(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "unet").stat().st_mode) == 0o700
     for path in (tmp_path / "unet").iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_killed_exports_folder_goes_with_the_next_one(tmp_path: Path) -> None:
+    killed, alive = tmp_path / ".trust-dead", tmp_path / ".trust-alive"
+    for folder in (killed, alive, tmp_path / ".trust-foreign"):
+        folder.mkdir()
+    (killed / ".lock").write_bytes(b"")
+    (killed / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
+    with open_base(small_checkpoint(tmp_path / "base")) as base, bake._in_use(alive):
+        write_unet_folder(base, FULL, tmp_path / "unet")
+        assert sorted(os.listdir(tmp_path)) == [".trust-alive", ".trust-foreign", "base", "unet"]
+        assert os.listdir(alive) == [".lock"]
+    assert os.listdir(alive) == []
+    assert sorted(os.listdir(tmp_path / "unet")) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(

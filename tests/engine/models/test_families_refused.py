@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import trust_engine.models.memory
 from toys.tiny_families import UNET, folder, install, original, single_file
@@ -59,13 +60,12 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(
         ("clip_txt_pooled_mapper.weight", "a Stable Cascade model"),
         ("control_model.input_blocks.0.0.weight", "a ControlNet"),
         ("emb_params", "a textual inversion"),
+        ("model_ema.diffusion_modelinput_blocks00weight", "holds averaged weights alone"),
         ("input_blocks.0.0.weight", "a UNet without its text encoder"),
         ("a", "not a Stable Diffusion checkpoint"),
     ],
 )
 def test_what_is_no_model_is_named(key: str, says: str, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({key: torch.zeros(2)}, tmp_path / "m")
     with pytest.raises(ModelError, match=says):
         load_model(str(tmp_path / "m"), "cpu")
@@ -129,6 +129,35 @@ def test_a_distilled_unet_is_refused(tmp_path: Path) -> None:
     path = single_file(tmp_path / "m", original("sdxl"), **{gone: None})
     with pytest.raises(ModelError, match="UNet lacks"):
         load_model(str(path), "cpu")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_much_smaller_unet_is_named_by_its_likes(kind: str, tmp_path: Path) -> None:
+    """As SSD-1B lacks the middle and more of SDXL."""
+    gone = UNET + "input_blocks.8.1.transformer_blocks"
+    path = single_file(tmp_path / "m", original("sdxl"), **{gone: None})
+    if kind == "folder":
+        path = folder(tmp_path / "f", original("sdxl"))
+        weights = path / "unet" / "diffusion_pytorch_model.safetensors"
+        kept = {k: t for k, t in load_file(weights).items() if "mid_block.attentions" not in k}
+        save_file(kept, weights)
+    with pytest.raises(ModelError, match=r"more weights of its family: .*SSD-1B, Vega or BK-SDM"):
+        load_model(str(path), "cpu")
+
+
+def test_an_lcm_is_named(tmp_path: Path) -> None:
+    extra = {UNET + "time_embed.cond_proj.weight": torch.zeros(32, 256)}
+    path = single_file(tmp_path / "m", original("sd1"), **extra)
+    with pytest.raises(ModelError, match="an LCM, whose UNet takes the guidance"):
+        load_model(str(path), "cpu")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
+def test_a_folder_of_one_variant_is_read(variant: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "f", original("sd1"))
+    for weights in path.glob("*/*.safetensors"):
+        weights.rename(weights.with_suffix(f".{variant}.safetensors"))
+    assert load_model(str(path), "cpu").family == "sd1"
 
 
 def test_a_folder_without_safetensors_says_so(tmp_path: Path) -> None:
