@@ -13,8 +13,14 @@ from ..models.families import MODELS, ModelFamily
 from ..models.load import LoadedModel, assemble, blank_unet
 from ..models.names import Stock, Stored
 from ..models.text_encoders import blank_tower
+from ..models.vae import blank_tiny_decoder
 
-FAMILY_NAMES = {"sd15": "sd1", "sd2": "sd2", "sdxl": "sdxl"}  # for people: for the engine
+FAMILY_NAMES = {
+    "sd15": "sd1",
+    "sd2": "sd2",
+    "sdxl": "sdxl",
+    "demo": "demo",
+}  # for people: for the engine
 
 
 def family_for(name: str) -> ModelFamily:
@@ -28,7 +34,7 @@ def random_model(
     dtype: torch.dtype = torch.float16,
     latent_size: tuple[int, int] | None = None,
 ) -> LoadedModel:
-    """Draw a model's weights, stored in `dtype`; SD 2.x predicts v. It has no decoder.
+    """Draw a model's weights, stored in `dtype`; SD 2.x predicts v. Only the demo's has a decoder.
 
     latent_size: (h, w), for less work than the family's own asks.
     """
@@ -37,7 +43,8 @@ def random_model(
         family = replace(family, sizes=(latent_size, latent_size))
     unet = random_stock(blank_unet(family), dtype)
     towers = [random_stock(blank_tower(tower), dtype) for tower in family.towers]
-    return assemble(family, unet, towers, {}, schedule_for(name), device)
+    decoder = {} if family.decoder else random_stock(blank_tiny_decoder(), dtype)
+    return assemble(family, unet, towers, decoder, schedule_for(name), device)
 
 
 def schedule_for(name: str) -> NoiseSchedule:

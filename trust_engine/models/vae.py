@@ -47,10 +47,7 @@ def decoder_stock(model: Checkpoint, family: ModelFamily) -> Stock:
 def load_decoder(stock: Stock, family: ModelFamily, device: torch.device) -> nn.Module:
     """Build the family's decoder and read its weights."""
     if family.decoder is None:
-        from diffusers import AutoencoderTiny
-
-        with torch.device("meta"):
-            tiny = AutoencoderTiny().decoder
+        tiny = blank_tiny_decoder()
         fill(tiny, stock, "decoder", device, family.whole)
         return tiny
     if not stock:
@@ -62,6 +59,14 @@ def load_decoder(stock: Stock, family: ModelFamily, device: torch.device) -> nn.
     decoder = KLDecoder(kl.decoder, kl.post_quant_conv, family.scaling)
     fill(decoder, stock, "VAE decoder", device, whole=_narrow(stock, device))
     return decoder
+
+
+def blank_tiny_decoder() -> nn.Module:
+    """Build TAESD's decoder without memory for its weights."""
+    from diffusers import AutoencoderTiny
+
+    with torch.device("meta"):
+        return AutoencoderTiny().decoder
 
 
 def _narrow(stock: Stock, device: torch.device) -> bool:
