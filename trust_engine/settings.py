@@ -14,6 +14,10 @@ from .errors import SpecError
 Kind = Literal["number", "whole number", "choice", "switch"]
 
 
+RUNS = "TRUST_RUNS"
+"""Environment variable that says where runs are kept: off, or a folder."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """A setting for people: its bounds or options, and its meaning in a sentence or two.

@@ -11,9 +11,12 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..unlearn.run_store import SETTING, RunStore, is_off, user_folder, user_store
+from ..settings import RUNS as SETTING
+
+if TYPE_CHECKING:
+    from ..unlearn.run_store import RunStore
 
 Report = TypeVar("Report")
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # those that a system has
@@ -36,6 +39,8 @@ def add_store(parser: argparse.ArgumentParser) -> None:
 
 def open_store(args: argparse.Namespace) -> RunStore | None:
     """Open the user's run store unless it is not wanted; says when there is no place for one."""
+    from ..unlearn.run_store import is_off, user_folder, user_store
+
     if args.no_runs or is_off():
         return None
     if user_folder() is None:
@@ -59,6 +64,8 @@ def add_runs(commands: Any) -> None:
 
 
 def _runs(args: argparse.Namespace) -> None:
+    from ..unlearn.run_store import is_off, user_store
+
     store = user_store()
     if store is None:
         why = f"{SETTING} is off" if is_off() else f"no home folder; name one in {SETTING}"

@@ -18,9 +18,9 @@ from pathlib import Path
 from ..errors import OutputError, SpecError
 from ..io.files import check_writable
 from ..io.locks import FileLock
+from ..settings import RUNS as SETTING
 from .state import RunState, load_state, save_state
 
-SETTING = "TRUST_RUNS"  # environment: off, or a folder
 SIZE = "TRUST_RUNS_GB"  # environment: how much it may take
 LIMIT = 10 * 10**9  # bytes
 STATE, FINISHED, LOCK = ".state", ".finished", ".lock"

@@ -98,6 +98,22 @@ sys.exit(run())
 """
 
 
+def without_torch(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *line.split()],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("line", ["--version", "--help", "unlearn --help", "diff export --help"])
+def test_help_needs_nothing(line: str, tmp_path: Path) -> None:
+    done = without_torch(line, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -111,14 +127,7 @@ sys.exit(run())
 )
 def test_without_torch_each_command_says_what_to_install(line: str, tmp_path: Path) -> None:
     """As after `pip install .` without the extra, or in a Python that is not the host's."""
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *line.split()],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-    )
+    done = without_torch(line, tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert "torch is not installed" in done.stderr
