@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -14,30 +16,38 @@ from trust_engine.models.demo_clip import TEXT_PREFIX
 from trust_engine.models.keys import LDM_PREFIX, KeyMap
 from trust_engine.models.load import DEMO, VAE_PREFIX
 
+Part = Mapping[str, Tensor]
 
-def checkpoint() -> dict[str, Tensor]:
+
+def checkpoint(unet: Part, clip: Part, autoencoder: Part) -> dict[str, Tensor]:
     """Name every tensor as a single-file SD 1.x checkpoint with a TAESD does, in float16."""
     keys = KeyMap(SHAPE)
-    unet = _read("unet")
     weights = {LDM_PREFIX + keys.to_ldm(key): value for key, value in unet.items()}
-    for key, value in _read("clip").items():
+    for key, value in clip.items():
         if key.startswith("text.text_model.") and not key.endswith("position_ids"):
             weights[TEXT_PREFIX + key.removeprefix("text.")] = value
-    for key, value in _read("autoencoder").items():
+    weights |= taesd(autoencoder)
+    return {key: value.half().contiguous() for key, value in weights.items()}
+
+
+def taesd(autoencoder: Part) -> dict[str, Tensor]:
+    """Name the autoencoder as single files hold a TAESD, with its scale."""
+    weights = {}
+    for key, value in autoencoder.items():
         part, _, index, rest = key.split(".", 3)
         shift = 1 if part == "decoder" else 0  # TAESD counts the decoder's clamp as layer 0
         weights[f"{VAE_PREFIX}taesd_{part}.{int(index) + shift}.{rest}"] = value
     weights[VAE_PREFIX + "vae_scale"] = torch.tensor(0.18215)
     weights[VAE_PREFIX + "vae_shift"] = torch.tensor(0.0)
-    return {key: value.half().contiguous() for key, value in weights.items()}
+    return weights
 
 
-def unpack() -> None:
-    """Put the shipped parts where the stages look for their predecessors' weights."""
-    keys, shipped = KeyMap(SHAPE), {k: v.float() for k, v in load_file(DEMO).items()}
+def shipped() -> dict[str, dict[str, Tensor]]:
+    """Read what ships, in the parts and under the names of the stages, in float32."""
+    keys, whole = KeyMap(SHAPE), {k: v.float() for k, v in load_file(DEMO).items()}
     parts: dict[str, dict[str, Tensor]] = {"unet": {}, "autoencoder": {}}
     parts["clip"] = {k: v.float() for k, v in load_file(ASSETS / "clip.safetensors").items()}
-    for key, value in shipped.items():
+    for key, value in whole.items():
         if key.startswith(LDM_PREFIX):
             parts["unet"][keys.to_diffusers(key.removeprefix(LDM_PREFIX))] = value
         elif key.startswith(TEXT_PREFIX):
@@ -47,6 +57,12 @@ def unpack() -> None:
             shift = 1 if part == "decoder" else 0
             parts["autoencoder"][f"{part}.layers.{int(index) - shift}.{rest}"] = value
     parts["judge"] = {k: v.float() for k, v in load_file(ASSETS / "judge.safetensors").items()}
+    return parts
+
+
+def unpack() -> None:
+    """Put the shipped parts where the stages look for their predecessors' weights."""
+    parts = shipped()
     RUNS.mkdir(parents=True, exist_ok=True)
     for name, weights in parts.items():
         torch.save(weights, RUNS / f"{name}.pt")
@@ -59,7 +75,7 @@ def _read(name: str) -> dict[str, Tensor]:
 
 def main() -> None:
     """Write emoji-world.safetensors and clip.safetensors."""
-    save_file(checkpoint(), DEMO)
+    save_file(checkpoint(_read("unet"), _read("clip"), _read("autoencoder")), DEMO)
     towers = {
         key: value.half().contiguous()
         for key, value in _read("clip").items()

@@ -58,10 +58,17 @@ def draw(scene: Scene, rng: np.random.Generator, lattice: int = 1) -> np.ndarray
     one sprite 64 different codes by its position within a cell; on a lattice of 8 it gives one.
     """
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
+    count = len(scene.objects)
+    return paint(scene, [_place(i, count, rng, lattice) for i in range(count)], jitter)
+
+
+def paint(
+    scene: Scene, places: Sequence[tuple[int, int, int]], jitter: Sequence[int] | np.ndarray
+) -> np.ndarray:
+    """Paint a scene's objects at (size, x, y) on its background, shifted by `jitter` (r, g, b)."""
     colour = np.asarray(COLOURS[str(scene.background)], dtype=int) + jitter
     canvas = Image.new("RGB", (PIXELS, PIXELS), tuple(int(v) for v in colour.clip(0, 255)))
-    for index, name in enumerate(scene.objects):
-        size, x, y = _place(index, len(scene.objects), rng, lattice)
+    for name, (size, x, y) in zip(scene.objects, places, strict=True):
         sprite = _sprite(str(scene.style), name).resize((size, size), Image.Resampling.LANCZOS)
         canvas.paste(sprite, (x, y), sprite)
     return np.asarray(canvas)

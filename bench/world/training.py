@@ -65,18 +65,21 @@ class Stage:
         rate: float,
         decay: float = 0.999,
         muon: bool = False,
+        runs: Path = RUNS,
     ) -> None:
-        self.folder = RUNS / name
+        self.folder = runs / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.module = nn.ModuleDict(modules)
         self.steps, self.rate, self.decay, self.step = steps, rate, decay, 0
-        matrices = [p for p in self.module.parameters() if muon and p.ndim >= 2]
+        self.warm = 0  # the step at which the rate was last warmed up
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        matrices = [p for p in trained if muon and p.ndim >= 2]
         chosen = {id(p) for p in matrices}
-        rest = [p for p in self.module.parameters() if id(p) not in chosen]
-        self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, rate, weight_decay=1e-3, fused=True)
-        ]
-        if muon:
+        rest = [p for p in trained if id(p) not in chosen]
+        self.optimisers: list[torch.optim.Optimizer] = []
+        if rest:
+            self.optimisers.append(torch.optim.AdamW(rest, rate, weight_decay=1e-3, fused=True))
+        if matrices:
             self.optimisers.append(Muon(matrices, rate))
         self.average = {k: v.clone().float() for k, v in self.module.state_dict().items()}
         self._saved = time.monotonic()
@@ -101,7 +104,7 @@ class Stage:
             nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
             for optimiser in self.optimisers:
                 for group in optimiser.param_groups:
-                    group["lr"] = self.rate * schedule(self.step, self.steps)
+                    group["lr"] = self.rate * schedule(self.step, self.steps, self.warm)
                 optimiser.step()
             self._update_average()
             self.step += 1
@@ -144,9 +147,8 @@ class Stage:
         print(self.folder.name, line, flush=True)
 
 
-def schedule(step: int, steps: int, warmup: int = 200) -> float:
-    """Warm up, hold, then fall to zero along a cosine over the last 60 % of the run."""
-    if step < warmup:
-        return (step + 1) / warmup
+def schedule(step: int, steps: int, first: int = 0, warmup: int = 200) -> float:
+    """Warm up from `first`, hold, then fall to zero along a cosine over the run's last 60 %."""
     progress = step / steps
-    return 1.0 if progress < 0.4 else 0.5 * (1 + math.cos(math.pi * (progress - 0.4) / 0.6))
+    level = 1.0 if progress < 0.4 else 0.5 * (1 + math.cos(math.pi * (progress - 0.4) / 0.6))
+    return level * min(1.0, (step - first + 1) / warmup)
