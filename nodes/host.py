@@ -254,5 +254,6 @@ def family_named(weights: Weights) -> str | None:
 
 def latent_side(weights: Weights, prediction: Prediction) -> int:
     """Return the side of a latent in the size that the model was trained at."""
-    sides = {"sd1": 64, "sd2": 96 if prediction == "v" else 64, "sdxl": 128, "demo": 16}
-    return sides.get(family_named(weights) or "", 64)
+    name = family_named(weights) or ""
+    sides = {"sd1": 64, "sd2": 96 if prediction == "v" else 64, "sdxl": 128}
+    return 16 if name.startswith("demo") else sides.get(name, 64)

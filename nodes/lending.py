@@ -75,6 +75,6 @@ def check_clip(clip: Any, weights: Weights) -> None:
 
 def words_of(weights: Weights) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return things and styles that a model may be expected to know."""
-    if family_named(weights) == "demo":
+    if (family_named(weights) or "").startswith("demo"):
         return tuple(OBJECTS), tuple(STYLES)
     return everyday.THINGS, everyday.STYLES

@@ -193,10 +193,8 @@ class Host(ABC):
         pixels = (size[0] * FACTOR, size[1] * FACTOR)
         encoder = HostEncoder(self.learned, self.count_tokens, pixels, between)
         denoiser = ModuleDenoiser(self.unet, schedule, self.forward(), _same, _same)
-        demo = family.unet.name == "demo"
-        things, styles = (
-            (tuple(OBJECTS), tuple(STYLES)) if demo else (everyday.THINGS, everyday.STYLES)
-        )
+        usual = (everyday.THINGS, everyday.STYLES)
+        things, styles = (tuple(OBJECTS), tuple(STYLES)) if family.emoji else usual
         return LentModel(denoiser, encoder, size, things, styles)
 
     def check_unpacked(self) -> None:

@@ -1,4 +1,4 @@
-"""Shapes of the demo model, as diffusers and transformers configurations."""
+"""Shapes of the demo model and of its siblings, as diffusers configurations."""
 
 from __future__ import annotations
 
@@ -19,3 +19,25 @@ UNET_CONFIG: dict[str, Any] = {
     "attention_head_dim": 4,  # diffusers' name for the number of heads in SD 1.x
     "norm_num_groups": 32,
 }
+
+V_CONFIG: dict[str, Any] = {
+    **UNET_CONFIG,
+    "cross_attention_dim": 128,
+    "use_linear_projection": True,
+}
+"""As SD 2.x differs from SD 1.x: wider text and linear projections."""
+
+XL_SHAPE = UNetShape(blocks=1, attention=(False, True, True))
+XL_POOLED = 64
+XL_CONFIG: dict[str, Any] = {
+    **UNET_CONFIG,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 96 + XL_POOLED,
+    "transformer_layers_per_block": (1, 1, 2),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": XL_POOLED + 6 * 256,
+}
+"""As SDXL differs: no attention at the top, more at the bottom, two towers, and a vector."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import ModelError
+from .demo_architecture import XL_POOLED
 from .demo_clip import TEXT_CONFIG
 from .unet_families import FAMILIES, Family
 
@@ -47,6 +48,11 @@ class ModelFamily:
     sizes: tuple[tuple[int, int], tuple[int, int]]
     sized: bool = False
     whole: bool = False
+
+    @property
+    def emoji(self) -> bool:
+        """Tell whether it draws Emoji World."""
+        return self.unet.name.startswith("demo")
 
     @property
     def signature(self) -> Signature:
@@ -100,10 +106,31 @@ KL: dict[str, Any] = {
     "norm_num_groups": 32,
 }
 _SD1_TEXT: tuple[tuple[str, Layout], ...] = (("cond_stage_model.transformer.", "hf"),)
+_SD2_TEXT: tuple[tuple[str, Layout], ...] = (
+    ("cond_stage_model.model.", "openclip"),
+    ("cond_stage_model.transformer.", "hf"),
+    ("conditioner.embedders.0.model.", "openclip"),
+)
 _CLIP_L = _clip(768, 12, 12, "quick_gelu", END)
 # SD 2.x reads the state before OpenCLIP's last of 24 layers, normed: 23 layers do.
 _VIT_H = _clip(1024, 23, 16, "gelu", 0)
 _BIG_G = _clip(1280, 32, 20, "gelu", 0)
+
+
+def _xl_towers(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[Tower, Tower]:
+    """SDXL's pair: both read before the last layer, the second pooled too."""
+    there = "conditioner.embedders."
+    return (
+        Tower(one, ((there + "0.transformer.", "hf"),), "text_encoder", END, "penultimate"),
+        Tower(two, ((there + "1.model.", "openclip"),), "text_encoder_2", 0, "penultimate", True),
+    )
+
+
+def _emoji(title: str, name: str, *towers: Tower, sized: bool = False) -> ModelFamily:
+    """Build a family that draws Emoji World: 128 pixels, TAESD's decoder, held in float32."""
+    size = ((16, 16), (16, 16))
+    return ModelFamily(title, FAMILIES[name], towers, None, 1.0, size, sized, True)
+
 
 MODELS: tuple[ModelFamily, ...] = (
     ModelFamily(
@@ -117,18 +144,7 @@ MODELS: tuple[ModelFamily, ...] = (
     ModelFamily(
         "SD 2.x",
         FAMILIES["sd2"],
-        (
-            Tower(
-                _VIT_H,
-                (
-                    ("cond_stage_model.model.", "openclip"),
-                    ("cond_stage_model.transformer.", "hf"),
-                    ("conditioner.embedders.0.model.", "openclip"),
-                ),
-                "text_encoder",
-                0,
-            ),
-        ),
+        (Tower(_VIT_H, _SD2_TEXT, "text_encoder", 0),),
         KL,
         0.18215,
         ((64, 64), (96, 96)),
@@ -136,36 +152,21 @@ MODELS: tuple[ModelFamily, ...] = (
     ModelFamily(
         "SDXL",
         FAMILIES["sdxl"],
-        (
-            Tower(
-                _CLIP_L,
-                (("conditioner.embedders.0.transformer.", "hf"),),
-                "text_encoder",
-                END,
-                "penultimate",
-            ),
-            Tower(
-                _BIG_G,
-                (("conditioner.embedders.1.model.", "openclip"),),
-                "text_encoder_2",
-                0,
-                "penultimate",
-                pooled=True,
-            ),
-        ),
+        _xl_towers(_CLIP_L, _BIG_G),
         KL,
         0.13025,
         ((128, 128), (128, 128)),
         sized=True,
     ),
-    ModelFamily(
-        "Emoji World",
-        FAMILIES["demo"],
-        (Tower(TEXT_CONFIG, _SD1_TEXT, "text_encoder", END),),
-        None,
-        1.0,
-        ((16, 16), (16, 16)),
-        whole=True,
+    _emoji("Emoji World", "demo", Tower(TEXT_CONFIG, _SD1_TEXT, "text_encoder", END)),
+    _emoji(
+        "Emoji World V", "demo-v", Tower(_clip(128, 4, 4, "gelu", 0), _SD2_TEXT, "text_encoder", 0)
+    ),
+    _emoji(
+        "Emoji World XL",
+        "demo-xl",
+        *_xl_towers(_clip(96, 4, 4, "quick_gelu", END), _clip(XL_POOLED, 4, 4, "gelu", 0)),
+        sized=True,
     ),
 )
 

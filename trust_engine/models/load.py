@@ -75,7 +75,7 @@ class LoadedModel:
 
     def lend(self, memory: str = "auto") -> LentModel:
         """Hand the engine its needs; memory (low, auto, high) for what is recorded at once."""
-        score = self.score if self.family == "demo" else None
+        score = self.score if self.family.startswith("demo") else None
         return LentModel(
             self.denoiser,
             self.encoder,
@@ -173,8 +173,7 @@ def assemble(
     fill(module, unet, "UNet", device, family.whole)
     denoiser = diffusers_denoiser(module, schedule, family.unet.shape)
     encoder = load_encoder(towers, family, device, size)
-    known = family.unet.name == "demo"
-    words, styles = (tuple(OBJECTS), STYLES) if known else (THINGS, LOOKS)
+    words, styles = (tuple(OBJECTS), STYLES) if family.emoji else (THINGS, LOOKS)
     pictures = load_decoder(decoder, family, device)
     return LoadedModel(denoiser, encoder, pictures, size, words, styles, family.unet.name)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .demo_architecture import SHAPE, UNET_CONFIG
+from .demo_architecture import SHAPE, UNET_CONFIG, V_CONFIG, XL_CONFIG, XL_SHAPE
 from .keys import UNetShape, projection_of
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -74,6 +74,8 @@ FAMILIES: dict[str, Family] = {
             {"ss_base_model_version": "sdxl_base_v1-0"},
         ),
         Family("demo", 96, SHAPE, UNET_CONFIG, {"ss_base_model_version": "sd_v1"}),
+        Family("demo-v", 128, SHAPE, V_CONFIG, {"ss_base_model_version": "sd_v2", "ss_v2": "True"}),
+        Family("demo-xl", 160, XL_SHAPE, XL_CONFIG, {"ss_base_model_version": "sdxl_base_v1-0"}),
     )
 }
 
