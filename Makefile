@@ -4,7 +4,7 @@ PYTHON ?= python3
 RUN = $(PYTHON) tools/env.py
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow lint format docs world sprites quality bench bench-engine bench-quick
+.PHONY: help env demo test test-slow lint format docs world sprites quality crisp zoo bench bench-engine bench-quick
 
 help: ## list the targets
 	@grep -E '^[a-z-]+: ## ' $(MAKEFILE_LIST) | sed 's/: ## /\t/' | expand -t 12
@@ -41,6 +41,12 @@ quality: ## measure the demo model
 
 docs: ## build the docs as a site in out/site
 	$(RUN) -m sphinx -q -W --keep-going -b html docs out/site
+
+crisp: ## measure how crisp the demo model draws
+	$(RUN) -m bench.world.crisp $(ARGS)
+
+zoo: ## train the zoo (resumes; ARGS="train sd2" for one, "sd2" to unpack one)
+	$(RUN) -m bench.zoo $(if $(ARGS),$(ARGS),train all)
 
 bench: ## measure TRUST beside other methods: four concepts, three seeds
 	$(RUN) -m bench.rivals $(ARGS)

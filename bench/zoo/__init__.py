@@ -1,0 +1,1 @@
+"""A zoo of small trained models: other architectures, predictions, languages, and derivatives."""

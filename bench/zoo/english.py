@@ -1,0 +1,62 @@
+"""`english`: the demo's UNet, trained on behind a text tower that knows English."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bench.world.train_unet import SHIPPED, make_unet
+from bench.world.training import autocast, pick_device
+from bench.zoo.text import KEPT as TOWER
+from bench.zoo.unet import Job, Recipe, Texts
+from trust_engine.models.demo_clip import TinyClip, tokenize
+
+STEPS = 40_000  # about 15 hours of one thread; a quarter is 10,000
+HARD = {
+    "bicycle": 2.0, "house": 2.0, "horse": 2.0, "bird": 1.5, "tree": 1.5, "umbrella": 1.5,
+    "gun": 1.5, "baby": 1.5,
+}  # fmt: skip
+RECIPES = {
+    "even": Recipe(),
+    "gentle": Recipe(rate=4e-4),
+    "hard": Recipe(rate=4e-4, lean=0.6, pairs=0.3, hard=HARD, noisy=1.0),
+}
+"""Compared by `python -m bench.zoo trial RECIPE --until STEPS` on `bench.world.crisp`'s ladder."""
+CHOSEN = "gentle"
+
+
+def load_tower() -> TinyClip:
+    """Load the English tower as `bench.zoo.text` keeps it."""
+    clip = TinyClip()
+    clip.load_state_dict(torch.load(TOWER, weights_only=True))
+    return clip.eval().requires_grad_(False)
+
+
+def texts_of(clip: TinyClip) -> Texts:
+    """Encode captions as the demo's UNet takes them."""
+    device = pick_device()
+    clip = clip.to(device)
+
+    def texts(captions: Sequence[str]) -> Mapping[str, Tensor]:
+        with torch.no_grad(), autocast(device):
+            states = clip.text(tokenize(list(captions)).to(device)).last_hidden_state
+        return {"encoder_hidden_states": states}
+
+    return texts
+
+
+def job(start: tuple[dict[str, Tensor], int] | None = None, recipe: str = CHOSEN) -> Job:
+    """Set up the long training; it starts from the demo's UNet."""
+    unet = make_unet()
+    unet.load_state_dict(torch.load(SHIPPED, weights_only=True))
+    texts = texts_of(load_tower())
+    return Job("english", unet, texts, STEPS, recipe=RECIPES[recipe], start=start)
+
+
+def trial(recipe: str) -> Job:
+    """Set up a short one, to compare recipes."""
+    name = f"english-{recipe}"
+    return replace(job(None, recipe), name=name, recipe=replace(RECIPES[recipe], decay=0.98))

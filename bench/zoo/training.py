@@ -1,0 +1,34 @@
+"""What every training of the zoo shares: a run that stops and resumes, also from an archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from bench.world.training import Stage
+
+RUNS = Path("runs/zoo")
+"""Where trainings keep their state; what is lost with it is made up from the archives."""
+
+
+class Run(Stage):
+    """A stage below runs/zoo; `start` gives averaged weights and their step when there is none."""
+
+    def __init__(
+        self,
+        name: str,
+        modules: dict[str, nn.Module],
+        steps: int,
+        rate: float,
+        decay: float = 0.999,
+        muon: bool = False,
+        start: tuple[dict[str, Tensor], int] | None = None,
+    ) -> None:
+        super().__init__(name, modules, steps, rate, decay, muon, RUNS)
+        if self.step == 0 and start is not None:
+            weights, self.step = start
+            self.module.load_state_dict(weights)
+            self.average = {k: v.clone().float() for k, v in self.module.state_dict().items()}
+            self.log(started_from_archive=self.step)
+            self.warm = self.step
