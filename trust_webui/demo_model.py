@@ -66,11 +66,23 @@ def lay() -> Path:
 def begin() -> None:
     """Teach the host again, as it starts, where the demo model lies in its folder."""
     try:
-        found = sorted(folders.checkpoints().glob(f"{STEM}*{folders.SUFFIX}"))
+        named = sorted(folders.checkpoints().glob(f"{STEM}*{folders.SUFFIX}"))
+        found = [path for path in named if _is_demo(path)]
         if found:
             _prepare(found)
     except Exception:  # the host and the user's own models go on without it
         log.exception("TRUST could not teach the web UI its demo model")
+
+
+def _is_demo(path: Path) -> bool:
+    """Tell the demo's checkpoints, such as one saved under a diff, from others of such a name."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return any(key.startswith(TAESD) for key in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
 
 
 def _prepare(checkpoints: list[Path]) -> None:

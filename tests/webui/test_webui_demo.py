@@ -74,6 +74,9 @@ def test_after_a_restart(fake: Any) -> None:
     demo_model.begin()
     assert not (fake.models / "trust_demo").exists(), "who has no demo model gets no files"
     fake.folder.mkdir(parents=True)
+    (fake.folder / "emoji-world-mine.safetensors").write_bytes(b"another model of such a name")
+    demo_model.begin()
+    assert not (fake.models / "trust_demo").exists()
     file = fake.folder / "emoji-world-gun.safetensors"
     file.write_bytes((ASSETS / CHECKPOINT).read_bytes())
     demo_model.begin()
@@ -84,7 +87,7 @@ def test_after_a_restart(fake: Any) -> None:
         current().end()
         assert families(fake) == []
     else:
-        assert file.with_suffix(".yaml").is_file()
+        assert [one.name for one in fake.folder.glob("*.yaml")] == ["emoji-world-gun.yaml"]
 
 
 def test_a_file_of_its_name_stays(fake: Any) -> None:
