@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from engine.unlearn.test_unlearn import saved
 
 from toys.tiny import tiny_model, tiny_spec
+from trust_engine.cli.main import main
 from trust_engine.diff import load_diff
+from trust_engine.errors import OutputError
+from trust_engine.models import load
+from trust_engine.unlearn import keeping
 from trust_engine.unlearn.keeping import Keeping
 from trust_engine.unlearn.run import Unlearning
-from trust_engine.unlearn.run_store import RunStore
+from trust_engine.unlearn.run_store import UNSAVED, RunStore
 from trust_engine.unlearn.state import load_state
+from trust_engine.unlearn.trainer import Forgetting
 
-ROOT = Path(__file__).resolve().parents[3]
 SPEC = tiny_spec(steps=3)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork and signals of POSIX")
 
@@ -61,91 +65,147 @@ def test_killed_at_random_moments(tmp_path: Path, whole: tuple[str, float]) -> N
     assert sorted(path.suffix for path in store.folder.iterdir()) == [".finished"]
 
 
-RUN = """
-import sys, time, types
-from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch
-import trust_engine.models.load as load
-from toys.tiny import tiny_model
-lent = tiny_model()
-model = load.LoadedModel(
-    lent.denoiser, lent.encoder, torch.nn.Identity(), (8, 8), lent.vocabulary, ()
-)
-load.load_model = lambda *_: model
-from trust_engine.unlearn.trainer import Forgetting
-step = Forgetting.step
-def slow(self):
-    if not Path("going").exists():
-        Path("going").write_text("")
-    time.sleep({pause})
-    return step(self)
-Forgetting.step = slow
-from trust_engine.cli.main import main
-raise SystemExit(main(sys.argv[1:]))
-"""
-UNLEARN = ["unlearn", "--model", "m", "--concept", "gun", "--steps", "4", "--out", "out.diff"]
+UNLEARN = ["unlearn", "--model", "m", "--spec", "spec.json", "--pictures", "0"]
 
 
-def started(folder: Path, *more: str, pause: float = 0.1) -> subprocess.Popen[str]:
-    """Start the command on the tiny model, and wait until it trains."""
-    code = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), pause=pause)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *UNLEARN, *more], cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "TRUST_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    end = time.monotonic() + 120
-    while not (folder / "going").exists():
-        assert process.poll() is None and time.monotonic() < end, process.communicate()
-        time.sleep(0.02)
-    (folder / "going").unlink()
-    return process
+class Command:
+    """The command on the tiny model, in a forked process, which has all it imports already."""
+
+    def __init__(self, folder: Path, *more: str, pause: float = 0.0, runs: str = "runs") -> None:
+        self.folder, self.said = folder, folder.parent / f"said-{folder.name}-{time.monotonic_ns()}"
+        self.going = self.said.with_suffix(".going")
+        self.child = os.fork()
+        if self.child == 0:
+            code = 70
+            try:
+                code = self._work([*UNLEARN, *more], pause, runs)
+            except SystemExit as stop:
+                code = int(stop.code or 0)
+            finally:
+                os._exit(code)
+
+    def _work(self, arguments: list[str], pause: float, runs: str) -> int:
+        handle = os.open(self.said, os.O_WRONLY | os.O_CREAT)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.chdir(self.folder)
+        sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
+        os.environ["TRUST_RUNS"] = runs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        lent, step = tiny_model(), Forgetting.step
+        model = load.LoadedModel(
+            lent.denoiser, lent.encoder, torch.nn.Identity(), (8, 8), lent.vocabulary, ()
+        )  # type: ignore[arg-type]
+        load.load_model = lambda *_: model  # type: ignore[assignment]
+
+        def slow(self: Forgetting) -> object:
+            going.touch()
+            time.sleep(pause)
+            return step(self)
+
+        going, Forgetting.step = self.going, slow  # type: ignore[method-assign]
+        code = main(arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return code
+
+    def training(self) -> Command:
+        """Wait until it trains."""
+        end = time.monotonic() + 60
+        while not self.going.exists():
+            assert time.monotonic() < end, self.said.read_text()
+            time.sleep(0.01)
+        return self
+
+    def signalled(self, *numbers: int) -> Command:
+        """Send signals, one soon after the other."""
+        for number in numbers:
+            os.kill(self.child, number)
+            time.sleep(0.02)
+        return self
+
+    def ended(self) -> tuple[int, str]:
+        """Return its exit code and all that it said."""
+        status = os.waitpid(self.child, 0)[1]
+        return os.waitstatus_to_exitcode(status), self.said.read_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Have a folder to work in, with nothing of ours beside it."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "spec.json").write_text(tiny_spec(steps=3, passes=16).to_json())
+    return tmp_path / "work"
 
 
 @posix
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(
     ("signals", "code"),
     [([signal.SIGINT], 130), ([signal.SIGINT] * 5, 130), ([signal.SIGTERM], 143)],
     ids=["Ctrl-C", "Ctrl-C again and again", "SIGTERM"],
 )
 def test_a_signal_ends_a_command_with_its_state_kept(
-    signals: list[signal.Signals], code: int, tmp_path: Path
+    signals: list[int], code: int, folder: Path
 ) -> None:
     """It says where, and the same command goes on to the bytes of a run that was let alone."""
-    process = started(tmp_path, "--state", "st", pause=0.3)
-    for number in signals:
-        process.send_signal(number)
-        time.sleep(0.02)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == code, error
-    assert "what was done is kept in st" in error and "Traceback" not in error
-    assert load_state(tmp_path / "st").spec and not (tmp_path / "out.diff").exists()
-    again = started(tmp_path, "--state", "st", pause=0.0)
-    _, error = again.communicate(timeout=120)
-    assert again.returncode == 0, error
-    assert "going on with a run that was stopped" in error
-    made = (tmp_path / "out.diff").read_bytes()
-    assert load_diff(tmp_path / "out.diff").changed
-    assert not (tmp_path / "st").exists(), "the diff is safe"
-    fresh = started(tmp_path, "--no-runs", pause=0.0)
-    assert fresh.communicate(timeout=120) and fresh.returncode == 0
-    assert (tmp_path / "out.diff").read_bytes() == made
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.diff", "runs"]
+    first = ["--state", "st", "--out", "out.diff"]
+    ended, said = Command(folder, *first, pause=0.2).training().signalled(*signals).ended()
+    assert ended == code, said
+    assert "what was done is kept in st" in said and "Traceback" not in said
+    assert load_state(folder / "st").spec and not (folder / "out.diff").exists()
+    ended, said = Command(folder, *first).ended()
+    assert ended == 0, said
+    assert "going on with a run that was stopped" in said
+    assert load_diff(folder / "out.diff").changed
+    assert not (folder / "st").exists(), "the diff is safe"
+    ended, said = Command(folder, "--out", "fresh", "--no-runs").ended()
+    assert (folder / "out.diff").read_bytes() == (folder / "fresh").read_bytes()
+    ended, said = Command(folder, "--out", "again").ended()
+    assert "finished before with the same inputs" in said
+    assert (folder / "out.diff").read_bytes() == (folder / "again").read_bytes()
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["again", "fresh", "out.diff", "runs", "spec.json"]
 
 
 @posix
-def test_two_runs_with_one_state_do_not_take_it_from_each_other(tmp_path: Path) -> None:
-    first = started(tmp_path, "--state", "st", pause=0.5)
-    code = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"), pause=0.0)
-    second = subprocess.run(
-        [sys.executable, "-c", code, *UNLEARN, "--state", "st", "--seed", "1", "--out", "other"],
-        cwd=tmp_path, text=True, capture_output=True, timeout=120,
-        env={**os.environ, "TRUST_RUNS": "off"},
-    )  # fmt: skip
-    assert second.returncode == 2
-    assert "st: another run keeps its state there" in second.stderr
-    assert not (tmp_path / "other").exists()
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=120)
-    assert load_state(tmp_path / "st").spec
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_two_runs_with_one_state_do_not_take_it_from_each_other(folder: Path) -> None:
+    first = Command(folder, "--state", "st", "--out", "one", pause=0.3).training()
+    second = Command(folder, "--state", "st", "--out", "two", "--seed", "1", runs="off")
+    ended, said = second.ended()
+    assert ended == 2
+    assert "st: another run keeps its state there; wait for it, or name another file" in said
+    assert not (folder / "two").exists()
+    ended, _ = first.signalled(signal.SIGINT).ended()
+    assert ended == 130 and load_state(folder / "st").spec
+    ended, said = Command(folder, "--state", "st", "--out", "two", "--seed", "1").ended()
+    assert ended == 2 and "the saved state belongs to another spec" in said
+    assert load_state(folder / "st").spec, "it is still the first one's"
+
+
+@posix
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_diff_that_cannot_be_saved_is_saved_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up while it trains: nothing is lost, and it is said where it is."""
+    real = keeping.save_diff
+
+    def full(diff: object, path: Path) -> None:
+        if path.name == "out.diff" and UNSAVED not in path.parts:
+            raise OutputError(f"{path}: cannot be written (No space left on device)")
+        real(diff, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(keeping, "save_diff", full)
+    ended, said = Command(folder, "--out", "out.diff", "--state", "st").ended()
+    assert ended == 2
+    place = folder / "runs" / UNSAVED / "out.diff"
+    assert f"the diff is in {Path('runs') / UNSAVED / 'out.diff'}, copy it from there" in said
+    assert load_diff(place).changed
+    assert load_state(folder / "st").finished, "nor is the state removed"
+    monkeypatch.undo()
+    ended, said = Command(folder, "--out", "out.diff", "--state", "st").ended()
+    assert ended == 0 and "finished before" in said
+    assert (folder / "out.diff").read_bytes() == place.read_bytes()
+    assert not (folder / "st").exists()
