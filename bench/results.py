@@ -24,6 +24,7 @@ from bench.measure import GONE, relative
 from bench.rivals import CONCEPTS as RIVALLED
 from bench.stacked import summary as several
 from bench.trained import CONCEPTS, HELD_OUT
+from bench.world.crisp import RUNGS
 from trust_engine.audit.metrics.intervals import Rate
 from trust_engine.spec import SETTINGS
 
@@ -207,6 +208,30 @@ def stacked() -> str:
     return several(cells, 1 + max(int(key.rsplit("/", 1)[1]) for key in cells))
 
 
+def crisp() -> str:
+    """Write bench.world.crisp's means: a row for each model."""
+    rows = []
+    for name, figures in json.loads((FIGURES / "crisp.json").read_text("utf-8")).items():
+        found, floor = (figures["free"][kind]["mean"] for kind in ("distance", "floor"))
+        rungs = [figures["ladder"][rung] for rung in figures["ladder"]]
+        steps = [f"{r['pixels']['mean']:.3f}, {r['features']['mean']:.2f}" for r in rungs]
+        rows.append([name, f"{found:.3f}", f"{floor:.3f}", f"{found - floor:.3f}", *steps])
+    heads = ["model", "distance", "floor", "excess", "autoencoder alone"]
+    return markdown([*heads, *(f"from step {t}" for t in RUNGS)], rows)
+
+
+def crisp_objects() -> str:
+    """Write the demo's excess over the floor and its ladder for each object, the worst first."""
+    figures = json.loads((FIGURES / "crisp.json").read_text("utf-8"))["demo"]
+    found, floor = (figures["free"][kind]["per_object"] for kind in ("distance", "floor"))
+    far = [figures["ladder"][str(rung)]["features"]["per_object"] for rung in RUNGS]
+    rows = [
+        [name, f"{found[name] - floor[name]:.3f}", *(f"{rung[name]:.2f}" for rung in far)]
+        for name in sorted(found, key=lambda name: floor[name] - found[name])
+    ]
+    return markdown(["object", "excess", *(f"from step {t}" for t in RUNGS)], rows)
+
+
 def settings() -> str:
     """Write the table of settings."""
     rows = []
@@ -241,6 +266,8 @@ def makers() -> dict[str, Callable[[], str]]:
     return made | {
         "quick": lambda: rivals("gun", quick),
         "quick: cost": lambda: cost("gun", quick),
+        "crisp": crisp,
+        "crisp: objects": crisp_objects,
         "settings": settings,
     }
 

@@ -130,13 +130,19 @@ def train(job: Job, stop: int | None = None) -> None:
     run = Run(job.name, {"net": module}, job.steps, recipe.rate, recipe.decay, True, job.start)
     torch.manual_seed(run.step + 4)
     rng = np.random.default_rng((4, run.step))
-    loss, last = job.loss or denoising(job), min(job.steps, stop or job.steps)
-    forward = torch.compile(module)
+    last = min(job.steps, stop or job.steps)
     if run.step >= last:
         return
+    keep(run, job)
+    loss, forward = job.loss or denoising(job), torch.compile(module)
     for step in run.run(lambda _: loss(forward, rng)):
         if step % KEEP == 0 or step >= last:
-            torch.save({"weights": run.averaged("net"), "step": step}, RUNS / f"{job.name}.pt")
+            keep(run, job)
         if step >= last:
             break
     run.save()
+
+
+def keep(run: Run, job: Job) -> None:
+    """Write the averaged weights with their step; what trains from the demo is one at step 0."""
+    torch.save({"weights": run.averaged("net"), "step": run.step}, RUNS / f"{job.name}.pt")
