@@ -24,7 +24,7 @@ RECIPES = {
     "gentle": Recipe(rate=4e-4),
     "hard": Recipe(rate=4e-4, lean=0.6, pairs=0.3, hard=HARD, noisy=1.0),
 }
-"""Compared by `python -m bench.zoo trial RECIPE --until STEPS` on `bench.world.crisp`'s ladder."""
+"""To be compared by `python -m bench.zoo trial RECIPE --until STEPS` on `bench.world.crisp`'s ladder."""
 CHOSEN = "gentle"
 
 

@@ -14,7 +14,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bench.world.scenes import random_scene
-from bench.zoo import archive, captions, derived, members, pictures, rows, sd3, siblings, towers
+from bench.zoo import (
+    archive,
+    captions,
+    derived,
+    language,
+    members,
+    pictures,
+    rows,
+    sd3,
+    siblings,
+    towers,
+)
 from bench.zoo.__main__ import main
 from bench.zoo.archive import Trained
 from bench.zoo.text import Rows, last_token
@@ -53,6 +64,18 @@ def test_the_held_out_dialect_writes_no_training_caption() -> None:
         captions.write(rng, random_scene(rng)).text.startswith(("please", "give me", "can you"))
         for _ in range(500)
     )
+
+
+def test_language_asks_for_every_held_out_word_and_in_every_dialect() -> None:
+    shots = language.words_shots(2)
+    assert len(shots) == 28 * 3 * 2 and len({shot.seed for shot in shots}) == len(shots)
+    assert all(shot.words in HELD_OUT[shot.scene.objects[0]] for shot in shots)
+    assert all(shot.words in shot.prompt for shot in shots)
+    for dialect in (*captions.DIALECTS, captions.HELD_OUT_DIALECT):
+        asked = language.dialect_shots(dialect, 1)
+        assert [shot.words for shot in asked] == list(OBJECTS)
+        for shot in asked:
+            assert shot.words in shot.prompt and str(shot.scene.style) in shot.prompt, dialect
 
 
 def test_no_word_of_the_lexicon_names_two_objects_or_is_held_out() -> None:
