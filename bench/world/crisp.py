@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -159,6 +160,16 @@ def load_encoder() -> nn.Module:
     return encoder.eval().requires_grad_(False)
 
 
+def blurred(ruler: Ruler, scenes: Sequence[Scene], factor: float) -> float:
+    """Return the mean excess of renders that were made smaller by a factor and larger again."""
+    rng = np.random.default_rng(1)
+    pixels = to_tensor(np.stack([unseen(scene, rng) for scene in scenes]))
+    small = F.interpolate(pixels, scale_factor=1 / factor, mode="area")
+    shown = F.interpolate(small, size=pixels.shape[-2:], mode="bilinear")
+    found, floor = ruler.to_nearest(shown, scenes, 41)
+    return float((found - floor).mean())
+
+
 def by_object(values: Tensor, scenes: Sequence[Scene]) -> dict:
     """Average over all, and for each object."""
     named: dict[str, list[float]] = {}
@@ -201,7 +212,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2, help="free ones an object x style")
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=STYLES)
     parser.add_argument("--json", type=Path, default=FIGURES)
+    parser.add_argument("--blur", type=float, nargs="+", help="measure blurred renders instead")
     args = parser.parse_args()
+    if args.blur:
+        ruler = Ruler(load_judge())
+        for factor in args.blur:
+            excess = blurred(ruler, every(1, args.styles), factor)
+            print(f"renders blurred by {factor:g}: excess {excess:.3f}")
+        return
     result = measure(load_model(args.model), args.images, args.styles)
     print(summary(result))
     kept = json.loads(args.json.read_text()) if args.json.exists() else {}

@@ -16,15 +16,16 @@ from trust_engine.models.demo_clip import TinyClip, tokenize
 
 STEPS = 40_000  # about 15 hours of one thread; a quarter is 10,000
 HARD = {
-    "bicycle": 2.0, "house": 2.0, "horse": 2.0, "bird": 1.5, "tree": 1.5, "umbrella": 1.5,
-    "gun": 1.5, "baby": 1.5,
+    "tree": 2.0, "bicycle": 2.0, "guitar": 1.5, "bird": 1.5, "umbrella": 1.5, "car": 1.5,
+    "gun": 1.5, "horse": 1.5, "house": 1.5,
 }  # fmt: skip
+"""Farthest from real renders, by `bench.world.crisp`, and what no one recognises in the demo."""
 RECIPES = {
     "even": Recipe(),
     "gentle": Recipe(rate=4e-4),
     "hard": Recipe(rate=4e-4, lean=0.6, pairs=0.3, hard=HARD, noisy=1.0),
 }
-"""To be compared by `python -m bench.zoo trial RECIPE --until STEPS` on `bench.world.crisp`'s ladder."""
+"""To be compared by `python -m bench.zoo trial RECIPE --until STEP`, on the ladder of crispness."""
 CHOSEN = "gentle"
 
 

@@ -28,7 +28,19 @@ class Run(Stage):
         super().__init__(name, modules, steps, rate, decay, muon, RUNS)
         if self.step == 0 and start is not None:
             weights, self.step = start
-            self.module.load_state_dict(weights)
+            self._start(weights)
             self.average = {k: v.clone().float() for k, v in self.module.state_dict().items()}
             self.log(started_from_archive=self.step)
             self.warm = self.step
+
+    def _start(self, weights: dict[str, Tensor]) -> None:
+        """Load the first module's weights; those that are not trained may be left out."""
+        (name, *_) = self.module.keys()
+        module = self.module[name]
+        found = module.load_state_dict(weights, strict=False)
+        trained = {key for key, weight in module.named_parameters() if weight.requires_grad}
+        lost = [*found.unexpected_keys, *(trained & set(found.missing_keys))]
+        if lost:
+            raise ValueError(
+                f"weights to go on from do not fit: {len(lost)} names, first {lost[0]}"
+            )
