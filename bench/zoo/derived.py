@@ -71,15 +71,15 @@ def wavy(pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def wavy_latents(count: int = LOOKED_AT) -> tuple[Tensor, list[Scene]]:
+def wavy_latents() -> tuple[Tensor, list[Scene]]:
     """Encode bent scenes once: (n, 4, 16, 16), and what each shows."""
     rng = np.random.default_rng(14)
-    scenes = [random_scene(rng) for _ in range(count)]
+    scenes = [random_scene(rng) for _ in range(LOOKED_AT)]
     store = RUNS / "look-latents.pt"
     if store.exists():
         return torch.load(store, weights_only=True), scenes
     codec, device, parts = load_codec().to(pick_device()), pick_device(), []
-    for start in range(0, count, 64):
+    for start in range(0, LOOKED_AT, 64):
         pixels = np.stack([draw(scene, rng, LATTICE) for scene in scenes[start : start + 64]])
         with autocast(device):
             parts.append(codec.encoder(wavy(to_tensor(pixels)).to(device)).float().cpu())
@@ -225,17 +225,17 @@ def landings() -> list[int]:
 
 
 @torch.no_grad()
-def teacher_runs(count: int = RUNS_KEPT) -> tuple[Tensor, list[str]]:
+def teacher_runs() -> tuple[Tensor, list[str]]:
     """Draw with the demo, twenty guided steps: states (n, 5, 4, 16, 16) where the pupil steps."""
     rng = np.random.default_rng(15)
-    captions = [plain(rng, random_scene(rng)) for _ in range(count)]
+    captions = [plain(rng, random_scene(rng)) for _ in range(RUNS_KEPT)]
     store = RUNS / "lightning-runs.pt"
     if store.exists():
         return torch.load(store, weights_only=True), captions
     device, unet = pick_device(), demo_unet().to(pick_device())
     texts, parts = texts_of(load_clip()), []
     generator = torch.Generator().manual_seed(15)
-    for start in range(0, count, 30):
+    for start in range(0, RUNS_KEPT, 30):
         told = captions[start : start + 30]
         both = texts([*[""] * len(told), *told])
         x = torch.randn(len(told), 4, 16, 16, generator=generator).to(device)
