@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,10 +55,16 @@ def draw(fake: Any, *values: Any, **settings: Any) -> tuple[Any, Any, Any]:
 
 def expected(fake: Any, *parts: tuple[str, float]) -> torch.Tensor:
     """Draw on a model of our own under the same diffs."""
-    own = FakeA1111()
+    own = _own()
     listed = [(fake.diffs[name], strength) for name, strength in parts]
     with applied(own.demo.denoiser, listed):
         return own._sample(SimpleNamespace(prompt="a gun"))
+
+
+@functools.cache
+def _own() -> Any:
+    """Have one model to compare with, which nobody changes for good."""
+    return FakeA1111()
 
 
 def lora(fake: Any) -> Any:
