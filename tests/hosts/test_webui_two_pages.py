@@ -28,6 +28,7 @@ def pages(webui_page: Server, browser: Any) -> Iterator[tuple[Any, Any]]:
     two.set_default_timeout(PATIENCE * 1000)
     two.goto(webui_page.url)
     two.wait_for_selector("#txt2img_prompt textarea")
+    two.add_style_tag(content="* { animation: none !important }")  # drawn without a GPU
     for page in (one, two):
         go(page, "TRUST")
     yield one, two
