@@ -193,10 +193,14 @@ class Jobs:
         place = listed.index(job) if job in listed else len(listed)
         return sum(not other.over for other in listed[:place])
 
+    def runs(self, owner: str, kind: str) -> list[Job]:
+        """Return what an owner has begun of a kind and what is not over."""
+        return [job for job in self.all()
+                if owner and job.owner == owner and job.kind == kind and not job.over]  # fmt: skip
+
     def stop(self, owner: str, kind: str) -> list[Job]:
         """Stop what an owner has begun of a kind; nobody else's. Returns what was stopped."""
-        mine = [job for job in self.all()
-                if owner and job.owner == owner and job.kind == kind and not job.over]  # fmt: skip
+        mine = self.runs(owner, kind)
         for job in mine:
             job.stop()
         return mine

@@ -43,6 +43,7 @@ def build() -> list[tuple[Any, str, str]]:
                 with gr.Row():
                     start = gr.Button("Unlearn", variant="primary", elem_id="trust_unlearn")
                     stop = gr.Button("Stop", elem_id="trust_stop")
+                refusal = gr.HTML(elem_id="trust_refusal")
                 with gr.Row():
                     estimate = gr.Button("How long will it take?", elem_id="trust_expect")
                     again = gr.Button("Show the latest job", elem_id="trust_again")
@@ -62,7 +63,9 @@ def build() -> list[tuple[Any, str, str]]:
         outputs = [state, gallery, curves, neurons, report, chosen]
         with jobs:
             tab_jobs.build(owner, _shown, outputs)
-        started = start.click(_unlearn, [owner, *inputs], [owner, *outputs], **showing.unlimited())
+        started = start.click(
+            _unlearn, [owner, *inputs], [owner, refusal, *outputs], **showing.unlimited()
+        )
         follow(started.then)  # by what the run has taken
         follow(estimate.click)
         follow(loaded.then)
@@ -179,10 +182,15 @@ def _unlearn(owner: str, *values: Any) -> Iterator[tuple[Any, ...]]:
     try:
         order = _form(values).order
     except TrustError as error:
-        yield (owner, showing.problem(error), *showing.NOTHING, gr.update())
+        said = showing.problem(error)
+        # The status is written anew all the time while the page follows a job of its own.
+        beside = said if JOBS.runs(owner, "unlearn") else ""
+        yield (owner, beside, said, *showing.NOTHING, gr.update())
         return
+    beside = ""
     for shown in _shown(JOBS.start("unlearn", order.spec.name, watched(order), owner)):
-        yield (owner, *shown)
+        yield (owner, beside, *shown)
+        beside = gr.update()
 
 
 def _stop(owner: str) -> str:

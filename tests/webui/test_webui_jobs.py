@@ -197,6 +197,25 @@ def _audit(host: Any) -> Any:
     return audit(Question("a.safetensors", ConceptSpec(("gun",)), "demo", images=1))
 
 
+def test_a_refusal_is_not_written_over_by_what_runs(host: Any) -> None:
+    """The status of a page that follows its own job is written anew twice a second."""
+    from trust_webui.jobs import JOBS
+
+    assert click("trust_unlearn", owner="page-a")["trust_refusal"] == ""
+    work = Patient()
+    job = JOBS.start("unlearn", "gun", work, "page-a")
+    until(work.begun.is_set)
+    assert "what to forget" in click("trust_unlearn", owner="page-a")["trust_refusal"]
+    assert click("trust_unlearn", owner="page-b")["trust_refusal"] == ""
+    call, inputs, _ = events("trust_unlearn")
+    given = ["page-a" if _is_owner(c) else c.value for c in inputs]
+    given[[c.settings.get("elem_id") for c in inputs].index("trust_words")] = "cat"
+    answers = call(*given)
+    assert next(answers)[1] == "" and next(answers)[1] != "", "cleared once by the next click"
+    JOBS.stop_all()
+    until(lambda: job.over)
+
+
 def test_a_long_message_does_not_flood_the_page(host: Any) -> None:
     from trust_engine.errors import SpecError
     from trust_webui import showing
