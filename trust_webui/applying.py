@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 from modules import shared
 
 from trust_engine.diff import WeightDiff, load_diff, payload_sha256
 from trust_engine.diff.apply import check_base, check_family
+from trust_engine.diff.base import refuse_again
 from trust_engine.errors import DiffError, TrustError
+from trust_engine.models.checkpoint import record_of
 
 from . import folders
 from .host import NOT_APPLIED, Host, Part
@@ -93,7 +97,10 @@ def check(host: Host, done: Applied) -> None:
     host.check_unpacked()
     for part in done.parts:
         check_family(part.diff, shapes, part.name)
+    inside = _inside(host.checkpoint)
     for part in done.parts:
+        if refuse_again(inside, part.diff, part.strength, part.name, "the checkpoint"):
+            continue  # its strength takes back what is there
         prediction = host.schedule.prediction
         try:
             told = check_base(part.diff, host.fingerprint(), part.name, strict, prediction)
@@ -102,6 +109,19 @@ def check(host: Host, done: Applied) -> None:
             raise DiffError(text) from error
         if told:
             done.warnings.append(told)
+
+
+def _inside(checkpoint: Path) -> dict[str, Any]:
+    """Read which diffs are in a checkpoint already, once for each file as it is."""
+    try:
+        return _record(checkpoint, checkpoint.stat().st_mtime_ns)
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=4)
+def _record(checkpoint: Path, changed: int) -> dict[str, Any]:
+    return record_of(checkpoint)
 
 
 def refuse_refiner(p: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from toys.small_unet import small_diff
 from toys.tiny import some_diff
 from trust_engine.diff import WeightDiff, applied, save_diff
 from trust_engine.errors import DiffError
+from trust_engine.io.safetensors import write_all
 
 
 @pytest.fixture(params=HOSTS)
@@ -238,3 +240,22 @@ def test_lora_extension_off_is_said(tmp_path: Path) -> None:
         del sys.modules["networks"]
         with pytest.raises(DiffError, match="Lora is off"):
             draw(made, "gun.safetensors", 1.0)
+
+
+def test_a_diff_that_is_in_the_checkpoint_is_not_applied_again(fake: Any, tmp_path: Path) -> None:
+    from trust_webui import applying
+    from trust_webui.host import current
+
+    record = {"base": "", "diffs": [{"sha256": applying.load("gun.safetensors")[1], "strength": 1}]}
+    path = tmp_path / "patched.safetensors"
+    write_all(path, {"a": torch.ones(1)}, {"trust-applied": json.dumps(record)})
+    wanted = [applying.Wanted("gun.safetensors")]
+    assert applying.prepare(current(), wanted).parts
+    current().model.sd_checkpoint_info.filename = str(path)
+    with pytest.raises(DiffError, match="is in the checkpoint already, at strength 1"):
+        applying.prepare(current(), wanted)
+    back = applying.prepare(current(), [applying.Wanted("gun.safetensors", -1.0)])
+    assert back.warnings == []
+    assert applying.prepare(current(), [applying.Wanted("style.safetensors")]).parts
+    path.write_bytes(b"PK no safetensors file, as .ckpt files are")
+    assert applying.prepare(current(), wanted).parts

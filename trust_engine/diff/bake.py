@@ -30,7 +30,6 @@ from .file import payload_sha256
 LOCK = ".lock"
 # Hashes of the file the base was, which the result is not.
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")
-_WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".gguf", ".h5")
 _PAGES = (".json", ".md", ".txt", ".yaml", "")
 _PARTS = (
     "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "scheduler",

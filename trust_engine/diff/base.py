@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,11 @@ class BaseModel:
         return _read(self.path, self.stock[key])
 
     def fingerprint(self) -> str:
-        """Hash the cross-attention q/k/v weights, as `diff.fingerprint` does."""
+        """Hash the cross-attention q/k/v weights, as `diff.fingerprint` does; read once."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         return fingerprint_of((key for key in self.stock if projection_of(key)), self.read)
 
     def check(self, diffs: Parts, names: Sequence[str], strict: bool = False) -> list[str]:
@@ -100,7 +105,7 @@ class BaseModel:
         """Yield one tensor's bytes with diffs times strengths added, in order."""
         entry = source.header.entries[name]
         if key is not None and any(key in diff.offsets for diff, _ in diffs):
-            yield tensor_bytes(self.patch(key, diffs, lost, source.stock()[name]))
+            yield tensor_bytes(self.patch(key, diffs, lost, source.stored(name)))
             return
         dtype = DTYPES.get(entry.dtype, torch.uint8)
         checked = key is not None and dtype.is_floating_point

@@ -68,7 +68,7 @@ def _names(names: Sequence[str], longest: int) -> str:
     for name in (plain(name, LONGEST_NAME) for name in names):
         if shown and len("; ".join([*shown, name])) > longest:
             left = len(names) - len(shown)
-            return f"{'; '.join(shown)} and {left} more, {len(names)} in all (--json names them)"
+            return f"{'; '.join(shown)} and {left} more, {len(names)} in all"
         shown.append(name)
     return "; ".join(shown) or UNSAID
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..io.files import open_regular
-from ..io.safetensors import DTYPES, Entry, Header, read_header, read_tensor
+from ..io.safetensors import DTYPES, Header, read_header, read_tensor
 from .families import SUPPORTED, other_kind
 from .formats import check_format
 from .keys import LDM_PREFIX, projection_of
@@ -50,9 +50,12 @@ class Source:
 
     def stock(self) -> dict[str, Stored]:
         """List its tensors, not read yet."""
-        return {name: self._stored(name, entry) for name, entry in self.header.entries.items()}
+        return {name: self.stored(name) for name in self.header.entries}
 
-    def _stored(self, name: str, entry: Entry) -> Stored:
+    def stored(self, name: str) -> Stored:
+        """Return one tensor, not read yet."""
+        entry = self.header.entries[name]
+
         def read() -> Tensor:
             if entry.dtype not in DTYPES:
                 raise ModelError(
@@ -90,23 +93,40 @@ class Checkpoint:
 
         Raises ModelError for a record that cannot be read.
         """
-        text = self.metadata.get(APPLIED)
-        if text is None:
-            return {}
-        try:
-            found = json.loads(text)
-            sound = isinstance(found["base"], str) and all(
-                isinstance(one["sha256"], str) and isinstance(one["strength"], int | float)
-                for one in found["diffs"]
-            )
-        except (ValueError, TypeError, KeyError, RecursionError):
-            sound = False
-        if not sound:
-            raise ModelError(
-                f"{self.path}: its record of the diffs in it ({APPLIED}) cannot be read; "
-                "start from the model it was made of"
-            )
-        return dict(found)
+        return _record(self.path, self.metadata)
+
+
+def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    text = metadata.get(APPLIED)
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+        sound = isinstance(found["base"], str) and all(
+            isinstance(one["sha256"], str) and isinstance(one["strength"], int | float)
+            for one in found["diffs"]
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise ModelError(
+            f"{path}: its record of the diffs in it ({APPLIED}) cannot be read; "
+            "start from the model it was made of"
+        )
+    return dict(found)
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    """Read a single file's record of diffs put into it; nothing for a file that is no safetensors.
+
+    Raises ModelError for a record that cannot be read.
+    """
+    try:
+        with open_regular(path, ModelError) as file:
+            metadata = read_header(file, str(path), ModelError, LONGEST_HEADER).metadata
+    except ModelError:
+        return {}
+    return _record(path, metadata)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def test_fifty_at_once() -> None:
     listed, _, rest = line.removeprefix("  forgets").strip().partition(" and ")
     names = listed.split("; ")
     assert names == WORDS[: len(names)]
-    assert rest == f"{50 - len(names)} more, 50 in all (--json names them)"
+    assert rest == f"{50 - len(names)} more, 50 in all"
 
 
 def test_one_after_the_other() -> None:
