@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from ..trust_engine.diff import WeightDiff, combine, load_diff, overlap
+from ..trust_engine.diff import WeightDiff, combine, load_diff, overlap, refuse_empty
 from ..trust_engine.diff.label import describe, label
 from .folders import DIFFS, NO_FILES, found, listed
 from .host import schedule_of
@@ -126,6 +126,7 @@ class TrustMergeDiffs:
     ) -> dict[str, Any]:
         """Return the merged diff and how the two get along."""
         merged = combine([(diff_a, strength_a), (diff_b, strength_b)], how)  # type: ignore[arg-type]
+        refuse_empty(merged)
         told = overlap(diff_a, diff_b)
         text = (
             f"{told.verdict}: {told.shared:,} entries in common, {told.of_first:.1%} of the first "

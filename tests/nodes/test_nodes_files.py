@@ -253,3 +253,9 @@ def test_audit_asks_for_the_right_words(part: Part, host: Host) -> None:
     assert topic_of(pair, "demo", "").companion == "beer"
     with pytest.raises(error, match="`retain`"):
         topic_of(pair, "demo", "cat")
+
+
+def test_a_merge_that_would_do_nothing_is_refused(part: Part, host: Host, diff: Any) -> None:
+    merge = part("nodes.diffs").TrustMergeDiffs().merge
+    with pytest.raises(part("trust_engine.errors").DiffError, match="changes nothing"):
+        merge(diff, diff, 1.0, -1.0, "sum")

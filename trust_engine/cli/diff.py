@@ -139,7 +139,7 @@ def _apply(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from ..diff import combine, energy, save_diff, thinned
+    from ..diff import combine, energy, refuse_empty, save_diff, thinned
     from ..settings import in_range
 
     if args.keep is not None:
@@ -152,8 +152,7 @@ def _merge(args: argparse.Namespace) -> None:
     whole = energy(merged)
     if args.keep is not None:
         merged = thinned(merged, args.keep)
-    if not merged.changed:
-        raise DiffError("the merged diff changes nothing; its parts cancel, or too little is kept")
+    refuse_empty(merged)
     save_diff(merged, args.out)
     kept = energy(merged) / whole if whole else 1.0
     result = {"diff": str(args.out), "entries_changed": merged.changed,

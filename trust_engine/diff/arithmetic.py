@@ -177,6 +177,12 @@ def touched(parts: Parts) -> int:
     return sum(len(torch.cat(indices).unique()) for indices in found.values())
 
 
+def refuse_empty(diff: WeightDiff) -> None:
+    """Raise DiffError for a merged diff that changes nothing: it would say that it forgets."""
+    if not diff.changed:
+        raise DiffError("the merged diff changes nothing; its parts cancel, or too little is kept")
+
+
 def energy(diff: WeightDiff) -> float:
     """Return the sum of squared offsets."""
     return sum(float(o.values.double().square().sum()) for o in diff.offsets.values())
