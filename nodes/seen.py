@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..trust_engine.diff.weight_diff import WeightDiff
 from ..trust_engine.errors import TrustError
 from ..trust_engine.frontend.before_after import BeforeAfter, compared, judge_for
-from ..trust_engine.frontend.subjects import draw, passes, subjects
+from ..trust_engine.frontend.subjects import Subject, draw, passes, subjects
 from .audit import HostDecoder
 from .host import family_named
 from .lending import Lent, lend
-from .patching import patched
 from .progress import Bar, out_of_memory, release
 from .running import Ran
 
+Models = tuple[Any, Any]
+
 
 def look(
-    lent: Lent, diff: WeightDiff, clip: Any, vae: Any, ran: Ran, pictures: int, node: str | None
+    lent: Lent, models: Models, clip: Any, vae: Any, ran: Ran, pictures: int, node: str | None
 ) -> tuple[BeforeAfter | None, list[str]]:
-    """Draw and look; what keeps us from it is said and loses no run. An interrupt still ends it."""
+    """Draw and look; what keeps us from it is said and loses no run. An interrupt still ends it.
+
+    models: the MODEL without and with the diff.
+    """
     model, run = lent.model, ran.run
     asked = subjects(run.spec, run.prompts, model.vocabulary, model.styles, pictures)
     if not asked:
         return None, []
     try:
-        return _looked(lent, diff, clip, vae, asked, node), []
+        return _looked(lent, models, clip, vae, asked, node), []
     except TrustError as error:
         why = str(error)
     except Exception as error:
@@ -37,9 +40,8 @@ def look(
 
 
 def _looked(
-    lent: Lent, diff: WeightDiff, clip: Any, vae: Any, asked: Any, node: str | None
+    lent: Lent, models: Models, clip: Any, vae: Any, asked: tuple[Subject, ...], node: str | None
 ) -> BeforeAfter:
-    before = lent.host.patcher
     judge = judge_for(family_named(lent.host.weights) or "", asked) if vae is not None else None
     total, done, drawn = passes(len(asked)), 0, []
     bar = Bar(node, total)
@@ -50,8 +52,8 @@ def _looked(
         bar.update(done, total)
 
     size = lent.model.latent_size
-    for model in (before, patched(before, diff)):
+    for model in models:
         mine = lend(model, clip, 8 * size[0])
         mine.host.rows = lent.host.rows
         drawn.append(draw(mine.host, mine.encoder, size, asked, on_pass))
-    return compared(asked, *drawn, judge, None if vae is None else HostDecoder(vae, before))
+    return compared(asked, *drawn, judge, None if vae is None else HostDecoder(vae, models[0]))

@@ -113,7 +113,7 @@ class TrustUnlearn:
         picture = summary_picture(
             f"Unlearned: {spec.name}", ran.curves, followed(spec).steps, ran.run.neurons
         )
-        seen, missed = look(lent, diff, clip, vae, ran, pictures, unique_id)
+        seen, missed = look(lent, (model, after), clip, vae, ran, pictures, unique_id)
         if seen is not None and seen.before is not None:
             title = "Test pictures: same prompts, same seeds"
             picture = stacked([picture, before_after_sheet(title, seen)])
