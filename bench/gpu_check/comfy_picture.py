@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = "/comfy/custom_nodes/trust-unlearn"
 PROMPT, SEED, STEPS, CFG = "a gun on a red background", 7, 20, 4.0
 SHORT = {"trajectory_steps": 2, "passes": 64}  # settings of a dry run
-FEW = 4  # its steps
+FEW = 4  # its steps, of training and of sampling
 
 
 def picture(dry: bool, out: Path, host: Path) -> dict[str, Any]:
@@ -38,12 +38,13 @@ def picture(dry: bool, out: Path, host: Path) -> dict[str, Any]:
         efforts.EFFORTS["dry"] = FEW / efforts.DEFAULTS["steps"]
     with torch.inference_mode():
         model, clip, vae = nodes["TrustDemoModel"]().load()
-        before = drawn(model, clip, vae)
+        steps = FEW if dry else STEPS
+        before = drawn(model, clip, vae, steps)
         began = time.perf_counter()
         after_model, diff, report = unlearned(nodes, model, clip, vae, dry)
         spent = time.perf_counter() - began
-        after, again = (drawn(after_model, clip, vae) for _ in range(2))
-        back = drawn(model, clip, vae)
+        after, again = (drawn(after_model, clip, vae, steps) for _ in range(2))
+        back = drawn(model, clip, vae, steps)
     for name, image in (("before", before), ("after", after)):
         Image.fromarray(image).save(out / f"comfy_{name}.png")
     moved = float(np.abs(after.astype(int) - before.astype(int)).mean())
@@ -106,7 +107,7 @@ def unlearned(nodes: Any, model: Any, clip: Any, vae: Any, dry: bool) -> Any:
     return after, diff, report
 
 
-def drawn(model: Any, clip: Any, vae: Any) -> np.ndarray:
+def drawn(model: Any, clip: Any, vae: Any, steps: int) -> np.ndarray:
     """Draw one picture by the host's sampler and VAE, (h, w, 3) uint8."""
     import comfy.sample
 
@@ -116,7 +117,7 @@ def drawn(model: Any, clip: Any, vae: Any) -> np.ndarray:
     latent = torch.zeros(1, 4, 16, 16)
     noise = comfy.sample.prepare_noise(latent, SEED)
     samples = comfy.sample.sample(
-        model, noise, STEPS, CFG, "euler", "normal", encoded(PROMPT), encoded(""), latent,
+        model, noise, steps, CFG, "euler", "normal", encoded(PROMPT), encoded(""), latent,
         denoise=1.0, seed=SEED, disable_pbar=True,
     )  # fmt: skip
     image = vae.decode(samples)[0]
