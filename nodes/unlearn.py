@@ -62,7 +62,8 @@ class TrustUnlearn:
                                  "How many training steps. More: less of the concept is left."),
                 "budget": setting("budget"),
                 "robust": setting("robust"),
-                "seed": seed("Another seed gives another run; the same one the same diff."),
+                "seed": seed("Another seed gives another run; the same one the same diff, on the "
+                             "same machine with the same versions and number of threads."),
             },
             "optional": {
                 "vae": socket("VAE", "With it the chart also shows the concept before and after."),

@@ -236,7 +236,8 @@ class UnlearnSpec:
         "larger diff.",
     )  # fmt: skip
     seed: int = number(
-        0, 0, 2**63 - 1, 1, "Another seed gives another run; the same one the same diff.",
+        0, 0, 2**63 - 1, 1, "Another seed gives another run; the same one the same diff, on the "
+        "same machine with the same versions and number of threads.",
         label="Seed", flag=True,
     )  # fmt: skip
 

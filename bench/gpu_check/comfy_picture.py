@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import sys
 import time
 from pathlib import Path
@@ -32,6 +31,8 @@ def picture(dry: bool, out: Path, host: Path) -> dict[str, Any]:
 
     comfy.options.enable_args_parsing()
     dynamic = False if dry else start_dynamic_vram()
+    if not dry and not dynamic:
+        raise RuntimeError("comfy-aimdo does not start here: dynamic VRAM cannot be checked")
     nodes = pack()
     if dry:
         efforts = importlib.import_module(f"{NAME}.nodes.settings")
@@ -76,7 +77,6 @@ def start_dynamic_vram() -> bool:
     except TypeError:  # an older protocol
         there = control.init_devices(device.index for device in devices)
     if not there:
-        logging.warning("no working comfy-aimdo: the older patcher is checked instead")
         return False
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
