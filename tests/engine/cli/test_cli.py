@@ -269,9 +269,24 @@ def test_what_keeps_us_from_looking_loses_nothing(
 @pytest.mark.usefixtures("tiny")
 def test_a_spec_file_and_its_flags_give_the_same_diff() -> None:
     Path("spec.json").write_text(UnlearnSpec((ConceptSpec(("gun",)),)).to_json())
-    flags = ["--steps", "1", "--out", "one"]
+    flags = ["--steps", "1", "--pictures", "0", "--out", "one"]
     assert main([*UNLEARN, *flags]) == 0
-    assert main([*UNLEARN[:-2], "--spec", "spec.json", "--steps", "1", "--out", "two"]) == 0
+    assert (
+        main(
+            [
+                *UNLEARN[:-2],
+                "--spec",
+                "spec.json",
+                "--steps",
+                "1",
+                "--pictures",
+                "0",
+                "--out",
+                "two",
+            ]
+        )
+        == 0
+    )
     assert Path("one").read_bytes() == Path("two").read_bytes()
 
 

@@ -22,7 +22,8 @@ from trust_engine.errors import SpecError
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 ROOT = Path(__file__).resolve().parents[3]
-UNLEARN = ("unlearn", "--model", "demo", "--concept", "gun", "--steps", "2", "--device", "cpu")
+UNLEARN = ("unlearn", "--model", "demo", "--concept", "gun", "--steps", "2", "--device", "cpu",
+           "--pictures", "0")  # fmt: skip
 
 
 def launched(arguments: list[str], folder: Path, size: int = 2) -> list[tuple[int, str, str]]:
@@ -100,7 +101,8 @@ def test_two_processes_make_the_diff_of_one(engine: str, tmp_path: Path) -> None
     gun, brief = (ConceptSpec(("gun",)),), {"trajectory_steps": 2, "passes": 64, "steps": 2}
     spec = UnlearnSpec(gun, engine=engine, **brief)  # type: ignore[arg-type]
     (tmp_path / "spec.json").write_text(spec.to_json())
-    command = ["unlearn", "--model", "demo", "--device", "cpu", "--spec", "spec.json", "--json"]
+    command = ["unlearn", "--model", "demo", "--device", "cpu", "--spec", "spec.json", "--json",
+               "--pictures", "0"]  # fmt: skip
     (one,) = launched([*command, "--out", "one.safetensors"], tmp_path, size=1)
     first, second = launched([*command, "--out", "two.safetensors"], tmp_path)
     assert (one[0], first[0], second[0]) == (0, 0, 0), first[2] + second[2]
