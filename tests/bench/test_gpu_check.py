@@ -51,8 +51,8 @@ def test_only_what_is_needed_is_packed(
             "comfyui/comfy/sd1_tokenizer/vocab.json", "trust/__init__.py",
             "trust/trust_engine/demo/assets/emoji-world.safetensors",
             "trust/bench/gpu_check/parts.py"} <= files  # fmt: skip
-    for left in ("__pycache__", "models/checkpoints", "t5_tokenizer", "comfyui/main.py", "trust/tests",
-                 "trust/docs", "bench/rivals"):  # fmt: skip
+    for left in ("__pycache__", "models/checkpoints", "t5_tokenizer", "comfyui/main.py",
+                 "trust/tests", "trust/docs", "bench/rivals"):  # fmt: skip
         assert not [name for name in files if left in name and "__main__" not in name], left
     assert asked == ["3.12", [n if n != "comfy-aimdo" else "comfy-aimdo==0.4.13"
                               for n in packing.WHEELS]]  # fmt: skip
