@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -13,9 +14,16 @@ from typing import Any
 
 import pytest
 
-from trust_engine.errors import OutputError
+from trust_engine.errors import ModelError, OutputError
 from trust_engine.io import files
-from trust_engine.io.files import TEMPORARY, atomic_file, check_writable, write_atomically
+from trust_engine.io.files import (
+    TEMPORARY,
+    atomic_file,
+    check_writable,
+    open_regular,
+    open_safetensors,
+    write_atomically,
+)
 from trust_engine.io.locks import FileLock, seize
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
@@ -255,3 +263,154 @@ def test_a_lock_that_cannot_be_written_protects_nothing_and_says_so(tmp_path: Pa
     assert lock.take()
     assert lock.free and not lock.taken
     lock.give()
+
+
+def test_a_file_counts_as_changed_by_its_number_only_where_it_keeps_one() -> None:
+    seen = (5, 10, 3)
+    assert not files._changed(seen, seen)
+    assert not files._changed(None, None)
+    assert files._changed(seen, None) and files._changed(None, seen)
+    assert files._changed(seen, (6, 10, 3))
+    assert files._changed(seen, (5, 11, 3)) and files._changed(seen, (5, 10, 4))
+    assert files._changed((0, 10, 3), (0, 11, 3))
+    for one, other in ((seen, (0, 10, 3)), ((0, 10, 3), seen), ((0, 10, 3), (0, 10, 3))):
+        assert not files._changed(one, other)
+
+
+@posix
+def test_content_is_on_disk_before_its_name_and_the_name_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def syncing(handle: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file"
+        done.append(f"{kind} {os.fstat(handle).st_size}" if kind == "file" else kind)
+        fsync(handle)
+
+    def replacing(old: str, new: Path) -> None:
+        done.append(f"name {Path(new).name}")
+        replace(old, new)
+
+    monkeypatch.setattr(files.os, "fsync", syncing)
+    monkeypatch.setattr(files.os, "replace", replacing)
+    write_atomically(tmp_path / "a", b"12345")
+    assert done == ["file 5", "name a", "folder"]
+
+
+@posix
+@pytest.mark.parametrize(("mask", "mode"), [(0, 0o666), (0o022, 0o644), (0o077, 0o600)])
+def test_a_new_file_is_as_open_as_the_mask_lets_it_be(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "a", b"x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o444, 0o555, 0o400, 0o001])
+def test_a_file_that_nobody_may_write_stays(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(mode)
+    for work in (check_writable, lambda path: write_atomically(path, b"new")):
+        with pytest.raises(OutputError, match="a: is write-protected"):
+            work(tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o200, 0o020, 0o002, 0o664])
+def test_a_file_that_somebody_may_write_is_replaced(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(mode)
+    check_writable(tmp_path / "a")
+    write_atomically(tmp_path / "a", b"new")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+    (tmp_path / "a").chmod(0o600)
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@posix
+def test_a_temporary_that_cannot_be_locked_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose mode lets nobody read it; and no handle but ours is closed."""
+    real = os.open
+
+    def unreadable(path: Any, flags: int, *mode: int) -> int:
+        if TEMPORARY in str(path) and not flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, flags, *mode)
+
+    monkeypatch.setattr(files.os, "open", unreadable)
+    taken = [real(os.devnull, os.O_RDONLY) for _ in range(3)]
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    for handle in (0, 1, 2, *taken):
+        os.fstat(handle)
+    for handle in taken:
+        os.close(handle)
+
+
+def test_no_handle_is_left_open(tmp_path: Path) -> None:
+    def opened() -> int:
+        handle = os.open(os.devnull, os.O_RDONLY)
+        os.close(handle)
+        return handle
+
+    first = opened()
+    for _ in range(5):
+        check_writable(tmp_path / "a")
+        write_atomically(tmp_path / "a", b"x")
+        with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a"):
+            raise ZeroDivisionError
+        with pytest.raises(OutputError):
+            write_atomically(tmp_path, b"x")
+    assert opened() == first
+
+
+@pytest.mark.parametrize(
+    "head", [b"PK\x03\x04", b"\x80\x02cc", b"\x80\x03", b"\x80\x04x", b"\x80\x05"]
+)
+def test_pickles_are_refused_by_their_first_bytes(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "a").write_bytes(head + b"rest")
+    with (
+        pytest.raises(ModelError, match="a torch pickle"),
+        open_regular(tmp_path / "a", ModelError),
+    ):
+        pytest.fail("it was opened")
+
+
+def test_a_file_is_read_from_its_beginning(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"P\x80KPK content")
+    with open_regular(tmp_path / "a", ModelError) as file:
+        assert file.read() == b"P\x80KPK content"
+    for path in (tmp_path / "gone", tmp_path):
+        with pytest.raises(ModelError, match="no such file"), open_regular(path, ModelError):
+            pytest.fail("it was opened")
+
+
+def test_what_is_no_safetensors_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(ModelError, match="is empty"), open_regular(tmp_path / "a", ModelError):
+        pytest.fail("it was opened")
+    for content in (b"text", bytes(64)):
+        (tmp_path / "a").write_bytes(content)
+        with (
+            pytest.raises(ModelError, match="not a safetensors file, or cut short"),
+            open_safetensors(tmp_path / "a", ModelError),
+        ):
+            pytest.fail("it was opened")
+
+
+def test_folders_are_made_and_taken_back_one_by_one(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    made = files.make_folder(tmp_path / "there" / "new" / "er")
+    assert made == [tmp_path / "there" / "new" / "er", tmp_path / "there" / "new"]
+    assert files.make_folder(tmp_path / "there") == []
+    (tmp_path / "there" / "new" / "mine").write_bytes(b"")
+    files.remove_folders(made)
+    assert os.listdir(tmp_path / "there" / "new") == ["mine"]
