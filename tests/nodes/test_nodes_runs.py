@@ -125,4 +125,4 @@ def test_a_folder_that_cannot_be_written_is_said_once(
     monkeypatch.setenv("TRUST_RUNS", str(tmp_path / "file" / "runs"))
     report = unlearn(part, model)[3]
     assert report.count("Runs are not kept") == 1
-    assert "Forgot: gun" in report
+    assert report.startswith("gun: ")

@@ -26,7 +26,6 @@ LIMIT = 10 * 10**9  # bytes
 STATE, FINISHED, LOCK = ".state", ".finished", ".lock"
 UNSAVED = "unsaved"  # folder of diffs that could not be written where they were wanted
 _OURS = re.compile(r"[0-9a-f]{32}(\.state|\.finished|\.lock)")
-_CELLS = re.compile(r"audit-[0-9a-f]{32}")
 _OFF = ("off", "0", "no", "false", "none")
 
 
@@ -165,10 +164,6 @@ class RunStore:
         """Remove one of a run's files."""
         self._remove(self.path(key, kind))
 
-    def cells(self, key: str) -> Path:
-        """Return the folder for an audit's finished cells."""
-        return self.folder / f"audit-{key}"
-
     @property
     def contents(self) -> Contents:
         """Count what is kept."""
@@ -214,20 +209,12 @@ class RunStore:
             return
         for entry in entries:
             with contextlib.suppress(OSError):
-                status = entry.stat(follow_symlinks=False)
-                if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    if not entry.name.endswith(LOCK):
-                        yield status.st_mtime, status.st_size, Path(entry.path)
-                elif _CELLS.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                    inside = [p.stat() for p in Path(entry.path).iterdir()]
-                    times = [part.st_mtime for part in inside]
-                    size = sum(part.st_size for part in inside)
-                    yield max(times, default=status.st_mtime), size, Path(entry.path)
+                ours = _OURS.fullmatch(entry.name) and not entry.name.endswith(LOCK)
+                if ours and entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    yield status.st_mtime, status.st_size, Path(entry.path)
 
     @staticmethod
     def _remove(path: Path) -> None:
         with contextlib.suppress(OSError):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

@@ -132,7 +132,8 @@ class Command:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Have a folder to work in, with nothing of ours beside it."""
+    """Have a folder to work in, with nothing of ours beside it; and what is slow to import."""
+    tiny_model()
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "spec.json").write_text(tiny_spec(steps=3, passes=16).to_json())
     return tmp_path / "work"
