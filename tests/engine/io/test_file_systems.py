@@ -414,3 +414,14 @@ def test_folders_are_made_and_taken_back_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "there" / "new" / "mine").write_bytes(b"")
     files.remove_folders(made)
     assert os.listdir(tmp_path / "there" / "new") == ["mine"]
+
+
+def test_a_folder_that_another_process_makes_meanwhile_is_as_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new").mkdir()
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: self.name != "new" and exists(self))
+    assert files.make_folder(tmp_path / "new" / "er")[-1] == tmp_path / "new"
+    monkeypatch.undo()
+    assert (tmp_path / "new" / "er").is_dir()
