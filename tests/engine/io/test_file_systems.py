@@ -117,7 +117,7 @@ class Renumbered:
 
     def __init__(self, status: os.stat_result) -> None:
         Renumbered.count += 1
-        self.status, self.st_ino = status, Renumbered.count
+        self.status, self.st_ino, self.st_uid = status, Renumbered.count, status.st_uid
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.status, name)
@@ -129,6 +129,7 @@ def test_inode_numbers_may_change_at_each_look(
     (tmp_path / "a").write_bytes(b"old")
     real = os.stat
     monkeypatch.setattr(files.os, "stat", lambda *a, **k: Renumbered(real(*a, **k)))
+    assert files._identity(tmp_path / "a")[0] == 0  # type: ignore[index]
     write_atomically(tmp_path / "a", b"new")
     with pytest.raises(OutputError, match="another program"), atomic_file(tmp_path / "a"):
         (tmp_path / "a").write_bytes(b"theirs")
@@ -425,3 +426,25 @@ def test_a_folder_that_another_process_makes_meanwhile_is_as_good(
     assert files.make_folder(tmp_path / "new" / "er")[-1] == tmp_path / "new"
     monkeypatch.undo()
     assert (tmp_path / "new" / "er").is_dir()
+
+
+@posix
+@pytest.mark.parametrize("other_owner", [False, True])
+def test_an_owner_is_kept_where_it_is_another(
+    other_owner: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    real, given = os.stat, list[tuple[int, int]]()
+    group = real(tmp_path / "a").st_gid
+
+    def owned(path: Any, **how: Any) -> Any:
+        status = Renumbered(real(path, **how))
+        status.st_ino = status.status.st_ino
+        if other_owner and str(path).endswith("a"):
+            status.st_uid = 12345
+        return status
+
+    monkeypatch.setattr(files.os, "stat", owned)
+    monkeypatch.setattr(files.os, "chown", lambda _, uid, gid: given.append((uid, gid)))
+    write_atomically(tmp_path / "a", b"new")
+    assert given == ([(12345, group)] if other_owner else [])

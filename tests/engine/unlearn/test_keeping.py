@@ -81,6 +81,7 @@ def test_a_stopped_run_goes_on_when_it_is_started_again(
     assert (store.contents.stopped, store.contents.finished) == (0, 1)
 
 
+@pytest.mark.slow  # three runs in which all weights learn
 def test_robust_mode_goes_on_within_its_drawing(tmp_path: Path) -> None:
     spec = tiny_spec(steps=2, passes=20, robust=True)
     whole = Unlearning(tiny_model(), spec)
