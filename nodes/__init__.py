@@ -13,6 +13,7 @@ from .find import TrustFindNeurons
 from .saving import TrustExportLora, TrustSaveDiff
 from .settings import TrustUnlearnSettings
 from .unlearn import TrustUnlearn
+from .wording import worded
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     "TrustDemoModel": TrustDemoModel,
@@ -43,6 +44,8 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "TrustAudit": "TRUST Audit",
 }
 
+for _node in NODE_CLASS_MAPPINGS.values():
+    setattr(_node, _node.FUNCTION, worded(getattr(_node, _node.FUNCTION)))  # type: ignore[attr-defined]
 # The host shows a kind of error by its module's name, which is a long path for a pack of nodes.
 for _kind in list(vars(errors).values()):
     if isinstance(_kind, type) and issubclass(_kind, errors.TrustError):

@@ -10,18 +10,22 @@ import folder_paths
 from ..trust_engine.errors import OutputError
 from .names import check_prefix
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "example_diffs"
 DIFFS = "trust_diffs"
 NO_FILES = f"(put diffs into models/{DIFFS})"  # what Load Diff offers while there is none
 SUFFIX = ".safetensors"
 
 
 def register() -> None:
-    """Add our folder type after those of extra_model_paths.yaml, which come first."""
+    """Add our folder type after those of extra_model_paths.yaml, which come first.
+
+    Last come the examples that ship with the pack, to which nothing is written.
+    """
     known = folder_paths.folder_names_and_paths
     paths = list(known[DIFFS][0]) if DIFFS in known else []
-    ours = os.path.join(folder_paths.models_dir, DIFFS)
-    if ours not in paths:
-        paths.append(ours)
+    for ours in (os.path.join(folder_paths.models_dir, DIFFS), str(EXAMPLES)):
+        if ours not in paths:
+            paths.append(ours)
     # Set anew: a type that is only added to has no suffixes, which lists every file there is.
     known[DIFFS] = (paths, {SUFFIX})
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..trust_engine.errors import TrustError
 from ..trust_engine.phrases import names_in
 from ..trust_engine.spec import SETTINGS as ENGINE
+from .wording import in_node_words
 
 Input = tuple[Any, dict[str, Any]]
 SEED_LIMIT = 2**48  # the host's browser side counts no further than 2**53
@@ -78,5 +79,5 @@ def verdict(check: Callable[[], Any]) -> bool | str:
     try:
         check()
     except TrustError as error:
-        return str(error)
+        return in_node_words(str(error))
     return True

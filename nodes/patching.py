@@ -133,7 +133,7 @@ def check_fits(
     try:
         warning = check_base(diff, str(mine), name, strict, prediction)
     except DiffError as error:
-        text = str(error).replace("--strict refuses that", "strict refuses that; switch it off")
+        text = str(error).replace("--strict refuses that", "`strict` refuses that; switch it off")
         raise DiffError(text) from error
     if warning:
         log.warning(warning)

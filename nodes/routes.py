@@ -13,6 +13,7 @@ from ..trust_engine.errors import TrustError
 from .folders import found
 from .recall import recalled
 from .runs import change
+from .wording import in_node_words
 
 log = logging.getLogger(__name__)
 LABEL, RUN, RUNS = "/trust/label", "/trust/run", "/trust/runs"
@@ -79,5 +80,5 @@ def label_of(name: str) -> dict[str, Any]:
         "base": told["base"],
         "audited": bool(audit),
         "gone": gone if isinstance(gone, int | float) else None,
-        "label": diff_label.label(path.name, told),
+        "label": in_node_words(diff_label.label(path.name, told)),
     }

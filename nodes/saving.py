@@ -15,6 +15,7 @@ from .folders import DIFFS, new_file
 from .inputs import choice, number, socket, text, verdict
 from .kinds import CATEGORY, DIFF, REPORT
 from .names import check_prefix
+from .wording import in_node_words
 
 FORMATS = ("dense", "exact", "low rank")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")
@@ -67,7 +68,7 @@ class TrustSaveDiff:
         noted = with_notes(diff, author=author.strip(), licence=licence.strip(),
                            notes=notes.strip(), audit=figures(report))  # fmt: skip
         save_diff(noted, path)
-        shown = label(path.name, describe(noted, path.stat().st_size))
+        shown = in_node_words(label(path.name, describe(noted, path.stat().st_size)))
         return {"ui": {"text": [shown]}, "result": (str(path),)}
 
 

@@ -6,15 +6,18 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { runPicture } from "./trust/draw.js";
 import { auditLine, badge, diffLine } from "./trust/labels.js";
-import { emptyRun, finishedRun, withProgress } from "./trust/run.js";
+import { failure, refusals } from "./trust/errors.js";
+import { emptyRun, finishedRun, stopped, withProgress } from "./trust/run.js";
 import { text, useTexts } from "./trust/texts.js";
 
 const CHARTED = { TrustUnlearn: 170, TrustFindNeurons: 170 }; // pixels
 const LINE = 60; // the host keeps a margin of 10 around it
 const SAYING = ["TrustApplyDiff", "TrustMergeDiffs", "TrustSaveDiff", "TrustExportLora"];
 const BADGES = { good: "#2f8f6b", mixed: "#b7791f", bad: "#c0283c" };
+const labels = new WeakMap(); // node -> how its label is asked for
 const runs = new WeakMap(); // node -> what is known of its run
 const elements = new WeakMap(); // node -> where it is shown
+const audits = new Map(); // node -> what its line said before the audit that runs now
 
 /** Give a node a DOM widget, which both renderers show; false where there is none. */
 function addView(node, height) {
@@ -91,6 +94,7 @@ function setUpBadge(node) {
   showLine(node, text("noVerdict"), "");
   chain(node, "onExecuted", (message) => {
     const told = parsed(message, "trust_audit");
+    audits.delete(node);
     if (!told) return;
     const shown = badge(told);
     showLine(node, shown.text, told.verdict, BADGES[shown.kind]);
@@ -107,6 +111,14 @@ function setUpText(node) {
   });
 }
 
+/** Let every Load Diff offer the file that was just saved, and graphs that are loaded later. */
+function setUpSaved(node) {
+  chain(node, "onExecuted", () => {
+    const reload = app.reloadNodeDefs ?? app.refreshComboInNodes;
+    Promise.resolve(reload?.call(app)).catch(warn);
+  });
+}
+
 function setUpLabel(node) {
   const widget = node.widgets?.find(({ name }) => name === "diff_name");
   if (!widget || !addView(node, LINE)) return;
@@ -120,9 +132,22 @@ function setUpLabel(node) {
     widget.tooltip = told.label ?? told.error; // shown when the name is hovered over
   };
   const soon = () => refresh().catch(warn);
+  labels.set(node, soon);
   chain(widget, "callback", soon);
   chain(node, "onConfigure", soon);
   setTimeout(soon, 0);
+}
+
+/** Ask for all labels anew: a file may be there now, or be another. */
+function refreshLabels() {
+  for (const node of allNodes(app.rootGraph ?? app.graph)) labels.get(node)?.();
+}
+
+function* allNodes(graph) {
+  for (const node of graph?._nodes ?? []) {
+    yield node;
+    yield* allNodes(node.subgraph);
+  }
 }
 
 /** Find a node by the id that the server uses; "3:7" is node 7 inside node 3's subgraph. */
@@ -143,8 +168,45 @@ function onProgress({ detail }) {
   } else if (detail.kind === "run" && node && runs.has(node)) {
     showRun(node, withProgress(runs.get(node), detail));
   } else if (detail.kind === "audit" && node && elements.has(node)) {
+    if (!audits.has(node)) audits.set(node, elements.get(node).firstChild);
     showLine(node, auditLine(detail), "");
   }
+}
+
+/** After Cancel and after an error no time is left: take away what said so. */
+function onEnded(successful) {
+  for (const node of allNodes(app.rootGraph ?? app.graph)) {
+    if (!successful && runs.has(node)) showRun(node, stopped(runs.get(node)));
+    if (!successful && audits.has(node)) {
+      elements.get(node).replaceChildren(...[audits.get(node)].filter(Boolean));
+    }
+    audits.delete(node);
+  }
+}
+
+/** The host says that a node failed; why, it says under its details alone. */
+function onError({ detail }) {
+  onEnded(false);
+  const said = failure(detail, (id) => findNode(id)?.title);
+  if (said) toast(said, "error");
+}
+
+/** Say why a prompt was refused: the host shows that it was, and each reason under its details. */
+function watchQueue() {
+  const own = api.queuePrompt;
+  const name = (id) => findNode(id)?.title;
+  const tell = (errors) =>
+    guarded(() => refusals(errors, name).forEach((said) => toast(said, "error")));
+  api.queuePrompt = async function (...args) {
+    try {
+      const answer = await own.apply(this, args);
+      tell(answer?.node_errors);
+      return answer;
+    } catch (error) {
+      tell(error?.response?.node_errors);
+      throw error;
+    }
+  };
 }
 
 /** Show what a node showed when it ran: a host that answers from its cache may not say it again. */
@@ -164,7 +226,7 @@ function toast(detail, severity = "success") {
     severity,
     summary: "TRUST Unlearn",
     detail,
-    life: 6000,
+    life: severity === "error" ? 12000 : 6000,
   });
 }
 
@@ -218,7 +280,14 @@ app.registerExtension({
   async setup() {
     api.addEventListener("trust.progress", (event) => guarded(() => onProgress(event)));
     api.addEventListener("execution_cached", (event) => onCached(event).catch(warn));
+    api.addEventListener("execution_error", (event) => guarded(() => onError(event)));
+    api.addEventListener("execution_interrupted", () => guarded(() => onEnded(false)));
+    api.addEventListener("execution_success", () => guarded(() => onEnded(true)));
+    guarded(watchQueue);
     await loadTexts().catch(warn);
+  },
+  refreshComboInNodes() {
+    guarded(refreshLabels);
   },
   nodeCreated(node) {
     guarded(() => {
@@ -227,6 +296,7 @@ app.registerExtension({
       if (kind === "TrustAudit") setUpBadge(node);
       if (kind === "TrustLoadDiff") setUpLabel(node);
       if (SAYING.includes(kind)) setUpText(node);
+      if (kind === "TrustSaveDiff") setUpSaved(node);
     });
   },
 });

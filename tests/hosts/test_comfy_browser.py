@@ -144,7 +144,7 @@ def test_chart_is_live(page: Any, tmp_path: Path) -> None:
     graph = hurried("1_demo")
     for one in graph["nodes"]:
         if one["type"] == "TrustUnlearn":  # else the second renderer is answered from the cache
-            one["widgets_values"][-1] = RENDERERS.index(page.renderer)
+            one["widgets_values"][5] = RENDERERS.index(page.renderer)
     run(page, graph, "demo")
     page.wait_for_function("() => document.querySelectorAll('polyline').length > 2")
     page.wait_for_function("() => window.previews > 0 && window.progress > 0")

@@ -101,7 +101,8 @@ def test_folder_type_keeps_extra_paths(part: Part, host: Host, models: Path) -> 
         known[kind] = (["/extra"], set())  # as extra_model_paths.yaml leaves it: no suffix
         for _ in range(2):
             part("nodes.folders").register()
-            assert known[kind] == (["/extra", str(models / kind)], {".safetensors"})
+            paths = ["/extra", str(models / kind), str(part("nodes.folders").EXAMPLES)]
+            assert known[kind] == (paths, {".safetensors"})
     finally:
         known[kind] = before
 

@@ -14,7 +14,6 @@ import torch
 from fakes.comfy import Clip, Host, Patcher, Vae, fake_model
 from fakes.comfy_pack import Part, concept, host, model, models, part, unlearn  # noqa: F401
 
-
 def refused(node: Any, **inputs: Any) -> str:
     """Ask a node as the host does before it runs; what it says, "" if it has nothing against it."""
     told = node.VALIDATE_INPUTS(**inputs)
@@ -215,6 +214,32 @@ def test_errors_have_short_names(part: Part) -> None:
     errors = part("trust_engine.errors")
     for kind in (errors.SpecError, errors.ModelError, errors.DiffError, errors.OutputError):
         assert f"{kind.__module__}.{kind.__qualname__}" == f"TRUST.{kind.__name__}"
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("say what to draw instead: --anchor TEXT", "say what to draw instead: `anchor`"),
+        ("use a cat, or give another --judge", "use a cat, or give another `judge`"),
+        ("and 3 more figures (--json shows all)", "and 3 more figures"),
+        ("lower --trajectory-steps", "lower `trajectory_steps`"),
+        ("a well--known -- dash stays -5", "a well--known -- dash stays -5"),
+    ],
+)
+def test_options_of_the_command_line_become_inputs(part: Part, said: str, wanted: str) -> None:
+    assert part("nodes.wording").in_node_words(said) == wanted
+
+
+def test_what_a_node_raises_is_in_its_words(part: Part, host: Host, model: Patcher) -> None:
+    after = unlearn(part, model)[0]
+    node = part("nodes.audit").TrustAudit()
+    with torch.inference_mode(), pytest.raises(part("trust_engine.errors").SpecError) as error:
+        node.audit(
+            model, after, Clip(), Vae(), concept(part, "zxqw"), "quick", "demo", 1, 0, "page"
+        )
+    assert "or give another `judge`" in str(error.value) and "--" not in str(error.value)
+    with pytest.raises(KeyError):  # what is no message of ours passes as it is
+        part("nodes.wording").worded(lambda: {}["x"])()
 
 
 __all__ = ["fake_model"]

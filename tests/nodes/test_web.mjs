@@ -7,7 +7,8 @@ import { pathToFileURL } from "node:url";
 const load = (name) => import(pathToFileURL(`${process.env.WEB}/trust/${name}.js`));
 const { escape, runPicture } = await load("draw");
 const { auditLine, badge, diffLine } = await load("labels");
-const { emptyRun, finishedRun, meanCurve, neuronGrid, withProgress } = await load("run");
+const { failure, refusals } = await load("errors");
+const { emptyRun, finishedRun, meanCurve, neuronGrid, stopped, withProgress } = await load("run");
 const { percent, text, useTexts } = await load("texts");
 
 const Q = "middle_block.1.transformer_blocks.0.attn2.to_q";
@@ -27,6 +28,46 @@ test("messages add up to curves", () => {
 test("another run in the same node begins anew", () => {
   const run = withProgress(emptyRun(), message(8, [["a", 0, 1, 0]]));
   assert.deepEqual(withProgress(run, message(1, [])).curves, {});
+});
+
+test("after Cancel nothing is left to wait for, and what was drawn stays", () => {
+  const run = { ...withProgress(emptyRun(), message(4, [["a", 0, 1, 0]])), left: 120 };
+  assert.match(runPicture(run), /2 min left/);
+  assert.doesNotMatch(runPicture(stopped(run)), / left</);
+  assert.deepEqual(stopped(run).curves, run.curves);
+  const early = withProgress(emptyRun(), { ...message(1, []), stage: "recording", needs: "4 MB" });
+  assert.match(runPicture(stopped(early)), /appears here/);
+  assert.doesNotMatch(runPicture(stopped(early)), /recording|4 MB| left</);
+  const over = finishedRun({ curves: {}, steps: 1, neurons: { [Q]: 1 } });
+  assert.equal(stopped(over), over, "a node that was done before another failed");
+});
+
+const refused = (class_type, ...errors) => ({ 3: { class_type, errors, dependent_outputs: ["9"] } });
+const custom = (input_name, said) => ({
+  type: "custom_validation_failed", message: "Custom validation failed for node",
+  details: `${input_name} - ${said}`, extra_info: { input_name },
+});
+
+test("a refused prompt is told once a node, in the node's own sentence", () => {
+  const said = "there is no concept: write a word or phrase into `words`";
+  const errors = refused("TrustConcept", custom("words", said), custom("kind", said));
+  assert.deepEqual(refusals(errors, () => "TRUST Concept"), [`TRUST Concept: ${said}`]);
+  assert.deepEqual(refusals(errors, () => undefined), [`TrustConcept: ${said}`]);
+  const range = { type: "value_bigger_than_max", message: "Value 2 bigger than max of 1", details: "budget" };
+  assert.deepEqual(refusals(refused("TrustUnlearn", range), () => "U"),
+    ["U: Value 2 bigger than max of 1: budget"]);
+  assert.deepEqual(refusals(refused("KSampler", range), () => "K"), [], "another's node");
+  for (const nothing of [undefined, null, {}, { 3: { class_type: "TrustConcept" } }]) {
+    assert.deepEqual(refusals(nothing, () => "T"), []);
+  }
+});
+
+test("a failed node is told by its sentence, if it is ours", () => {
+  const told = { node_id: "3", node_type: "TrustUnlearn", exception_type: "TRUST.ModelError",
+    exception_message: "this model is quantised\n" };
+  assert.equal(failure(told, () => "Mine"), "Mine: this model is quantised");
+  assert.equal(failure({ ...told, node_type: "KSampler" }, () => "K"), null);
+  assert.equal(failure({ ...told, exception_type: "RuntimeError" }, () => "U"), null);
 });
 
 test("what was known is not changed", () => {

@@ -17,13 +17,14 @@ const answers = {
   "/trust/run": { run: { curves: { a: [[0, 1, 0], [1, 0.5, 0]] }, steps: 2, neurons: {} } },
 };
 const posted = [];
+let queued = () => ({ node_errors: {} });
 const warned = [];
 console.warn = (...said) => warned.push(said.map(String).join(" "));
 const heard = {}; // event -> who listens
 const say = (detail) => heard["trust.progress"]({ detail });
 let extension, node;
 const app = {
-  graph: { getNodeById: () => node },
+  graph: { getNodeById: () => node, get _nodes() { return [node]; } },
   registerExtension: (registered) => (extension = registered),
 };
 const api = {
@@ -35,6 +36,7 @@ const api = {
       json: async () => answers[path.split("?")[0]],
     };
   },
+  queuePrompt: async () => queued(),
 };
 globalThis.frontEnd = { api, app };
 await import(pathToFileURL(`${process.env.WEB}/trust_unlearn.js`));
@@ -52,6 +54,9 @@ function current(comfyClass) {
 
 class Element {
   style = {};
+  get firstChild() {
+    return this.children?.[0];
+  }
   replaceChildren(...children) {
     this.children = children;
   }
@@ -158,4 +163,95 @@ test("kept runs are switched and cleared through the server", async () => {
   assert.equal(toasts.at(-1), "the folder is read-only");
   assert.deepEqual(extension.menuCommands[0].commands, [extension.commands[0].id]);
   delete app.extensionManager;
+});
+
+function toasted() {
+  const toasts = [];
+  app.extensionManager = { toast: { add: (toast) => toasts.push([toast.severity, toast.detail]) } };
+  return toasts;
+}
+
+test("after a file is saved, and after R, every Load Diff is up to date", async () => {
+  let reloads = 0;
+  app.reloadNodeDefs = async () => {
+    reloads += 1;
+    extension.refreshComboInNodes(); // as the front end calls its extensions
+  };
+  const saved = current("TrustSaveDiff");
+  extension.nodeCreated(saved);
+  node = current("TrustLoadDiff");
+  extension.nodeCreated(node);
+  await new Promise((done) => setTimeout(done, 10));
+  answers["/trust/label"] = { concepts: ["cat"], family: "demo", audited: false, label: "new" };
+  saved.onExecuted({ text: ["saved"] });
+  await new Promise((done) => setTimeout(done, 10));
+  assert.equal(reloads, 1);
+  assert.match(node.shown[0].element.children[0].textContent, /forgets cat/);
+  delete app.reloadNodeDefs; // an older front end has the one with a toast alone
+  app.refreshComboInNodes = app.refreshed = async () => (reloads += 1);
+  saved.onExecuted({ text: ["saved"] });
+  assert.equal(reloads, 2);
+});
+
+test("labels inside subgraphs are asked for anew, too", async () => {
+  const inner = current("TrustLoadDiff");
+  extension.nodeCreated(inner);
+  node = { subgraph: { _nodes: [inner] } };
+  answers["/trust/label"] = { error: "lost" };
+  extension.refreshComboInNodes();
+  await new Promise((done) => setTimeout(done, 10));
+  assert.equal(inner.shown[0].element.children[0].textContent, "lost");
+});
+
+test("Cancel takes the time that was left away, from charts and audits", () => {
+  node = current("TrustUnlearn");
+  extension.nodeCreated(node);
+  const [{ element }] = node.shown;
+  say({ ...RUN, left: 120 });
+  assert.match(element.innerHTML, /2 min left/);
+  heard.execution_interrupted({ detail: {} });
+  assert.match(element.innerHTML, /polyline/);
+  assert.doesNotMatch(element.innerHTML, / left</);
+  node = current("TrustAudit");
+  extension.nodeCreated(node);
+  say({ ...AUDIT, left: 600 });
+  say({ ...AUDIT, done: 2, left: 500 });
+  const [{ element: line }] = node.shown;
+  assert.match(line.children[0].textContent, /8 min left/);
+  heard.execution_interrupted({ detail: {} });
+  assert.match(line.children[0].textContent, /verdict appears here/);
+});
+
+test("an audit that is over keeps its verdict when another node fails", () => {
+  node = current("TrustAudit");
+  extension.nodeCreated(node);
+  say(AUDIT);
+  const told = { ua: { value: 1 }, ira: { value: 0.9 }, standing: "good", verdict: "It is gone." };
+  node.onExecuted({ trust_audit: [JSON.stringify(told)] });
+  heard.execution_error({ detail: { node_type: "KSampler", node_id: "7" } });
+  assert.match(node.shown[0].element.children[0].textContent, /gone in 100 %/);
+});
+
+test("why a prompt was refused or failed is told in a toast", async () => {
+  node = { title: "My concept" };
+  const toasts = toasted();
+  const why = { type: "custom_validation_failed", details: "words - write a word",
+    extra_info: { input_name: "words" } };
+  const errors = { 7: { class_type: "TrustConcept", errors: [why] } };
+  queued = () => ({ prompt_id: "p", node_errors: errors }); // the rest of the graph runs
+  assert.equal((await api.queuePrompt(0, {})).prompt_id, "p");
+  queued = () => {
+    throw Object.assign(new Error("refused"), { response: { node_errors: errors } });
+  };
+  await assert.rejects(api.queuePrompt(0, {}), /refused/);
+  heard.execution_error({ detail: { node_type: "TrustUnlearn", node_id: "7",
+    exception_type: "TRUST.ModelError", exception_message: "load the fp16 file" } });
+  assert.deepEqual(toasts, [
+    ["error", "My concept: write a word"],
+    ["error", "My concept: write a word"],
+    ["error", "My concept: load the fp16 file"],
+  ]);
+  queued = () => ({});
+  await api.queuePrompt(0, {});
+  assert.equal(toasts.length, 3);
 });

@@ -16,6 +16,13 @@ export function withProgress(run, data) {
   return { curves, neurons: data.neurons ?? begun.neurons, steps, stage, done, total, left, needs };
 }
 
+/** Return a run that Cancel or an error has ended: what it drew stays, no time is left. */
+export function stopped(run) {
+  if (!Number.isFinite(run.left) && !run.stage && !run.needs) return run; // it is over
+  const begun = Object.keys(run.curves).length > 0;
+  return begun ? { ...run, left: null, stage: "" } : { ...emptyRun(), neurons: run.neurons };
+}
+
 /** Return the run that a finished node tells of, as it also does when nothing had to be done. */
 export function finishedRun(told) {
   return { ...emptyRun(), ...told, done: 1, total: 1, left: null, stage: "" };
