@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 
 from fakes.comfy import Clip, Host, Patcher, Vae, fake_model
 from fakes.comfy_pack import Part, concept, host, model, models, part, unlearn  # noqa: F401
+
+WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "example_workflows").glob("*.json"))
+
 
 def refused(node: Any, **inputs: Any) -> str:
     """Ask a node as the host does before it runs; what it says, "" if it has nothing against it."""
@@ -240,6 +244,42 @@ def test_what_a_node_raises_is_in_its_words(part: Part, host: Host, model: Patch
     assert "or give another `judge`" in str(error.value) and "--" not in str(error.value)
     with pytest.raises(KeyError):  # what is no message of ours passes as it is
         part("nodes.wording").worded(lambda: {}["x"])()
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
+def test_templates_are_refused_by_no_node(part: Part, host: Host, workflow: Path) -> None:
+    """As shipped, with an empty models folder."""
+    nodes = part("").NODE_CLASS_MAPPINGS
+    ours = [n for n in json.loads(workflow.read_text("utf-8"))["nodes"] if n["type"] in nodes]
+    assert ours
+    for told in ours:
+        node = nodes[told["type"]]
+        inputs = node.INPUT_TYPES()
+        declared = {**inputs.get("required", {}), **inputs.get("optional", {})}
+        values, mine = list(told.get("widgets_values", [])), {}
+        for name, (kind, _) in declared.items():
+            if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN"):
+                mine[name] = values.pop(0)
+                assert not isinstance(kind, list) or mine[name] in kind, (told["type"], name)
+        assert values == [], told["type"]
+        if hasattr(node, "VALIDATE_INPUTS"):
+            asked = inspect.signature(node.VALIDATE_INPUTS).parameters
+            assert refused(node, **{name: mine[name] for name in asked}) == "", told["type"]
+
+
+def test_example_diffs_are_the_demo_models(part: Part, host: Host) -> None:
+    """Each is offered in a new installation, is of today's demo model and says what it does."""
+    from trust_engine.diff import fingerprint, load_diff
+    from trust_engine.models.load import load_model
+
+    base = fingerprint(load_model("demo").denoiser)
+    names = [name for name in part("nodes.folders").listed() if name.startswith("demo_")]
+    assert names == ["demo_cat.safetensors", "demo_gun.safetensors"]
+    for name in names:
+        diff = load_diff(part("nodes.folders").found(name))
+        assert diff.provenance["base"] == base and diff.provenance["family"] == "demo"
+        told = part("nodes.routes").label_of(name)
+        assert told["concepts"] == [name.removeprefix("demo_").removesuffix(".safetensors")]
 
 
 __all__ = ["fake_model"]
