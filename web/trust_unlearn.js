@@ -5,6 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { runPicture } from "./trust/draw.js";
+import { allNodes, nodeAt } from "./trust/graph.js";
 import { auditLine, badge, diffLine } from "./trust/labels.js";
 import { failure, refusals } from "./trust/errors.js";
 import { emptyRun, finishedRun, stopped, withProgress } from "./trust/run.js";
@@ -140,23 +141,11 @@ function setUpLabel(node) {
 
 /** Ask for all labels anew: a file may be there now, or be another. */
 function refreshLabels() {
-  for (const node of allNodes(app.rootGraph ?? app.graph)) labels.get(node)?.();
+  for (const node of allNodes(root())) labels.get(node)?.();
 }
 
-function* allNodes(graph) {
-  for (const node of graph?._nodes ?? []) {
-    yield node;
-    yield* allNodes(node.subgraph);
-  }
-}
-
-/** Find a node by the id that the server uses; "3:7" is node 7 inside node 3's subgraph. */
-function findNode(id) {
-  const path = String(id).split(":");
-  let graph = app.rootGraph ?? app.graph;
-  for (const step of path.slice(0, -1)) graph = graph?.getNodeById(Number(step))?.subgraph;
-  return graph?.getNodeById(Number(path.at(-1)));
-}
+const root = () => app.rootGraph ?? app.graph;
+const findNode = (id) => nodeAt(root(), id);
 
 function onProgress({ detail }) {
   const node = findNode(detail.node);
@@ -175,7 +164,7 @@ function onProgress({ detail }) {
 
 /** After Cancel and after an error no time is left: take away what said so. */
 function onEnded(successful) {
-  for (const node of allNodes(app.rootGraph ?? app.graph)) {
+  for (const node of allNodes(root())) {
     if (!successful && runs.has(node)) showRun(node, stopped(runs.get(node)));
     if (!successful && audits.has(node)) {
       elements.get(node).replaceChildren(...[audits.get(node)].filter(Boolean));
