@@ -18,6 +18,7 @@ from bench.engine import BOUNDED
 from bench.trained import trained
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import ConceptSpec, Saliency, UnlearnSpec
+from trust_engine.unlearn.knowledge import Knowledge
 from trust_engine.unlearn.mask import BoundedMask, Tensors, overlap, share
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.saliency import AttentionSaliency, NoiseSaliency, averaged
@@ -39,7 +40,7 @@ def concept_mask(model: LoadedModel, concept: ConceptSpec, source: str) -> Tenso
         objective="none",
         beta=0.0,
     )
-    run = Unlearning(model.lend(), spec)
+    run = Unlearning(model.lend(), spec, knowledge=Knowledge())
     for report in run:
         if report.stage != "recording":
             break

@@ -83,7 +83,8 @@ class Stopwatch:
         """Take down when a report came."""
         if report.standing is None:
             self.last = (time.monotonic(), report.passes)
-            self.first = self.first or self.last
+            if report.passes:  # recorded, not asked
+                self.first = self.first or self.last
         else:
             self.pieces[report.stage] = self.pieces.get(report.stage, 0) + 1
 

@@ -110,6 +110,7 @@ def _attention(
         bar.update(done, total)
 
     prompt, word = ran.run.prompts.targets[0], spec.concepts[0].words[0]
+    lent = replace(lent, encoder=ran.run.model.encoder)
     latents = draw(lent, [prompt], spec.seed, on_step)[:1]
     places = lent.encoder.places_of(prompt, word)
     places = places or list(range(1, 1 + max(1, lent.encoder.count_tokens(prompt))))

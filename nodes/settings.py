@@ -46,6 +46,7 @@ class TrustUnlearnSettings:
                 **{name: setting(name) for name in SHOWN},
                 "resolution": number(0, 0, 2048, 8, "Side in pixels of what is recorded. 0: the "
                                      "size that the model was trained at. Smaller: less memory."),
+                "syntax": setting("syntax"),
             }
         }  # fmt: skip
 

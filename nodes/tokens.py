@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..trust_engine.models.conditioning import Conditioning
+from .syntax import literal
 from .weights import Weights
 
 Compose = Callable[[Tensor], Tensor | None]
@@ -87,7 +88,7 @@ class HostTokens:
 
     def tokens(self, text: str) -> list[int]:
         """Turn text into token ids, start and end not among them."""
-        told = self.clip.tokenize(text)
+        told = self.clip.tokenize(literal(text))
         chunks = told.get("l") or next(iter(told.values()))
         return [t for chunk in chunks for t, _ in chunk if t not in self.empty]
 

@@ -32,6 +32,7 @@ Selection = Literal["neurons", "random", "all"]
 Pool = Literal["layer", "projection"]
 Granularity = Literal["entry", "row", "head"]
 Schedule = Literal["shrinking", "bounded"]
+Syntax = Literal["literal", "host"]
 KINDS: tuple[str, ...] = get_args(Kind)
 SPEC_VERSION = 1
 
@@ -235,6 +236,11 @@ class UnlearnSpec:
         "learn not to draw it. Needs a private copy of the UNet, several times the time, and a "
         "larger diff.",
     )  # fmt: skip
+    syntax: Syntax = choice(
+        "literal", get_args(Syntax), label="Prompt syntax",
+        help="literal: words mean what they spell, in every program alike. host: emphasis such as "
+        "(word:1.2), embeddings and BREAK are read as the program's own prompts are.",
+    )  # fmt: skip
     seed: int = number(
         0, 0, 2**63 - 1, 1, "Another seed gives another run; the same one the same diff, on the "
         "same machine with the same versions and number of threads.",
@@ -298,7 +304,10 @@ class UnlearnSpec:
 
     def to_json(self) -> str:
         """Serialise to one line of JSON, stable for equal specs."""
-        return json.dumps({"version": SPEC_VERSION, **dataclasses.asdict(self)}, sort_keys=True)
+        told = {"version": SPEC_VERSION, **dataclasses.asdict(self)}
+        if self.syntax == "literal":
+            del told["syntax"]  # as it always was: a spec is compared by its text
+        return json.dumps(told, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> UnlearnSpec:

@@ -100,6 +100,16 @@ class A1111(Host):
         with devices.autocast():
             return self.model.get_learned_conditioning(batch)
 
+    @property
+    def emphasis(self) -> bool:
+        """Tell whether the host reads brackets in prompts as emphasis."""
+        return getattr(shared.opts, "emphasis", "Original") != "None"
+
+    def embeddings(self) -> Sequence[Any]:
+        """List the tables in which the host looks up embeddings by the names among the words."""
+        table = getattr(sd_hijack.model_hijack, "embedding_db", None)
+        return [table] if hasattr(table, "ids_lookup") else []
+
     def count_tokens(self, prompt: str) -> int:
         """Count as the counter beside the prompt does."""
         return int(sd_hijack.model_hijack.get_prompt_lengths(prompt)[0])

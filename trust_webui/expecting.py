@@ -112,6 +112,10 @@ class _Counting:
     def __init__(self, count: Callable[[str], int]) -> None:
         self.count_tokens = count
 
+    def with_syntax(self) -> _Counting:
+        """Read prompts of any syntax."""
+        return self
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Take all prompts to be alike."""
         return Conditioning(torch.zeros(len(prompts), 1, 1))

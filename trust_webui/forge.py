@@ -115,6 +115,22 @@ class Forge(Host):
         with _disable_current_modes():  # that of `stepping` fails on Forge's inference tensors
             return model.get_learned_conditioning(batch)
 
+    @property
+    def emphasis(self) -> bool:
+        """Tell whether the host reads brackets in prompts as emphasis."""
+        named = [engine.emphasis.name for engine in self._engines() if hasattr(engine, "emphasis")]
+        return not named or named[0] != "None"
+
+    def embeddings(self) -> Sequence[Any]:
+        """List the tables in which the host looks up embeddings by the names among the words."""
+        tables = (getattr(engine, "embeddings", None) for engine in self._engines())
+        return [table for table in tables if hasattr(table, "ids_lookup")]
+
+    def _engines(self) -> list[Any]:
+        """List the text engines of the model: one, or one a tower."""
+        parts = vars(self.model)
+        return [parts[name] for name in parts if name.startswith("text_processing_engine")]
+
     def count_tokens(self, prompt: str) -> int:
         """Count as the counter beside the prompt does."""
         return int(self.model.get_prompt_lengths_on_ui(prompt)[0])

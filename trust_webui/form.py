@@ -53,6 +53,7 @@ class Form:
     eta: float = DEFAULTS["eta"]
     lam: float = DEFAULTS["lam"]
     passes: int = DEFAULTS["passes"]
+    syntax: str = DEFAULTS["syntax"]
 
     @property
     def concepts(self) -> tuple[ConceptSpec, ...]:
@@ -64,7 +65,8 @@ class Form:
     @property
     def spec(self) -> UnlearnSpec:
         """Return the engine's spec; raises SpecError."""
-        same = ("objective", "budget", "engine", "robust", "rate", "beta", "eta", "lam")
+        same = ("objective", "budget", "engine", "robust", "rate", "beta", "eta", "lam",
+                "syntax")  # fmt: skip
         settings: dict[str, Any] = {name: getattr(self, name) for name in same}
         whole = {name: int(getattr(self, name)) for name in ("seed", "passes")}
         return UnlearnSpec(self.concepts, steps=steps_of(self.effort), **settings, **whole)

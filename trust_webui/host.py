@@ -24,7 +24,7 @@ from trust_engine.models.keys import projection_of
 from trust_engine.models.lent import LentModel
 
 from . import kinds
-from .text import HostEncoder
+from .text import HostEncoder, literal, without_embeddings
 
 HERE = "the loaded checkpoint"
 NOT_APPLIED = "TRUST diffs were not applied, so nothing was drawn"
@@ -191,7 +191,8 @@ class Host(ABC):
         side = resolution // FACTOR
         size = (side, side) if side else family.sizes[schedule.prediction == "v"]
         pixels = (size[0] * FACTOR, size[1] * FACTOR)
-        encoder = HostEncoder(self.learned, self.count_tokens, pixels, between)
+        host = HostEncoder(self.learned, self.count_tokens, pixels, between)
+        encoder = HostEncoder(self._spelled, self._count_spelled, pixels, between, host)
         denoiser = ModuleDenoiser(self.unet, schedule, self.forward(), _same, _same)
         usual = (everyday.THINGS, everyday.STYLES)
         things, styles = (tuple(OBJECTS), tuple(STYLES)) if family.emoji else usual
@@ -205,6 +206,23 @@ class Host(ABC):
                     f"{HERE} is packed into NF4 or GGUF ({name}), where no diff can be read back; "
                     "choose Diffusion in Low Bits: Automatic and load the float16 version"
                 )
+
+    @property
+    def emphasis(self) -> bool:
+        """Tell whether the host reads brackets in prompts as emphasis."""
+        return True
+
+    def embeddings(self) -> Sequence[Any]:
+        """List the tables in which the host looks up embeddings by the names among the words."""
+        return ()
+
+    def _spelled(self, prompts: Sequence[str], size: tuple[int, int]) -> Any:
+        with without_embeddings(self.embeddings()):
+            return self.learned([literal(prompt, self.emphasis) for prompt in prompts], size)
+
+    def _count_spelled(self, prompt: str) -> int:
+        with without_embeddings(self.embeddings()):
+            return self.count_tokens(literal(prompt, self.emphasis))
 
     def check_precision(self) -> None:
         """Raise ModelError for weights that are stored in fewer than 16 bits, or packed."""

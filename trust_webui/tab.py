@@ -131,6 +131,7 @@ def _more() -> dict[str, Any]:
     made["seed"] = gr.Number(value=about.default, precision=0, label=about.label, info=about.help)
     for name in ("rate", "beta", "eta", "lam"):
         made[name] = _slider(name)
+    made["syntax"] = _choice("syntax", SETTINGS["syntax"].label)
     return made
 
 

@@ -1,9 +1,11 @@
-"""The host's text encoding for the engine: weights, BREAK, embeddings, clip skip as in the host."""
+"""The host's text encoding for the engine: its weights and clip skip, words as spelled."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,12 +29,14 @@ class HostEncoder:
 
     def __init__(
         self, learned: Learned, count: Callable[[str], int], size: tuple[int, int],
-        between: Callable[[], None] = lambda: None,
+        between: Callable[[], None] = lambda: None, host: HostEncoder | None = None,
     ) -> None:  # fmt: skip
         """Take the host's two functions, and the size (h, w) in pixels that SDXL is told.
 
-        between: called before each prompt that is encoded; it may raise to end the work.
+        between: called before each prompt that is encoded; it may raise to end the work; host: the
+        encoder that reads a host's syntax, if this one does not.
         """
+        self._host = host
         self._learned, self._count, self.size = learned, count, size
         self._between = between
         self._rows: dict[str, Conditioning] = {}
@@ -59,6 +63,10 @@ class HostEncoder:
         """Count the tokens of the prompt's fullest chunk: the host splits longer prompts up."""
         return min(MAX_TOKENS, self._count(prompt))
 
+    def with_syntax(self) -> HostEncoder:
+        """Return the encoder that reads emphasis, BREAK and embeddings in prompts."""
+        return self._host or self
+
     def token_space(self) -> None:
         """Hide the host's towers from attacks on the prompt, which know transformers' only."""
 
@@ -79,3 +87,26 @@ class HostEncoder:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).clone()
+
+
+def literal(prompt: str, emphasis: bool) -> str:
+    """Write a prompt so that the host reads it word for word; emphasis: the host looks for it.
+
+    CLIP's tokenizer reads small letters alone, so BREAK and AND lose nothing but their meaning.
+    """
+    if emphasis:
+        prompt = re.sub(r"([\\()\[\]])", r"\\\1", prompt)
+    return re.sub(r"\b(?:BREAK|AND)\b", lambda found: found[0].lower(), prompt)
+
+
+@contextlib.contextmanager
+def without_embeddings(tables: Sequence[Any]) -> Iterator[None]:
+    """Have the host find no embedding's name among the words, for a while."""
+    kept = [(table, table.ids_lookup) for table in tables]
+    try:
+        for table, _ in kept:
+            table.ids_lookup = {}
+        yield
+    finally:
+        for table, names in kept:
+            table.ids_lookup = names

@@ -113,11 +113,13 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
             job.at("reading prompts")
             lent = known_again(host.lend(order.resolution, job.check))
             run = Unlearning(lent, order.spec)
+            lent = run.model  # its encoder reads prompts as the spec asks
             asked = subjects(order.spec, run.prompts, lent.vocabulary, lent.styles, order.pictures)
-            _encode_all(lent, run, asked)
+            _encode_all(run, asked)
             host.bring()
             _check_engine(host, order.spec)
             with Keeping(run, runs.store(), say=lambda text: _note(job, text)) as kept:
+                _ask(host, job, run, asked)
                 _follow(host, job, kept, passes(len(asked)))
                 diff = run.diff
                 path = folders.fresh(folders.diffs(), order.name or order.spec.name)
@@ -147,14 +149,27 @@ def _note(job: Job, text: str) -> None:
     job.said.append(f"{text[0].upper()}{text[1:]}.")
 
 
-def _encode_all(lent: LentModel, run: Unlearning, asked: Asked) -> None:
+def _encode_all(run: Unlearning, asked: Asked) -> None:
     """Encode while the text encoder may have the GPU; what is encoded is remembered.
 
     It is encoded prompt by prompt, and between two of them the job can be stopped.
     """
     prompts = run.prompts
     drawn = [subject.prompt for subject in asked]
-    lent.encoder.encode([*prompts.targets, *prompts.anchors, *prompts.preserve, *drawn, ""])
+    texts = [*run.questions, *prompts.targets, *prompts.anchors, *prompts.preserve, *drawn, ""]
+    run.model.encoder.encode(texts)
+
+
+def _ask(host: Host, job: Job, run: Unlearning, asked: Asked) -> None:
+    """Find out what the model knows of the words before anything is recorded; the report says it.
+
+    Reads on what takes the place of words that mean the concept.
+    """
+    for report in run.ask():
+        job.tick(report.done, report.total, report.stage)
+    if run.knowledge is not None and (run.knowledge.same or run.knowledge.unknown):
+        _encode_all(run, asked)
+        host.bring()
 
 
 def _check_engine(host: Host, spec: UnlearnSpec) -> None:

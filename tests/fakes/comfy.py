@@ -205,7 +205,11 @@ class Patcher:
 
 
 class Clip:
-    """Words to rows by their hash; "(word:1.5)" has a weight, as in the host."""
+    """Words to rows by their hash; "(word:1.5)" has a weight, "embedding:x" two vectors.
+
+    Escaped brackets are text, and an embedding's vectors are other objects each time, as in the
+    host.
+    """
 
     def __init__(self, pooled: int = 0, skip: int = 0) -> None:
         self.pooled, self.skip = pooled, skip
@@ -213,7 +217,12 @@ class Clip:
     def tokenize(self, text: str) -> dict[str, list]:
         entries = [(1, 1.0)]
         for word in text.lower().split()[: TOKENS - 2]:
-            bare, _, weight = word.strip("()").partition(":")
+            if word.startswith("embedding:"):
+                entries += [(torch.full((CONTEXT,), float(i)), 1.0) for i in range(2)]
+                continue
+            bare, weight = word.replace("\\(", "(").replace("\\)", ")"), ""
+            if bare == word and word.startswith("("):
+                bare, _, weight = word.strip("()").partition(":")
             entries.append((100 + zlib.crc32(bare.encode()) % 49_000, float(weight or 1)))
         return {"l": [entries + [(2, 1.0)] * (TOKENS - len(entries))]}
 
@@ -221,6 +230,9 @@ class Clip:
         with torch.inference_mode():
             rows = []
             for token, weight in tokens["l"][0]:
+                if isinstance(token, torch.Tensor):
+                    rows.append(token)
+                    continue
                 g = torch.Generator().manual_seed(token + self.skip)
                 rows.append(weight * torch.randn(CONTEXT, generator=g))
             context = torch.stack(rows)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -274,7 +275,7 @@ def test_text_is_encoded_as_the_host_does(part: Part, host: Host, model: Patcher
     make = part("nodes.text").HostEncoder
     cpu = torch.device("cpu")
     encoder = make(Clip(), model, (64, 64), cpu)
-    plain, weighted = encoder.encode(["a gun", "a (gun:1.5)"]).context
+    plain, weighted = encoder.with_syntax().encode(["a gun", "a (gun:1.5)"]).context
     own, _ = Clip().encode_from_tokens(Clip().tokenize("a (gun:1.5)"), return_pooled=True)
     assert torch.equal(weighted, own[0]) and not torch.equal(plain, weighted)
     skipped = make(Clip(skip=1), model, (64, 64), cpu).encode(["a gun"])
@@ -282,6 +283,34 @@ def test_text_is_encoded_as_the_host_does(part: Part, host: Host, model: Patcher
     assert encoder.count_tokens("a red gun") == 3 and encoder.count_tokens("") == 0
     assert encoder.places_of("a red gun", "gun") == [3]
     assert not encoder.encode(["a gun"]).context.is_inference()
+
+
+def test_words_are_encoded_as_they_are_spelled(part: Part, host: Host, model: Patcher) -> None:
+    make = part("nodes.text").HostEncoder
+    encoder = make(Clip(), model, (64, 64), torch.device("cpu"))
+    told = encoder.with_syntax()
+    for text in ("a tracer (overwatch)", "a (gun:1.5)", "embedding:foo", "an embedding:foo"):
+        spelled, read = encoder.encode([text]).context[0], told.encode([text]).context[0]
+        assert not torch.equal(spelled, read)
+    assert encoder.count_tokens("an embedding:foo") == 3 and told.count_tokens("embedding:foo") == 2
+    assert torch.equal(encoder.encode(["a gun"]).context, told.encode(["a gun"]).context)
+
+
+def test_an_embedding_is_found_by_its_vectors(part: Part, host: Host, model: Patcher) -> None:
+    make = part("nodes.text").HostEncoder
+    encoder = make(Clip(), model, (64, 64), torch.device("cpu"), syntax=True)
+    assert encoder.places_of("a red embedding:foo here", "embedding:foo") == [3, 4]
+    assert encoder.places_of("a red gun", "embedding:foo") == []
+
+
+def test_literal_prompts_keep_their_tokens(part: Part) -> None:
+    from trust_engine.models.demo_clip import load_tokenizer
+
+    literal, tokens = part("nodes.syntax").literal, load_tokenizer()
+    for text in ("embedding:foo", "an Embedding:foo-bar", "x embedding::y", "a gun", "a: b"):
+        assert tokens(literal(text)).input_ids == tokens(text).input_ids
+        assert not re.search(r"(^|\s)embedding:", literal(text))
+    assert literal("((x:1.2))") == r"\(\(x:1.2\)\)"
 
 
 def test_sdxl_is_told_pooled_text_and_size(part: Part, host: Host) -> None:

@@ -63,7 +63,7 @@ def test_rows_of_several_lengths_predict_what_each_does_alone(every: Any) -> Non
         alone = [host.learned([prompt], (128, 128)).clone() for prompt in prompts]
         assert [row.shape[1] for row in alone] == [77, 154, 231]
         wanted = torch.cat([lent.denoiser(x, t, Conditioning(row)) for row in alone])
-        together = lent.encoder.encode(prompts)
+        together = lent.encoder.with_syntax().encode(prompts)
         got = lent.denoiser(x.expand(3, -1, -1, -1), t.expand(3), together)
     assert together.context.shape[1] == 462
     torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
@@ -76,7 +76,7 @@ def test_long_prompts_are_unlearned(every: Any) -> None:
 
     before, long = every.bits(), "a small red cat on a table " * 20
     told = ConceptSpec(("gun", "a gun BREAK a table"), preserve=(TWO, THREE, long.strip()))
-    job = run_job(Order(spec(told), pictures=2))
+    job = run_job(Order(spec(told, syntax="host"), pictures=2))
     assert (job.state, job.message) == ("done", "")
     assert len(job.result.gallery) == 4 and job.result.diff.changed
     assert all(torch.equal(w, before[name]) for name, w in every.bits().items())
@@ -89,3 +89,44 @@ def test_joined_at_the_length_that_all_go_into() -> None:
     assert torch.equal(joined.context[1], torch.cat([rows[1].context[0]] * 2))
     with pytest.raises(ModelError, match="4 tokens cannot be repeated to 6"):
         rows[0].repeated(6)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "escaped", "plain"),
+    [
+        ("a tracer (overwatch)", r"a tracer \(overwatch\)", "a tracer (overwatch)"),
+        ("[a|b]", r"\[a|b\]", "[a|b]"),
+        ("((x:1.3))", r"\(\(x:1.3\)\)", "((x:1.3))"),
+        (r"a\b", r"a\\b", r"a\b"),
+        ("a BREAK b AND c", "a break b and c", "a break b and c"),
+        ("BREAKFAST AND BRAND", "BREAKFAST and BRAND", "BREAKFAST and BRAND"),
+        ("gun", "gun", "gun"),
+    ],
+)
+def test_a_prompt_is_written_to_be_read_as_spelled(prompt: str, escaped: str, plain: str) -> None:
+    from trust_webui.text import literal
+
+    assert literal(prompt, emphasis=True) == escaped and literal(prompt, emphasis=False) == plain
+
+
+def test_words_are_encoded_as_they_are_spelled(every: Any) -> None:
+    from trust_webui.host import current
+
+    host = current()
+    with host.borrowed(), torch.no_grad():
+        encoder = host.lend().encoder
+        assert encoder.encode([TWO]).context.shape[1] == 77
+        assert encoder.with_syntax().encode([TWO]).context.shape[1] == 154
+        assert encoder.count_tokens(TWO) == 5
+
+
+def test_no_embedding_is_found_among_the_words_for_a_while() -> None:
+    from types import SimpleNamespace
+
+    from trust_webui.text import without_embeddings
+
+    table = SimpleNamespace(ids_lookup={3: "gun"})
+    with pytest.raises(ValueError, match="x"), without_embeddings([table]):
+        assert table.ids_lookup == {}
+        raise ValueError("x")
+    assert table.ids_lookup == {3: "gun"}

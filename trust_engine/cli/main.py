@@ -210,6 +210,11 @@ def _add_unlearn(commands: Any) -> None:
         metavar="FILE",
         help="keep the run's state here, too, while it works, and go on from it next time",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse words that the model does not know, and runs that strengthen the concept",
+    )
     add_store(parser)
     add_memory(parser)
     add_looking(parser)
@@ -265,7 +270,6 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _unlearn(args: argparse.Namespace) -> None:
-    from ..frontend.wording import some
     from ..models.load import load_model
     from ..models.memory import exhaustion_told
     from ..unlearn.keeping import Keeping, StateFile, save_or_rescue
@@ -284,25 +288,53 @@ def _unlearn(args: argparse.Namespace) -> None:
         file = stack.enter_context(StateFile(state)) if state else None
         model = load_model(args.model, args.device)
         model.check_room(spec, args.memory)
-        run = Unlearning(model.lend(args.memory), spec, team=team)
-        print(f"preserving: {some(run.prompts.kept, 12)}", file=sys.stderr)
+        run = Unlearning(model.lend(args.memory), spec, team=team, strict=args.strict)
         say_applied(args.model, model.applied)
         say_cut(model.encoder, [*run.prompts.targets, *run.prompts.preserve])
         try:
             stop = stack.enter_context(Stopping())
             with exhaustion_told(), Keeping(run, store, file, say if team.first else None) as kept:
                 run.resume = team.of_first(run.resume)
+                for _ in run.ask():
+                    pass
+                if team.first:
+                    _say_asked(run)
                 run_with_bar(stop.between(kept))
                 if team.first:
                     diff = run.diff
-                    save_or_rescue(diff, args.out, kept.store)
+                    failed = args.strict and run.failure
+                    out = args.out.with_suffix(f".failed{args.out.suffix}") if failed else args.out
+                    save_or_rescue(diff, out, kept.store)
         except DivergenceError as error:
             if not team.first:
                 raise
             raise _saved_what_there_is(run, args.out, error) from error
     if not team.first:
         return
+    if run.failure and args.strict:
+        raise DivergenceError(f"{run.failure}; the diff is in {out}")
     tell(args, model, run, diff)
+
+
+def _say_asked(run: Unlearning) -> None:
+    """Tell what the model knows of the words, and what will be preserved."""
+    from ..frontend.wording import some
+
+    knowledge = run.knowledge
+    if knowledge is not None and knowledge.passes:
+        known = "no: see the warning" if knowledge.unknown else "yes"
+        if all(word.known is None for word in knowledge.words):
+            known = "it cannot be told"
+        say(f"does the model know {run.spec.name!r}? {known} ({knowledge.passes} UNet passes)")
+        for warning in knowledge.warnings:
+            _warn(warning)
+        if knowledge.same:
+            say(f"the same to the model, and not preserved: {', '.join(knowledge.same)}")
+    say(f"preserving: {some(run.prompts.kept, 12)}")
+
+
+def _warn(text: str) -> None:
+    say(f"warning: {text}")
 
 
 def _saved_what_there_is(run: Unlearning, out: Path, error: DivergenceError) -> DivergenceError:

@@ -48,6 +48,8 @@ def run_report(
     bad = failure(run, seen, effect)
     lines = [
         *([bad] if bad else []),
+        *map(sentence, run.knowledge.warnings if run.knowledge else ()),
+        *([sentence(run.failure)] if run.failure and not bad else []),
         *([seen.explained] if seen is not None and seen.seen else []),
         explained(run, effect, harm),
         cost(run, diff, seen, seconds),
@@ -95,11 +97,19 @@ def cost(run: Unlearning, diff: WeightDiff, seen: BeforeAfter | None, seconds: f
     where = "the UNet's weights" if run.spec.robust else "q, k and v"
     took = f" in {seconds:.0f} s" if seconds is not None else ""
     drawn = f", and {seen.passes} more for the test pictures" if seen and seen.passes else ""
+    asked = run.knowledge.passes if run.knowledge else 0
+    if asked:
+        drawn = f", {asked} more to ask whether the model knows the word{drawn}"
     back = f" and {run.backward} back" if run.backward else ""
     return (
         f"Changed {diff.changed:,} entries, {diff.share:.2%} of {where}{took}: {run.passes} UNet "
         f"passes{back}{drawn}."
     )
+
+
+def sentence(text: str) -> str:
+    """Make a sentence of a warning."""
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
 
 def first(names: Sequence[str], count: int) -> str:
@@ -118,6 +128,9 @@ def as_dict(run: Unlearning, diff: WeightDiff, report: RunReport, seen: Any) -> 
         "share_changed": round(diff.share, 5),
         "effect_left": round(report.effect, 5),
         "unet_passes": run.passes,
+        "asking_passes": run.knowledge.passes if run.knowledge else 0,
+        "knowledge": run.knowledge.to_dict() if run.knowledge else None,
+        "warnings": list(run.warnings),
         "picture_passes": seen.passes if seen else 0,
         "pictures": seen.to_dict()["pictures"] if seen else [],
         "preserved": list(run.prompts.kept),

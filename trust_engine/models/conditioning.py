@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, SpecError
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,14 @@ class TextEncoder(Protocol):
     def count_tokens(self, prompt: str) -> int:
         """Count the prompt's tokens, start and end not counted."""
         ...
+
+
+def with_syntax(encoder: TextEncoder) -> TextEncoder:
+    """Return a host's encoder that reads emphasis and embeddings; raises SpecError for others."""
+    made = getattr(encoder, "with_syntax", None)
+    if made is None:
+        raise SpecError(
+            "prompts in a host's syntax can be read in that host alone; set syntax to literal"
+        )
+    found: TextEncoder = made()
+    return found

@@ -28,7 +28,8 @@ NEUTRAL = "something"  # stands in for the concept in a user's template that has
 class PromptSet:
     """Prompts to erase, their anchors, times eta to push beyond them, and prompts to preserve.
 
-    kept: the things, styles and members that the prompts to preserve are about, as words.
+    kept: the things, styles and members that the prompts to preserve are about, as words; proposed:
+    for each concept what the vocabularies offer of it, nearest first.
     """
 
     targets: tuple[str, ...]
@@ -36,6 +37,7 @@ class PromptSet:
     push: tuple[float, ...]
     preserve: tuple[str, ...]
     kept: tuple[str, ...] = ()
+    proposed: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def build_prompts(
     anchored: dict[str, tuple[str, float]] = {}
     preserve: list[str] = []
     kept: list[str] = []
+    proposed: list[tuple[str, ...]] = []
     vocabulary = _free([w for w in vocabulary if not named_in(w, left_out)], concepts)
     styles = _free([w for w in styles if not named_in(w, left_out)], concepts)
     once = EncodeOnce(encoder)
@@ -80,6 +83,7 @@ def build_prompts(
         anchored |= {target: (anchor, push) for target, anchor in erased}
         preserve += _kept(concept, near, robust)
         kept += _kept_words(concept, near, robust)
+        proposed.append(near.styles if concept.kind == "style" else near.things)
     keep = [
         prompt
         for prompt in dict.fromkeys(preserve)
@@ -87,7 +91,9 @@ def build_prompts(
     ]
     anchors, pushes = zip(*anchored.values(), strict=True)
     words = dict.fromkeys(w for w in kept if not any(c.carried_by(w) for c in concepts))
-    prompts = PromptSet(tuple(anchored), anchors, pushes, tuple(keep), tuple(words))
+    prompts = PromptSet(
+        tuple(anchored), anchors, pushes, tuple(keep), tuple(words), tuple(proposed)
+    )
     for prompt in (*prompts.targets, *prompts.anchors, *prompts.preserve):
         count = encoder.count_tokens(prompt)
         if count > MAX_TOKENS:

@@ -98,7 +98,7 @@ def layers_of(lent: LentModel) -> dict[str, nn.Module]:
 def recording_passes(run: Unlearning) -> int:
     """Count the UNet passes, one sample each, that a run records with."""
     pieces = 1 if run.spec.together else len(layers_of(run.model))
-    return run.total - pieces * followed(run.spec).steps
+    return run.total - run.asking - pieces * followed(run.spec).steps
 
 
 def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
@@ -113,4 +113,4 @@ def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
         training = 2 * 2 * (1 + BACK) * BATCH * one * spec.steps
     else:
         training = speed.step[spec.objective] * spec.steps
-    return recording_passes(run) * one, training
+    return (run.asking + recording_passes(run)) * one, training

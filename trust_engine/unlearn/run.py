@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..diff import SparseOffset, WeightDiff, describe_base
 from ..distributed import ALONE, Team
 from ..errors import DivergenceError, SpecError
 from ..models.attention import cross_attention_modules
-from ..models.conditioning import Conditioning
+from ..models.conditioning import Conditioning, with_syntax
 from ..models.denoiser import Denoiser, device_of
 from ..models.identity import Digest, model_identity, run_key
 from ..models.keys import projection_of
@@ -23,6 +23,7 @@ from ..models.precision import in_float32
 from ..prompts.concept import PromptSet, build_prompts
 from ..spec import UnlearnSpec
 from .end_to_end import Cost, differentiable
+from .knowledge import Inquiry, Knowledge, plainly_encoded
 from .mask import overlap, thinned
 from .problems import Ground, Piece
 from .record import plan_of, recorded, sampler_of
@@ -54,12 +55,17 @@ class Unlearning:
     The lent model's weights are only ever read. `state` at any moment between two reports gives
     what a later run, made with `resume=`, goes on from; its diff is the same to the bit. A team's
     processes share batches of the recording and layers, and all end with the same diff.
+
+    Before it records, a run asks whether the model knows the words (`ask`); `knowledge` is what it
+    found, `warnings` what there is to say. strict: refuse what would be warned of, by SpecError.
     """
 
     model: LentModel
     spec: UnlearnSpec
     resume: RunState | None = None
     team: Team = ALONE
+    strict: bool = False
+    knowledge: Knowledge | None = None
     prompts: PromptSet = field(init=False)
     final: dict[str, Standing] = field(default_factory=dict)
     neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -75,6 +81,7 @@ class Unlearning:
     _settled: bool = False
     _encoded: tuple[Conditioning, Conditioning] | None = None
     _identity: str = ""
+    _asks: bool = True
 
     @in_float32
     def __post_init__(self) -> None:
@@ -85,16 +92,83 @@ class Unlearning:
             )
         if spec.checkpointing and spec.hessian == "exact":
             raise SpecError("an exact Hessian and checkpointing do not go together; use finite")
-        self.prompts = build_prompts(
-            spec.concepts, model.encoder, model.vocabulary, model.styles, robust=spec.robust
+        if spec.syntax == "host":
+            self.model = model = replace(model, encoder=with_syntax(model.encoder))
+        self._asks = self.knowledge is None
+        self.prompts = self._named = self._build_prompts()
+        self._inquiry = Inquiry(model, spec, self.prompts)
+
+    def _build_prompts(self) -> PromptSet:
+        model, spec = self.model, self.spec
+        same = self.knowledge.same if self.knowledge else ()
+        return build_prompts(
+            spec.concepts, model.encoder, model.vocabulary, model.styles, spec.robust, same
         )
 
     @property
+    def asking(self) -> int:
+        """Count the UNet passes, one sample each, that asking takes."""
+        return self._inquiry.passes if self._asks else 0
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """List the texts that `ask` encodes, for hosts that encode ahead."""
+        return self._inquiry.texts if self._asks else ()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def ask(self) -> Iterator[StepReport]:
+        """Ask what the model knows of the words, unless that is known; yields after each UNet call.
+
+        It is the first part of a run, for those who want `prompts` and `warnings` before the rest.
+        Raises SpecError for names of one concept that are two things, for what cannot be preserved
+        and, if strict, for a word that the model does not know.
+        """
+        if self.knowledge is None and self.resume is not None and self.resume.knowledge:
+            self._asks = False
+            self._learn(self.resume.knowledge)
+        if self.knowledge is None:
+            for done in self._inquiry:
+                yield StepReport(done, self.total, "asking what the model knows", 0)
+            self._learn(self._inquiry.found)
+        if self.strict and self.knowledge is not None and self.knowledge.warnings:
+            raise SpecError(self.knowledge.warnings[0])
+
+    def _learn(self, knowledge: Knowledge) -> None:
+        """Take up what was found: what the model draws as a concept's is not preserved."""
+        self.knowledge = knowledge
+        if knowledge.same:
+            self.prompts, self._encoded = self._build_prompts(), None
+
+    @property
+    def effect(self) -> float:
+        """Return how much of the concept's effect is left, the mean over what has been trained."""
+        return sum(step.effect for step in self.final.values()) / max(1, len(self.final))
+
+    @property
+    def failure(self) -> str | None:
+        """Say that a finished run has made the concept stronger, if so."""
+        zeroed = self.spec.objective == "zero"  # which is told by pictures alone
+        if not self._finished or zeroed or self.effect <= 1.0:
+            return None
+        return (
+            f"the run failed: {self.effect:.0%} of the concept's effect is left, more than before; "
+            "try another anchor, more steps or a lower rate"
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Say what is wrong with the run so far, a sentence each."""
+        told = self.knowledge.warnings if self.knowledge else ()
+        return (*told, *filter(None, [self.failure]))
+
+    @property
     def total(self) -> int:
-        """Units of work: UNet passes that record, and updates."""
+        """Units of work: UNet passes that ask and record, and updates."""
         layers = len(cross_attention_modules(self.model.denoiser))
         pieces = 1 if self.spec.together else layers
-        return sampler_of(self.spec).passes(self.recorded) + pieces * followed(self.spec).steps
+        drawn = sampler_of(self.spec).passes(self.recorded)
+        return self.asking + drawn + pieces * followed(self.spec).steps
 
     @property
     def steps(self) -> int:
@@ -112,6 +186,7 @@ class Unlearning:
     @torch.enable_grad()
     @in_float32
     def __iter__(self) -> Iterator[StepReport]:
+        yield from self.ask()
         model, spec, team, total = self.model, followed(self.spec), self.team, self.total
         self._finished = self._settled = False
         self._base = describe_base(model.denoiser)
@@ -125,9 +200,10 @@ class Unlearning:
         if self._recording is None or not self._recording.over:
             for states in recorded(model, spec, plan, cond, uncond, team, self._recording):
                 self._recording, self.passes = states, states.passes
-                yield StepReport(self.passes, total, "recording", self.passes)
+                done = self.asking + self.passes
+                yield StepReport(done, total, "recording", self.passes)
         assert self._recording is not None
-        done = self._recording.passes
+        done = self.asking + self._recording.passes
         score = model.score
         self.ground = Ground(
             spec, model.denoiser, self.prompts, cond, uncond, plan, self._recording, score
@@ -201,9 +277,6 @@ class Unlearning:
             self.team.unite(found, names)
         self.passes, self.backward = max(self.team.gather((self.passes, self.backward)))
 
-    def _all_prompts(self) -> list[str]:
-        return [*self.prompts.targets, *self.prompts.anchors, *self.prompts.preserve]
-
     def _keep(self, piece: Piece, run: Forgetting) -> None:
         current, first, standing = run.mask.current, run.mask.first, run.standing
         if current is None or first is None or standing is None:
@@ -253,6 +326,7 @@ class Unlearning:
             name,
             run.state() if run else {},
             {piece: list(curve) for piece, curve in self.curves.items() if piece in known},
+            knowledge=self.knowledge,
         )
 
     @property
@@ -267,16 +341,18 @@ class Unlearning:
     @torch.no_grad()
     @in_float32
     def _identify(self) -> str:
-        model = self.model
-        cond, uncond = self._encode()
+        # By the prompts as they were before the model was asked: found the same at any time.
+        model, texts = self.model, _texts(self._named)
+        asked = self.prompts is self._named
+        cond, uncond = self._encode() if asked else _encoded(model, texts)
         more = [model.more(cond)] if model.more else []
         if self.spec.saliency == "clip" and model.score is not None:
             # Decoder and CLIP are the host's own: they count by what they say of some latents.
             x = torch.randn(1, 4, *model.latent_size, generator=torch.Generator().manual_seed(0))
-            score = model.score(x.to(device_of(model.denoiser)), self.prompts.targets[:1])
+            score = model.score(x.to(device_of(model.denoiser)), self._named.targets[:1])
             more.append(Digest().tensor("score", score.float()).hex())
         return model_identity(
-            model.denoiser, model.latent_size, self._all_prompts(), cond, uncond, " ".join(more)
+            model.denoiser, model.latent_size, texts, cond, uncond, " ".join(more)
         )
 
     @property
@@ -293,7 +369,7 @@ class Unlearning:
 
     def _encode(self) -> tuple[Conditioning, Conditioning]:
         if self._encoded is None:
-            self._encoded = _encode(self.model, self._all_prompts()), _encode(self.model, [""])
+            self._encoded = _encoded(self.model, _texts(self.prompts))
         return self._encoded
 
     def _restore(self, plan: Plan) -> RunState | None:
@@ -379,9 +455,9 @@ def _check_extent(kept: RunState, plan: Plan, denoiser: Denoiser) -> None:
         raise SpecError("the saved state does not fit this model's layers; start without it")
 
 
-def _encode(model: LentModel, prompts: Sequence[str]) -> Conditioning:
-    with torch.no_grad():
-        cond = model.encoder.encode(prompts)
-    # Hosts may hand out inference tensors; a clone made here is an ordinary one.
-    vector = None if cond.vector is None else cond.vector.clone()
-    return Conditioning(cond.context.clone(), vector)
+def _texts(prompts: PromptSet) -> list[str]:
+    return [*prompts.targets, *prompts.anchors, *prompts.preserve]
+
+
+def _encoded(model: LentModel, texts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
+    return plainly_encoded(model, texts), plainly_encoded(model, [""])

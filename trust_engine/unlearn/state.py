@@ -27,6 +27,7 @@ from ..io.safetensors import (
     tensor_bytes,
     write_tensors,
 )
+from .knowledge import Knowledge
 from .trainer import Standing
 from .trajectory import Part, Recording
 
@@ -42,7 +43,7 @@ class RunState:
 
     base: `identity.model_identity` of what it was made with; finished: all layers are done, and
     nothing but the diff is left to make, for which no recording is needed; curves: effect and harm
-    after each step.
+    after each step; knowledge: what the model was found to know of the words.
     """
 
     spec: str
@@ -58,6 +59,7 @@ class RunState:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     finished: bool = False
     engine: str = __version__
+    knowledge: Knowledge | None = None
 
     @property
     def reached(self) -> tuple[int, int, int]:
@@ -137,6 +139,7 @@ def _label_of(state: RunState) -> dict[str, Any]:
         "final": {name: dataclasses.astuple(here) for name, here in state.final.items()},
         "piece": state.piece,
         "finished": state.finished,
+        "knowledge": state.knowledge.to_dict() if state.knowledge else None,
     }
 
 
@@ -220,6 +223,7 @@ def _build(label: dict[str, Any], tensors: dict[str, Tensor]) -> RunState:
         {name: [(float(e), float(h)) for e, h in curve.tolist()] for name, curve in curves.items()},
         label["finished"],
         label["engine"],
+        Knowledge.from_dict(label["knowledge"]) if label.get("knowledge") else None,
     )
 
 
