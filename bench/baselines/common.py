@@ -145,4 +145,5 @@ def denoise_to(
     steps = ddim(model.denoiser, x, cond, uncond, settings)
     for _ in range(stop):
         x = next(steps)[1]
-    return x, torch.full((len(x),), timesteps(settings.steps)[stop], device=x.device)
+    grid = timesteps(settings.steps, model.denoiser.schedule.spacing)
+    return x, torch.full((len(x),), grid[stop], device=x.device)

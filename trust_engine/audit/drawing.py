@@ -59,7 +59,8 @@ def paint(
             continue
         x = initial_noise(mine, model.latent_size)
         if canvas is not None:
-            t = torch.full((len(mine),), timesteps(settings.steps)[skip])
+            grid = timesteps(settings.steps, model.denoiser.schedule.spacing)
+            t = torch.full((len(mine),), grid[skip])
             x = model.denoiser.schedule.noised(canvas.latents[rows].cpu(), t, x)
         away = uncond if len(uncond) == 1 else uncond.select(rows)
         drawn = sample(model.denoiser, x, cond.select(rows), away, settings, mine, skip)

@@ -13,15 +13,20 @@ from .conditioning import Conditioning
 from .keys import projection_of
 
 Prediction = Literal["eps", "v"]
+Spacing = Literal["leading", "trailing", "linspace"]
 COMPUTES_IN = "_trust_computes_in"  # a module's attribute: its layers widen what they store
 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Cumulative signal shares `alphas` (1000,), and what the UNet predicts."""
+    """Cumulative signal shares `alphas` (1000,), and what the UNet predicts.
+
+    spacing: how the timesteps of a few steps are chosen.
+    """
 
     alphas: Tensor
     prediction: Prediction = "eps"
+    spacing: Spacing = "leading"
 
     def split(self, x: Tensor, t: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x0, eps), each (b, 4, h, w), from the UNet's output at timesteps t (b,)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import SpecError
 from ..settings import in_range
 from .conditioning import Conditioning, stack
-from .denoiser import Denoiser, device_of
+from .denoiser import Denoiser, Spacing, device_of
 
 SamplerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
@@ -40,8 +40,17 @@ class SamplerSettings:
         return images * self.steps * (1 if self.cfg == 1.0 else 2)
 
 
-def timesteps(steps: int) -> list[int]:
-    """Space `steps` timesteps in 1..981, falling: the "leading" spacing of Stable Diffusion."""
+def timesteps(steps: int, spacing: Spacing = "leading") -> list[int]:
+    """Space `steps` timesteps in 0..999, falling (Lin et al. 2023, arXiv 2305.08891, table 2).
+
+    leading, in 1..981 for 20, is Stable Diffusion's; trailing and linspace begin at 999.
+    """
+    if spacing == "trailing":
+        return [round(1000 - i * 1000 / steps) - 1 for i in range(steps)]
+    if spacing == "linspace":
+        return (
+            [round(i * 999 / (steps - 1)) for i in reversed(range(steps))] if steps > 1 else [999]
+        )
     stride = 1000 // steps
     return [i * stride + 1 for i in reversed(range(steps))]
 
@@ -70,10 +79,10 @@ def ddim(
     """
     guided = Guided(denoiser, cond, uncond, settings, len(x))
     x, alphas = x.to(guided.device), denoiser.schedule.alphas.to(guided.device)
-    stride = 1000 // settings.steps
-    for now in timesteps(settings.steps)[skip:]:
+    grid = timesteps(settings.steps, denoiser.schedule.spacing)
+    for now, then in list(zip(grid, [*grid[1:], 0], strict=True))[skip:]:
         x0, eps = guided.split(x, now)
-        a = alphas[now - stride] if now >= stride else alphas[0]
+        a = alphas[then]
         x = a.sqrt() * x0 + (1 - a).sqrt() * eps
         yield now, x
 
@@ -126,7 +135,7 @@ def sample(
         yield from ddim(denoiser, x, cond, uncond, settings, skip)
         return
     guided = Guided(denoiser, cond, uncond, settings, len(x))
-    grid = timesteps(settings.steps)[skip:]
+    grid = timesteps(settings.steps, denoiser.schedule.spacing)[skip:]
     alphas = denoiser.schedule.alphas.to(guided.device)
     sigmas = [float((1 / alphas[t] - 1).sqrt()) for t in grid] + [0.0]
     y = x.to(guided.device) * (1 + sigmas[0] ** 2) ** 0.5

@@ -170,7 +170,8 @@ def record(
     for name in modules:  # one by one, for what is exchanged is in memory more than once
         recording.told[name] = _together([torch.cat(p.told[name], 1) for p in parts], team)
         recording.free[name] = _together([torch.cat(p.free[name], 1) for p in parts], team)
-    recording.timesteps, recording.parts = torch.tensor(timesteps(settings.steps)), []
+    recording.timesteps = torch.tensor(timesteps(settings.steps, denoiser.schedule.spacing))
+    recording.parts = []
     if len(before) == len(parts):
         yield recording  # nothing may have been left to do, but whoever iterates needs it
 
