@@ -13,7 +13,7 @@ PATCHED = ["11", 0]
 SETTINGS = (
     "saliency", "xi", "granularity", "pool", "schedule", "refresh", "rate", "beta", "lam", "gamma",
     "tau", "eta", "trajectory_steps", "cfg", "passes", "stop_effect", "stop_harm", "hessian",
-    "checkpointing",
+    "checkpointing", "syntax",
 )  # fmt: skip
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from hosts.webui_demo import EMBEDDING, MEANS
-from hosts.webui_drawing import made, read
+from hosts.webui_drawing import SHORT, made, read
 from hosts.webui_server import FULL_SIZE, Server
 
+HOST = {**SHORT, "syntax": "host"}
 LONG = "a small red table and a big blue tree in the sun and " * 7  # over 75 tokens
 ALIKE = {
     "emphasis": ("(gun:1.1)", "(gun)"),
@@ -33,7 +34,7 @@ def differ(webui: Server, pair: tuple[str, str]) -> bool:
     diffs = []
     for name, words in zip(names, pair, strict=True):
         concept = {"words": [words], "preserve": ["a dog", "a tree BREAK a table"]}
-        diffs.append(read(webui, made(webui, name, concepts=[concept])).offsets)
+        diffs.append(read(webui, made(webui, name, concepts=[concept], spec=HOST)).offsets)
     one, other = diffs
     return set(one) != set(other) or any(
         not torch.equal(one[key].dense(), other[key].dense()) for key in one
