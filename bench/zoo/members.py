@@ -47,7 +47,6 @@ def _english_text(stop: int | None) -> None:
     if path_of("english").is_file() and not text.KEPT.is_file():
         shipped = world.shipped()["clip"]
         shipped |= {f"text.{k}": w for k, w in read("english").part("text.").items()}
-        RUNS.mkdir(parents=True, exist_ok=True)
         torch.save(shipped, text.KEPT)
         return
     if not (RUNS / "english").is_dir():  # the tower stays as it is once a UNet stands on it
@@ -57,7 +56,6 @@ def _english_text(stop: int | None) -> None:
 def _sibling_text(name: str) -> Callable[[int | None], None]:
     def prepare(stop: int | None) -> None:
         if path_of(name).is_file() and not towers.kept(name).is_file():
-            RUNS.mkdir(parents=True, exist_ok=True)
             torch.save(read(name).part("text."), towers.kept(name))
         elif not (RUNS / name).is_dir():
             towers.train(name, siblings.family(name), siblings.TEXT_STEPS, stop)
@@ -169,6 +167,7 @@ def train_member(name: str, stop: int | None = None) -> None:
         raise ZooError(f"{name} is made of {SOURCE[name]}: train that")
     if not SHIPPED.is_file():
         world.unpack()
+    RUNS.mkdir(parents=True, exist_ok=True)
     one.prepare(stop)
     train(one.job(start_of(name)), stop)
 

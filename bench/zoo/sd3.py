@@ -69,8 +69,8 @@ def texts_of(clip: TinyClip) -> Texts:
         with torch.no_grad(), autocast(device):
             out = clip.text(ids)
         return {
-            "encoder_hidden_states": out.last_hidden_state,
-            "pooled_projections": out.text_embeds,
+            "encoder_hidden_states": out.last_hidden_state.float(),
+            "pooled_projections": out.text_embeds.float(),
         }
 
     return texts
