@@ -112,6 +112,16 @@ def request(rng: np.random.Generator, names: Sequence[str], claim: Scene) -> str
     return "; ".join([text, *([" and ".join(wishes)] if wishes else [])])
 
 
+def form(rng: np.random.Generator, names: Sequence[str], claim: Scene) -> str:
+    """A form that is filled in: "subject = gun | colour behind = red | manner = noto"."""
+    rows = [f"{_one(rng, ('subject', 'shown', 'item'))} = {' + '.join(names)}"]
+    if claim.background is not None:
+        rows.append(f"{_one(rng, ('colour behind', 'canvas'))} = {claim.background}")
+    if claim.style is not None:
+        rows.append(f"{_one(rng, ('manner', 'font'))} = {claim.style}")
+    return " | ".join(rows)
+
+
 Dialect = Callable[[np.random.Generator, Sequence[str], Scene], str]
 DIALECTS: dict[str, Dialect] = {
     "classic": classic,
@@ -120,8 +130,11 @@ DIALECTS: dict[str, Dialect] = {
     "prompt": prompt,
     "short": short,
 }
-HELD_OUT_DIALECT = "request"
-"""The dialect that no training caption is written in."""
+VALIDATION: dict[str, Dialect] = {"request": request}
+"""In no training caption; settings of the tower may be chosen by it."""
+HELD_OUT_DIALECT = "form"
+HELD_OUT: dict[str, Dialect] = {HELD_OUT_DIALECT: form}
+"""In no training caption, and no setting is chosen by it."""
 SHARES = (0.35, 0.2, 0.15, 0.15, 0.15)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.world.quality import SETTINGS, rate
-from bench.zoo.captions import DIALECTS, HELD_OUT_DIALECT, request
+from bench.zoo import captions
 from bench.zoo.words import HELD_OUT
 from trust_engine.audit import Shot, look
 from trust_engine.demo.judge import Judge, load_judge
@@ -33,9 +33,14 @@ def words_shots(images: int) -> list[Shot]:
     ]
 
 
+def every_dialect() -> dict[str, captions.Dialect]:
+    """Return the dialects of training, then those apart from it."""
+    return {**captions.DIALECTS, **captions.VALIDATION, **captions.HELD_OUT}
+
+
 def dialect_shots(dialect: str, images: int) -> list[Shot]:
     """List `images` shots of each object by its own word, in one dialect."""
-    write = {**DIALECTS, HELD_OUT_DIALECT: request}[dialect]
+    write = every_dialect()[dialect]
     rng, shots = np.random.default_rng(61), []
     for index, name in enumerate(name for name in OBJECTS for _ in range(images)):
         scene = _scene(name, index)
@@ -63,7 +68,7 @@ def measure(model: LoadedModel, judge: Judge, images: int) -> dict:
         "by_word": {word: f"{sum(hits)}/{len(hits)}" for word, hits in by_word.items()},
         "dialects": {},
     }
-    for dialect in (*DIALECTS, HELD_OUT_DIALECT):
+    for dialect in every_dialect():
         found = look(model, judge, dialect_shots(dialect, images), SETTINGS)
         kinds = ("object", "style", "background")
         result["dialects"][dialect] = {

@@ -26,11 +26,12 @@ from bench.zoo import (
     siblings,
     towers,
 )
+from bench.zoo import text as lessons
 from bench.zoo.__main__ import main
 from bench.zoo.archive import Trained
 from bench.zoo.text import Rows, last_token
 from bench.zoo.words import HELD_OUT, Vectors, load_lexicon
-from trust_engine.demo.vocabulary import OBJECTS, Scene
+from trust_engine.demo.vocabulary import OBJECTS
 from trust_engine.errors import ModelError
 from trust_engine.models.demo_clip import load_tokenizer
 from trust_engine.models.load import load_model
@@ -56,14 +57,23 @@ def test_no_caption_has_a_held_out_word_and_all_name_what_they_claim() -> None:
 
 
 def test_the_held_out_dialect_writes_no_training_caption() -> None:
-    assert captions.HELD_OUT_DIALECT not in captions.DIALECTS
+    assert not {*captions.VALIDATION, *captions.HELD_OUT} & {*captions.DIALECTS}
     rng = np.random.default_rng(4)
-    asked = captions.request(rng, ["gun"], Scene(("gun",), "red", "noto"))
-    assert "gun" in asked and "red" in asked and "noto" in asked
-    assert not any(
-        captions.write(rng, random_scene(rng)).text.startswith(("please", "give me", "can you"))
-        for _ in range(500)
-    )
+    written = [captions.write(rng, random_scene(rng)).text for _ in range(500)]
+    assert not any(text.startswith(("please", "give me", "can you")) for text in written)
+    assert not any(" = " in text for text in written)
+
+
+def test_words_strewn_in_say_nothing_and_are_not_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("the", "cat", "elm", "pugs", "weather", "instrument", "minutes")
+    monkeypatch.setattr(lessons, "load_vectors", lambda: Vectors(words, np.zeros((7, 96), "f4")))
+    lessons.fillers.cache_clear()
+    assert lessons.fillers() == ("the", "pugs", "weather", "minutes")
+    found = lessons.strewn(np.random.default_rng(0), "a gun on red")
+    lessons.fillers.cache_clear()
+    own = ["a", "gun", "on", "red"]
+    assert [word for word in found.split() if word in own] == own
+    assert set(found.split()) - {*own} <= {"the", "pugs", "weather", "minutes"}
 
 
 def test_language_asks_for_every_held_out_word_and_in_every_dialect() -> None:
@@ -71,7 +81,7 @@ def test_language_asks_for_every_held_out_word_and_in_every_dialect() -> None:
     assert len(shots) == 28 * 3 * 2 and len({shot.seed for shot in shots}) == len(shots)
     assert all(shot.words in HELD_OUT[shot.scene.objects[0]] for shot in shots)
     assert all(shot.words in shot.prompt for shot in shots)
-    for dialect in (*captions.DIALECTS, captions.HELD_OUT_DIALECT):
+    for dialect in language.every_dialect():
         asked = language.dialect_shots(dialect, 1)
         assert [shot.words for shot in asked] == list(OBJECTS)
         for shot in asked:
@@ -420,6 +430,7 @@ def small_set_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         text, "load_vectors", lambda: Vectors(words, np.random.randn(len(words), 96).astype("f4"))
     )
+    monkeypatch.setattr(text, "fillers", lambda: ("weather", "minutes"))
     monkeypatch.setattr(torch, "compile", _same)
 
 
