@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trust_engine.audit import Rate, Shot, look
+from trust_engine.audit import Probe, Rate, look
 from trust_engine.demo.judge import Judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
 from trust_engine.diff import WeightDiff
@@ -16,8 +16,8 @@ from trust_engine.spec import ConceptSpec
 
 SAMPLER = SamplerSettings()
 FIRST_SEED = 4_000_000  # apart from those of the engine, the audit and the quality floor
-Groups = dict[str, list[Shot]]
-Known = dict[Shot, tuple[bool, bool, bool]]
+Groups = dict[str, list[Probe]]
+Known = dict[Probe, tuple[bool, bool, bool]]
 GONE = ("target", "synonyms", "both", "under", "style")
 """Groups of which nothing should be left; of all others, everything."""
 
@@ -36,7 +36,7 @@ def groups(concept: ConceptSpec, images: int, seed: int) -> Groups:
     named: Groups = {}
     for name, parts in written.items():
         named[name] = [
-            Shot(words, Scene(tuple(seen), ground, style), start + i, text)
+            Probe(words, Scene(tuple(seen), ground, style), start + i, text)
             for i, (words, seen, ground, style, text) in enumerate(parts)
         ]
         start += 2_000

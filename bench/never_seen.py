@@ -23,10 +23,10 @@ from bench.rivals import FULL
 from bench.world.scenes import draw
 from bench.world.train_unet import LATTICE
 from bench.world.training import to_tensor
-from trust_engine.audit.attacks.base import attack_cell
+from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
-from trust_engine.audit.context import Bait, Studio
+from trust_engine.audit.context import AuditContext, ReferenceImages
 from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.metrics.intervals import Rate
 from trust_engine.audit.probes import concept_shots
@@ -61,13 +61,15 @@ def rendered(scenes: Sequence[Scene], seed: int) -> Tensor:
 def bench(model: LoadedModel, word: str, attack: str, seed: int) -> Rate:
     """Attack the untouched model with renders of a thing; returns how often the judge sees it."""
     models = {"untouched": model, "edited": model}
-    studio = Studio(models, DemoJudge(load_judge()), demo_topic(word), SamplerSettings(), seed)
+    studio = AuditContext(
+        models, DemoJudge(load_judge()), demo_topic(word), SamplerSettings(), seed
+    )
     for count in {FULL.budgets.bait, FULL.budgets.relearn_images, FULL.budgets.judged}:
         shots = concept_shots(studio.topic, "bait", count, seed)
         latents = rendered([shot.scene for shot in shots], seed)
-        studio._stock["bait", count] = Bait(latents, shots, count)
+        studio._stock["bait", count] = ReferenceImages(latents, shots, count)
     made = make_attack(attack, FULL.budgets)
-    cell = attack_cell(studio, made, FULL.budgets.judged, False)
+    cell = attack_check(studio, made, FULL.budgets.judged, False)
     asr = follow(cell.run(studio), cell.passes).figures["asr"]
     return Rate(round(asr["value"] * asr["n"]), asr["n"])
 

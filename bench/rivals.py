@@ -32,14 +32,14 @@ from bench.baselines.common import Meter, Task, Weights, metered
 from bench.baselines.table import pareto, tables
 from bench.measure import SAMPLER, measure, relative
 from bench.trained import engine_mark
-from trust_engine.audit.attacks.base import attack_cell
+from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
-from trust_engine.audit.context import Studio, shoot
+from trust_engine.audit.context import AuditContext, draw_probes
 from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.levels import QUICK as AUDITS
 from trust_engine.audit.levels import Budgets
-from trust_engine.audit.probes import pair_shots
+from trust_engine.audit.probes import pair_probes
 from trust_engine.audit.topic import demo_topic
 from trust_engine.demo.judge import load_judge
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, save_diff
@@ -160,7 +160,7 @@ class Bench:
         self.concept, self.judge = CONCEPTS[name], load_judge()
         topic = demo_topic(self.concept.words[0], self.concept.kind, self.concept.companion)
         models = {"untouched": model, "edited": model}
-        self.studio = Studio(models, DemoJudge(self.judge), topic, size.sampler, seed)
+        self.studio = AuditContext(models, DemoJudge(self.judge), topic, size.sampler, seed)
         self.base = fingerprint(model.denoiser)
         self.folder = size.store / f"{name}" / str(seed)
         self.weights = WEIGHTS / f"{name}" / str(seed)
@@ -186,9 +186,9 @@ class Bench:
             cell["figures"] = measure(
                 model, self.judge, [], self.concept, size.images, self.seed, None, size.sampler
             )
-            pairs = pair_shots(studio.topic, self.size.pairs, self.seed)
+            pairs = pair_probes(studio.topic, self.size.pairs, self.seed)
             if pairs:
-                looked = follow(shoot(studio, model, pairs), 1)
+                looked = follow(draw_probes(studio, model, pairs), 1)
                 cell["figures"]["pairs"] = looked.seen.to_dict()
             cell["images"] = self.size.images
             self._save(path, cell)
@@ -211,9 +211,9 @@ class Bench:
         (self.weights / f"{method}.safetensors").unlink(missing_ok=True)
         return {**about, "attacks": {}}
 
-    def _attack(self, studio: Studio, name: str) -> dict[str, Any]:
+    def _attack(self, studio: AuditContext, name: str) -> dict[str, Any]:
         budgets = self.size.budgets
-        attack = attack_cell(studio, make_attack(name, budgets), budgets.judged, False)
+        attack = attack_check(studio, make_attack(name, budgets), budgets.judged, False)
         found = follow(attack.run(studio), attack.passes).figures
         for key in ("bait", "benign", "ring_a_bell"):  # drawn by the untouched model alone
             taken = {k: v for k, v in studio._stock.items() if k[0] == key}

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.engine import mean
 from bench.trained import engine_mark, trained
-from trust_engine.audit import Rate, Shot, look
+from trust_engine.audit import Probe, Rate, look
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
 from trust_engine.diff import fingerprint, fitted
@@ -33,14 +33,14 @@ TITLES = {"": "{} diffs", "fitted ": "{} diffs, merged by fit", "together ": "{}
 STORE = Path("bench/figures/stacked.json")
 
 
-def shots(name: str, images: int, seed: int) -> list[Shot]:
+def shots(name: str, images: int, seed: int) -> list[Probe]:
     """Write pictures of one object on varied backgrounds in varied styles."""
     first = FIRST_SEED + 10_000 * seed + 100 * list(OBJECTS).index(name)
     found = []
     for i in range(images):
         ground, style = BACKGROUNDS[(i + i // 5) % len(BACKGROUNDS)], STYLES[i % len(STYLES)]
         scene = Scene((name,), ground, style)
-        found.append(Shot(name, scene, first + i, caption([name], ground, style)))
+        found.append(Probe(name, scene, first + i, caption([name], ground, style)))
     return found
 
 

@@ -26,7 +26,7 @@ PATIENCE = timedelta(days=7)  # process 0 may work alone for as long as a job ta
 
 
 @dataclass(frozen=True)
-class Team:
+class Workers:
     """This process's number among `size`; number 0 alone writes files and prints."""
 
     rank: int = 0
@@ -107,11 +107,11 @@ class Team:
         return self.gather(value if self.first else None)[0]  # type: ignore[return-value]
 
 
-ALONE = Team()
+SINGLE = Workers()
 
 
 @contextlib.contextmanager
-def joined(say: Callable[[str], None] | None = None) -> Iterator[Team]:
+def joined(say: Callable[[str], None] | None = None) -> Iterator[Workers]:
     """Join the processes that this one was launched with, for one job; alone if with none.
 
     An error of one process is raised in all of them, where they next meet. Only process 0 prints.
@@ -119,13 +119,13 @@ def joined(say: Callable[[str], None] | None = None) -> Iterator[Team]:
     """
     told = {name: os.environ.get(name, "").strip() for name in LAUNCHED}
     if not all(told.values()) or told["WORLD_SIZE"] == "1":
-        yield ALONE
+        yield SINGLE
         return
     import torch
     import torch.distributed as dist
 
     _meet(told, say or (lambda text: None))
-    team = Team(dist.get_rank(), dist.get_world_size())
+    team = Workers(dist.get_rank(), dist.get_world_size())
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0) % torch.cuda.device_count())
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trust_engine.audit import Rate, Shot, look, to_pixels
+from trust_engine.audit import Probe, Rate, look, to_pixels
 from trust_engine.demo.judge import load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
 from trust_engine.models.load import LoadedModel, load_model
@@ -27,7 +27,7 @@ FLOOR = {
 }
 
 
-class Pair(Shot):
+class Pair(Probe):
     """A shot of two objects."""
 
     @property
@@ -36,7 +36,7 @@ class Pair(Shot):
         return caption(self.scene.objects, self.scene.background, self.scene.style)
 
 
-def singles(images: int, synonyms: bool) -> list[Shot]:
+def singles(images: int, synonyms: bool) -> list[Probe]:
     """List `images` shots for each object x style, fixed seeds."""
     shots = []
     for o, (name, others) in enumerate(OBJECTS.items()):
@@ -45,14 +45,14 @@ def singles(images: int, synonyms: bool) -> list[Shot]:
                 index = (o * len(STYLES) + s) * images + i
                 words = others[(i + s) % len(others)] if synonyms else name
                 scene = Scene((name,), BACKGROUNDS[index % len(BACKGROUNDS)], style)
-                shots.append(Shot(words, scene, 2_000_000 + 100_000 * synonyms + index))
+                shots.append(Probe(words, scene, 2_000_000 + 100_000 * synonyms + index))
     return shots
 
 
-def pairs(count: int) -> list[Shot]:
+def pairs(count: int) -> list[Probe]:
     """List shots of random pairs, fixed seeds."""
     rng = np.random.default_rng(12)
-    shots: list[Shot] = []
+    shots: list[Probe] = []
     for i in range(count):
         names = tuple(str(n) for n in rng.choice(list(OBJECTS), 2, replace=False))
         scene = Scene(names, BACKGROUNDS[i % len(BACKGROUNDS)], STYLES[i % len(STYLES)])

@@ -14,7 +14,7 @@ import numpy as np
 from bench.world.quality import SETTINGS, rate
 from bench.zoo import captions
 from bench.zoo.words import HELD_OUT
-from trust_engine.audit import Shot, look
+from trust_engine.audit import Probe, look
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene
 from trust_engine.io.files import write_atomically
@@ -23,11 +23,11 @@ from trust_engine.models.load import LoadedModel, load_model
 FIGURES = Path("bench/figures/language.json")
 
 
-def words_shots(images: int) -> list[Shot]:
+def words_shots(images: int) -> list[Probe]:
     """List `images` shots for each held-out word, styles and backgrounds in turn."""
     words = [(name, word) for name in OBJECTS for word in HELD_OUT[name]]
     return [
-        Shot(word, _scene(name, index * images + i), 9_000_000 + index * images + i)
+        Probe(word, _scene(name, index * images + i), 9_000_000 + index * images + i)
         for index, (name, word) in enumerate(words)
         for i in range(images)
     ]
@@ -38,14 +38,14 @@ def every_dialect() -> dict[str, captions.Dialect]:
     return {**captions.DIALECTS, **captions.VALIDATION, **captions.HELD_OUT}
 
 
-def dialect_shots(dialect: str, images: int) -> list[Shot]:
+def dialect_shots(dialect: str, images: int) -> list[Probe]:
     """List `images` shots of each object by its own word, in one dialect."""
     write = every_dialect()[dialect]
     rng, shots = np.random.default_rng(61), []
     for index, name in enumerate(name for name in OBJECTS for _ in range(images)):
         scene = _scene(name, index)
         text = write(rng, [name], scene)
-        shots.append(Shot(name, scene, 9_500_000 + index, text))
+        shots.append(Probe(name, scene, 9_500_000 + index, text))
     return shots
 
 

@@ -4,7 +4,7 @@ from .checks.core import AUDIT_VERSION, Findings, audit, look
 from .drawing import to_pixels
 from .levels import FULL, LEVELS, QUICK, Budgets, Level, pick_level
 from .metrics.intervals import Rate, mean_figure, mean_rate, wilson
-from .probes import TARGET_FACTOR, Shot, ShotList, plan
+from .probes import TARGET_FACTOR, Probe, ShotList, plan
 from .report.page import render_page
 from .report.terminal import summary
 from .run import Audit, AuditStep
@@ -21,8 +21,8 @@ __all__ = [
     "Budgets",
     "Findings",
     "Level",
+    "Probe",
     "Rate",
-    "Shot",
     "ShotList",
     "Topic",
     "World",

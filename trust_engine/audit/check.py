@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..models.sampler import SamplerSettings
-from .context import Picture, Studio, shoot
+from .context import AuditContext, Picture, draw_probes
 from .drawing import Canvas, Work, passes_of
-from .probes import Shot
+from .probes import Probe
 
 BOTH = ("untouched", "edited")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     """A finished cell: its figures, and rows of pictures by their title."""
 
     figures: dict[str, Any]
@@ -25,24 +25,24 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Check:
     """One question. `name` is its place in audit.json; `budget` is all that decides its answer."""
 
     name: str
     budget: dict[str, Any]
     passes: int
-    run: Callable[[Studio], Work[Outcome]]
+    run: Callable[[AuditContext], Work[CheckResult]]
     alone: bool = False
     """Whether one process does all of it: what it draws hangs on what it found."""
 
 
 def gone_cell(
     name: str,
-    studio: Studio,
-    shots: Sequence[Shot],
+    studio: AuditContext,
+    shots: Sequence[Probe],
     settings: SamplerSettings | None = None,
     strength: float | None = None,
-) -> Cell:
+) -> Check:
     """Ask how often the concept is absent where it was asked for, in both models.
 
     strength: redraw pictures of the concept by this share (image-to-image) instead of noise.
@@ -53,21 +53,21 @@ def gone_cell(
         passes += studio.bait_passes(len(shots))
         budget["strength"] = strength
 
-    def run(studio: Studio) -> Work[Outcome]:
+    def run(studio: AuditContext) -> Work[CheckResult]:
         figures, pictures, canvas = {}, {}, None
         if strength is not None:
             bait = yield from studio.bait(len(shots))
             canvas = Canvas(bait.latents, strength)
         for who in BOTH:
-            looked = yield from shoot(studio, studio.models[who], shots, settings, canvas)
+            looked = yield from draw_probes(studio, studio.models[who], shots, settings, canvas)
             figures[who] = looked.gone.to_dict()
             pictures[who] = looked.pictures
-        return Outcome(figures, pictures)
+        return CheckResult(figures, pictures)
 
-    return Cell(name, budget, passes, run)
+    return Check(name, budget, passes, run)
 
 
-def describe(shots: Sequence[Shot], settings: SamplerSettings) -> dict[str, Any]:
+def describe(shots: Sequence[Probe], settings: SamplerSettings) -> dict[str, Any]:
     """Say how pictures are drawn."""
     return {
         "images": len(shots),

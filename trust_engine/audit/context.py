@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed import ALONE, Team
+from ..distributed import SINGLE, Workers
 from ..models.load import LoadedModel
 from ..models.sampler import SamplerSettings
 from .drawing import Canvas, Result, Work, decode, paint, passes_of, thumbnail
 from .judges.base import Aligner, Judge
-from .metrics.images import Eye
+from .metrics.images import ImageMetric
 from .metrics.intervals import Rate
-from .probes import Shot, concept_shots
+from .probes import Probe, concept_shots
 from .topic import Topic
 
 SHOWN = 8  # pictures a report shows of one cell
@@ -36,7 +36,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Looked:
+class Judged:
     """What the judge saw in the pictures of a list of shots, and the first few of them."""
 
     hits: list[bool]
@@ -59,16 +59,16 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Bait:
+class ReferenceImages:
     """Pictures of the concept by the untouched model: latents (n, 4, h, w) and their shots."""
 
     latents: Tensor
-    shots: list[Shot]
+    shots: list[Probe]
     accepted: int
 
 
 @dataclass
-class Studio:
+class AuditContext:
     """Everything a cell may use. `models` are "untouched" and "edited"."""
 
     models: dict[str, LoadedModel]
@@ -78,18 +78,18 @@ class Studio:
     seed: int = 0
     images: int = 4
     aligner: Aligner | None = None
-    extra_eyes: Sequence[Eye] = ()
-    team: Team = ALONE
+    extra_eyes: Sequence[ImageMetric] = ()
+    team: Workers = SINGLE
     _stock: dict[Any, Any] = field(default_factory=dict)
 
     @property
-    def eyes(self) -> dict[str, Eye]:
+    def eyes(self) -> dict[str, ImageMetric]:
         """Name whoever compares pictures: the judge, if it can, the aligner, and others."""
-        others: list[Eye] = [*([self.aligner] if self.aligner else []), *self.extra_eyes]
+        others: list[ImageMetric] = [*([self.aligner] if self.aligner else []), *self.extra_eyes]
         named = {eye.name: eye for eye in others if eye.name != self.judge.name}
         return {f"judge {self.judge.name}": self.judge, **named}
 
-    def with_edited(self, model: LoadedModel) -> Studio:
+    def with_edited(self, model: LoadedModel) -> AuditContext:
         """Set another model under audit; what only the untouched one drew is taken along."""
         kept = {key: made for key, made in self._stock.items() if key[0] != "plain"}
         return replace(self, models={**self.models, "edited": model}, _stock=kept)
@@ -100,11 +100,11 @@ class Studio:
             self._stock[key] = yield from make()
         return self._stock[key]
 
-    def bait(self, count: int) -> Work[Bait]:
+    def bait(self, count: int) -> Work[ReferenceImages]:
         """Draw the concept with the untouched model; what the judge recognises comes first."""
         return (yield from self.keep(("bait", count), lambda: self._bait(count)))
 
-    def _bait(self, count: int) -> Work[Bait]:
+    def _bait(self, count: int) -> Work[ReferenceImages]:
         model, shots = (
             self.models["untouched"],
             concept_shots(self.topic, "bait", self.bait_drawn(count), self.seed),
@@ -112,7 +112,9 @@ class Studio:
         latents = yield from paint_shots(model, shots, self.settings, team=self.team)
         hits = sees_all(self.judge, decode(model, latents), [s.wanted for s in shots])
         order = sorted(range(len(shots)), key=lambda i: not hits[i])[:count]
-        return Bait(latents[order], [shots[i] for i in order], sum(hits[i] for i in order))
+        return ReferenceImages(
+            latents[order], [shots[i] for i in order], sum(hits[i] for i in order)
+        )
 
     @staticmethod
     def bait_drawn(count: int) -> int:
@@ -126,11 +128,11 @@ class Studio:
 
 def paint_shots(
     model: LoadedModel,
-    shots: Sequence[Shot],
+    shots: Sequence[Probe],
     settings: SamplerSettings,
     canvas: Canvas | None = None,
     negative: str | None = None,
-    team: Team = ALONE,
+    team: Workers = SINGLE,
 ) -> Work[Tensor]:
     """Draw shots; returns latents (b, 4, h, w)."""
     cond = model.encoder.encode([shot.prompt for shot in shots])
@@ -139,18 +141,18 @@ def paint_shots(
     return (yield from paint(model, cond, seeds, settings, away, canvas, team))
 
 
-def shoot(
-    studio: Studio,
+def draw_probes(
+    studio: AuditContext,
     model: LoadedModel,
-    shots: Sequence[Shot],
+    shots: Sequence[Probe],
     settings: SamplerSettings | None = None,
     canvas: Canvas | None = None,
     negative: str | None = None,
     compare: bool = False,
-) -> Work[Looked]:
+) -> Work[Judged]:
     """Draw shots and judge them; `compare` also keeps features and prompt alignment."""
     settings = settings or studio.settings
-    looked = Looked([], [], [], [])
+    looked = Judged([], [], [], [])
     if not shots:
         return looked
     latents = yield from paint_shots(model, shots, settings, canvas, negative, studio.team)
@@ -161,7 +163,11 @@ def shoot(
 
 
 def judge(
-    studio: Studio, pixels: Tensor, shots: Sequence[Shot], into: Looked, compare: bool = False
+    studio: AuditContext,
+    pixels: Tensor,
+    shots: Sequence[Probe],
+    into: Judged,
+    compare: bool = False,
 ) -> None:
     """Let the judge look at decoded pictures (b, 3, h, w) and note what it finds."""
     hits = sees_all(studio.judge, pixels, [shot.wanted for shot in shots])
@@ -200,6 +206,6 @@ def sees_all(judge: Judge, pixels: Tensor, wanted: Sequence[tuple[str, ...]]) ->
     return answers
 
 
-def passes_for(studio: Studio, count: int, settings: SamplerSettings | None = None) -> int:
+def passes_for(studio: AuditContext, count: int, settings: SamplerSettings | None = None) -> int:
     """Count UNet passes of drawing `count` pictures."""
     return passes_of(settings or studio.settings, count)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..distributed import ALONE, Team
+from ..distributed import SINGLE, Workers
 from ..models.conditioning import Conditioning
 from ..models.denoiser import device_of
 from ..models.load import LoadedModel
@@ -41,7 +41,7 @@ def paint(
     settings: SamplerSettings,
     negative: Conditioning | None = None,
     canvas: Canvas | None = None,
-    team: Team = ALONE,
+    team: Workers = SINGLE,
 ) -> Work[Tensor]:
     """Draw one picture for each row of `cond`; returns latents (b, 4, h, w) on the CPU.
 

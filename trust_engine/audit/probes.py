@@ -31,7 +31,7 @@ PARAPHRASES = (
 
 
 @dataclass(frozen=True)
-class Shot:
+class Probe:
     """One picture to draw: the words, what it should show, its seed; `text` overrides the caption.
 
     asks: what the judge must see of the concept (None: the scene's objects).
@@ -60,9 +60,9 @@ class Shot:
 class ShotList:
     """All pictures of the core figures, by what they measure."""
 
-    target: list[Shot]
-    synonyms: list[Shot]
-    others: list[Shot]
+    target: list[Probe]
+    synonyms: list[Probe]
+    others: list[Probe]
 
 
 def plan(target: str, images: int, seed: int) -> ShotList:
@@ -71,10 +71,10 @@ def plan(target: str, images: int, seed: int) -> ShotList:
         raise SpecError(
             f"{target!r} is not an object the demo's judge knows; use one of {', '.join(OBJECTS)}"
         )
-    return core_shots(demo_topic(target), images, seed)
+    return core_probes(demo_topic(target), images, seed)
 
 
-def core_shots(topic: Topic, images: int, seed: int) -> ShotList:
+def core_probes(topic: Topic, images: int, seed: int) -> ShotList:
     """Plan `images` pictures an object; the target and its synonyms get four times as many.
 
     Of these at least 12, however few the others.
@@ -100,12 +100,12 @@ def core_shots(topic: Topic, images: int, seed: int) -> ShotList:
     )
 
 
-def concept_shots(topic: Topic, group: str, count: int, seed: int) -> list[Shot]:
+def concept_shots(topic: Topic, group: str, count: int, seed: int) -> list[Probe]:
     """Ask `count` times for the concept by its own name, with seeds of the group's own."""
     return [_target(topic, topic.word, i, base_of(group, seed)) for i in range(count)]
 
 
-def paraphrase_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
+def paraphrase_shots(topic: Topic, count: int, seed: int) -> list[Probe]:
     """Ask for the concept in sentences that no template has."""
     shots = []
     for i, shot in enumerate(concept_shots(topic, "paraphrases", count, seed)):
@@ -117,23 +117,23 @@ def paraphrase_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
         phrase = " and ".join(named(word) for word in scene.objects)
         bare = " and ".join(scene.objects)
         text = pattern.format(phrase, ground, style, bare, bare.upper())
-        shots.append(Shot(shot.words, scene, shot.seed, text, shot.asks))
+        shots.append(Probe(shot.words, scene, shot.seed, text, shot.asks))
     return shots
 
 
-def retained_shots(topic: Topic, group: str, count: int, seed: int) -> list[Shot]:
+def retained_shots(topic: Topic, group: str, count: int, seed: int) -> list[Probe]:
     """Ask for other objects, in turn."""
     names = others_of(topic)
     base = base_of(group, seed)
     return [_other(topic, names[i % len(names)], i, base) for i in range(count)] if names else []
 
 
-def pair_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
+def pair_probes(topic: Topic, count: int, seed: int) -> list[Probe]:
     """Ask for a concept's word together with another object.
 
     The judge looks for the other; of a combination, whose members may stay, for both.
     """
-    shots: list[Shot] = []
+    shots: list[Probe] = []
     if topic.kind == "style":
         return shots
     for i, shot in enumerate(retained_shots(topic, "pairs", count, seed)):
@@ -141,11 +141,11 @@ def pair_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
         pair = (word, shot.words) if i % 2 else (shot.words, word)
         text = caption(pair, shot.scene.background, shot.scene.style)
         asks = pair if topic.kind == "combination" else None
-        shots.append(Shot(shot.words, shot.scene, shot.seed, text, asks))
+        shots.append(Probe(shot.words, shot.scene, shot.seed, text, asks))
     return shots
 
 
-def member_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
+def member_shots(topic: Topic, count: int, seed: int) -> list[Probe]:
     """Ask for what a combination or a condition is made of, one part at a time.
 
     Of a combination: each member by itself. Of a condition: the thing without it, and other
@@ -156,18 +156,18 @@ def member_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
         scene = shot.scene
         if topic.kind == "combination":
             name = topic.labels[i % 2]
-            shots.append(Shot(name, replace(scene, objects=(name,)), shot.seed))
+            shots.append(Probe(name, replace(scene, objects=(name,)), shot.seed))
         elif i % 2:
             shots.append(_other(topic, topic.word, i, base_of("condition", seed)))
         elif topic.background is not None:
-            shots.append(Shot(shot.words, replace(scene, background=topic.background), shot.seed))
+            shots.append(Probe(shot.words, replace(scene, background=topic.background), shot.seed))
         else:
             text = f"{caption([shot.words])} {topic.condition}"
-            shots.append(Shot(shot.words, scene, shot.seed, text))
+            shots.append(Probe(shot.words, scene, shot.seed, text))
     return shots
 
 
-def neutral_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
+def neutral_shots(topic: Topic, count: int, seed: int) -> list[Probe]:
     """Ask for no object at all, or, in a world without backgrounds, for retained ones."""
     world, base = topic.world, base_of("neutral", seed)
     if not world.backgrounds:
@@ -177,7 +177,7 @@ def neutral_shots(topic: Topic, count: int, seed: int) -> list[Shot]:
     for i in range(count):
         ground = world.backgrounds[i % len(world.backgrounds)]
         text = f"{starts[i % len(starts)]} on a {ground} background".strip()
-        shots.append(Shot("", Scene((), ground, None), base + i, text, ()))
+        shots.append(Probe("", Scene((), ground, None), base + i, text, ()))
     return shots
 
 
@@ -186,7 +186,7 @@ def others_of(topic: Topic) -> list[str]:
     return [name for name in topic.world.objects if name not in topic.things]
 
 
-def around(topic: Topic, shot: Shot) -> tuple[str, str]:
+def around(topic: Topic, shot: Probe) -> tuple[str, str]:
     """Split a concept shot's prompt at the concept's place: (before, after)."""
     words, style = [SLOT], shot.scene.style
     if topic.kind == "style":
@@ -203,29 +203,29 @@ def base_of(group: str, seed: int) -> int:
     return EXTRA + (seed * len(GROUPS) + GROUPS.index(group)) * 10_000
 
 
-def _target(topic: Topic, words: str, index: int, base: int) -> Shot:
+def _target(topic: Topic, words: str, index: int, base: int) -> Probe:
     ground, style = _setting(topic.world, index)
     if topic.kind == "combination":
         both = (words, str(topic.companion))
         pair = both if index % 2 else both[::-1]
         text = caption(pair, ground, style)
-        return Shot(words, Scene(topic.labels, ground, style), base + index, text)
+        return Probe(words, Scene(topic.labels, ground, style), base + index, text)
     if topic.kind == "conditional":
         scene = Scene((topic.word,), topic.background, style)
         asked = f"{caption([words])} {topic.condition}" if topic.background is None else None
-        return Shot(words, scene, base + index, asked, topic.labels)
+        return Probe(words, scene, base + index, asked, topic.labels)
     if topic.kind == "style":
         thing = list(topic.world.objects)[index % len(topic.world.objects)]
-        return Shot(thing, Scene((thing,), ground, topic.word), base + index, asks=(topic.word,))
-    return Shot(words, Scene((topic.word,), ground, style), base + index)
+        return Probe(thing, Scene((thing,), ground, topic.word), base + index, asks=(topic.word,))
+    return Probe(words, Scene((topic.word,), ground, style), base + index)
 
 
-def _other(topic: Topic, name: str, index: int, base: int) -> Shot:
+def _other(topic: Topic, name: str, index: int, base: int) -> Probe:
     """Ask for something that stays: never under the condition nor in the style that goes."""
     grounds = [g for g in topic.world.backgrounds if g != topic.background or name != topic.word]
     styles = [s for s in topic.world.styles if topic.kind != "style" or s != topic.word]
     ground, style = _setting(World({}, tuple(styles), tuple(grounds)), index)
-    return Shot(name, Scene((name,), ground, style), base + index)
+    return Probe(name, Scene((name,), ground, style), base + index)
 
 
 def _setting(world: World, index: int) -> tuple[str | None, str | None]:

@@ -12,23 +12,23 @@ import torch
 
 from ..diff import WeightDiff
 from ..diff.overrides import patched
-from ..distributed import ALONE, Team
+from ..distributed import SINGLE, Workers
 from ..errors import SpecError
 from ..models.load import LoadedModel
 from ..models.precision import in_float32
 from ..models.sampler import SamplerSettings
 from ..models.token_embeddings import token_space
-from .attacks.base import attack_cell
+from .attacks.base import attack_check
 from .attacks.catalogue import make_attack
-from .check import Cell, Outcome
+from .check import Check, CheckResult
 from .checks.core import measured
 from .checks.forgetting import forgetting_cells
 from .checks.retention import core_cell, retention_cells
-from .context import Studio
+from .context import AuditContext
 from .judges.base import Aligner, as_judge, is_coupled
 from .levels import QUICK, Level
-from .metrics.images import Eye
-from .probes import core_shots
+from .metrics.images import ImageMetric
+from .probes import core_probes
 from .report.summary import Report, assemble
 from .state import State, identity
 from .topic import Topic
@@ -62,27 +62,29 @@ class Audit:
         settings: SamplerSettings | None = None,
         aligner: Aligner | None = None,
         state: Path | None = None,
-        eyes: Sequence[Eye] = (),
-        team: Team = ALONE,
+        eyes: Sequence[ImageMetric] = (),
+        team: Workers = SINGLE,
     ) -> None:
         images = level.images if images is None else images
-        shots = core_shots(topic, images, seed)  # refuses bad input before any work
+        shots = core_probes(topic, images, seed)  # refuses bad input before any work
         judge = as_judge(judge)
         for label in topic.labels:
             if not judge.knows(label):
                 raise SpecError(f"the judge {judge.name} does not know {label!r}")
         models = {"untouched": model, "edited": patched(model, diffs)}
         settings = settings or SamplerSettings()
-        self.studio = Studio(models, judge, topic, settings, seed, images, aligner, eyes, team)
+        self.studio = AuditContext(
+            models, judge, topic, settings, seed, images, aligner, eyes, team
+        )
         self.level, self.coupled = level, is_coupled(judge, diffs)
         self.measured = measured(model, diffs)
         self.skipped: list[str] = []
         self.cells = [core_cell(self.studio, shots), *self._others()]
         kept = state if team.first else None
         self._state = State(kept, identity(self.studio)) if kept else None
-        self._found: dict[str, tuple[Outcome, float]] = {}
+        self._found: dict[str, tuple[CheckResult, float]] = {}
 
-    def _others(self) -> Iterator[Cell]:
+    def _others(self) -> Iterator[Check]:
         studio, level = self.studio, self.level
         yield from forgetting_cells(studio, level)
         yield from retention_cells(studio, level)
@@ -92,7 +94,7 @@ class Audit:
             if attack.needs_text and not has_text:
                 self.skipped.append(attack.title)
                 continue
-            yield attack_cell(studio, attack, level.budgets.judged, level.reference)
+            yield attack_check(studio, attack, level.budgets.judged, level.reference)
 
     @property
     def total(self) -> int:
@@ -114,13 +116,13 @@ class Audit:
                 done += cell.passes
                 continue
             if ready is None:
-                studio = replace(self.studio, team=ALONE) if cell.alone else self.studio
+                studio = replace(self.studio, team=SINGLE) if cell.alone else self.studio
                 started, made, work = time.monotonic(), 0, cell.run(studio)
                 while True:
                     try:
                         made += next(work)
                     except StopIteration as stop:
-                        outcome: Outcome = stop.value
+                        outcome: CheckResult = stop.value
                         break
                     yield AuditStep(done + min(made, cell.passes), total, cell.name)
                 ready = outcome, time.monotonic() - started

@@ -11,9 +11,9 @@ from typing import Any
 from ..errors import OutputError
 from ..io.files import write_atomically
 from ..models.identity import Digest, engine_identity, modules_of
-from .check import Cell, Outcome
-from .context import Picture, Studio
-from .probes import core_shots
+from .check import Check, CheckResult
+from .context import AuditContext, Picture
+from .probes import core_probes
 
 STATE_VERSION = 3
 
@@ -28,7 +28,7 @@ class State:
         except OSError as error:
             raise OutputError(f"{folder}: cannot keep finished cells there ({error})") from error
 
-    def read(self, cell: Cell) -> tuple[Outcome, float] | None:
+    def read(self, cell: Check) -> tuple[CheckResult, float] | None:
         """Return a finished cell and its seconds; None when it is missing, stale or damaged."""
         try:
             data = json.loads(self._path(cell).read_text("utf-8"))
@@ -38,11 +38,11 @@ class State:
                 row: [Picture(**picture) for picture in listed]
                 for row, listed in data["pictures"].items()
             }
-            return Outcome(data["figures"], pictures, data["extra"]), float(data["seconds"])
+            return CheckResult(data["figures"], pictures, data["extra"]), float(data["seconds"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def write(self, cell: Cell, outcome: Outcome, seconds: float) -> None:
+    def write(self, cell: Check, outcome: CheckResult, seconds: float) -> None:
         """Save a finished cell."""
         data = {
             "key": self._key(cell),
@@ -55,11 +55,11 @@ class State:
         data["sha256"] = _sha256(data)
         write_atomically(self._path(cell), json.dumps(data).encode())
 
-    def _key(self, cell: Cell) -> str:
+    def _key(self, cell: Check) -> str:
         text = json.dumps([STATE_VERSION, self.about, cell.name, cell.budget], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _path(self, cell: Cell) -> Path:
+    def _path(self, cell: Check) -> Path:
         # By what it depends on, too: audits that share a folder leave each other's cells alone.
         return self.folder / f"{cell.name}-{self._key(cell)[:12]}.json"
 
@@ -68,7 +68,7 @@ def _sha256(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def identity(studio: Studio) -> str:
+def identity(studio: AuditContext) -> str:
     """Hash what all cells depend on: both models whole, judge, eyes, topic, sampler, seed."""
     plain, edited = studio.models["untouched"], studio.models["edited"]
     about: list[Any] = [studio.topic.to_dict(), studio.judge.name, studio.seed]
@@ -84,7 +84,7 @@ def identity(studio: Studio) -> str:
         for part, module in modules_of(thing):
             digest.module(f"{name} {part}", module)
     # An encoder counts by what it makes of the audit's prompts, whatever it is made of.
-    listed = core_shots(studio.topic, studio.images, studio.seed)
+    listed = core_probes(studio.topic, studio.images, studio.seed)
     prompts = [shot.prompt for shot in (*listed.target, *listed.synonyms, *listed.others)]
     asked = [*dict.fromkeys(prompts), *studio.topic.synonyms, ""]
     return digest.conditioning("prompts", plain.encoder.encode(asked)).hex()

@@ -21,7 +21,7 @@ from ..unlearn.objective import csr, exact_product, slope
 from ..unlearn.problems import UNGUIDED
 from ..unlearn.record import sampler_of
 from ..unlearn.resolve import followed
-from ..unlearn.trainer import Forgetting
+from ..unlearn.trainer import SelectiveTrainer
 from ..unlearn.trajectory import POSITIONS, plan_recording
 from .random_models import family_for, schedule_for
 from .tensor_memory import LiveTensors, fused_attention_assumed
@@ -107,14 +107,14 @@ def count_layer(family: str, work: Work = WORD) -> float:
     with LiveTensors() as live:
         made = torch.zeros(q), torch.zeros(k), torch.zeros(v), torch.zeros(out)
         layer = CrossAttention(*made, bias, widest.heads)
-        training = Forgetting(problem_for(layer, work), work.spec)
+        training = SelectiveTrainer(problem_for(layer, work), work.spec)
         training.step()
         training.step()
     return live.peak / GB
 
 
 def problem_for(layer: CrossAttention, work: Work) -> LayerProblem:
-    """Set a layer's problem up as `pieces.Pieces.layer` does, of nothing but zeros."""
+    """Set a layer's problem up as `problems.Problems.layer` does, of nothing but zeros."""
     spec, n = work.spec, work.targets
     plan = plan_recording(n, work.preserve, _recorded(spec))
     told = len(plan.recorded)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..models.denoiser import NoiseSchedule, scaled_linear
 from ..models.families import MODELS, ModelFamily
 from ..models.load import LoadedModel, assemble, blank_unet
-from ..models.names import Stock, Stored
+from ..models.names import LazyTensor, LazyTensors
 from ..models.text_encoders import blank_tower
 from ..models.vae import blank_tiny_decoder
 
@@ -52,7 +52,7 @@ def schedule_for(name: str) -> NoiseSchedule:
     return scaled_linear("v" if name == "sd2" else "eps")
 
 
-def random_stock(module: nn.Module, dtype: torch.dtype) -> Stock:
+def random_stock(module: nn.Module, dtype: torch.dtype) -> LazyTensors:
     """Offer weights for a module made without memory, each drawn when it is read."""
     return {
         name: _drawn(name, tuple(weight.shape), dtype)
@@ -61,7 +61,7 @@ def random_stock(module: nn.Module, dtype: torch.dtype) -> Stock:
     }
 
 
-def _drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
+def _drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> LazyTensor:
     def read() -> Tensor:
         if len(shape) < 2:
             return torch.full(shape, float(name.endswith("weight")), dtype=dtype)
@@ -70,4 +70,4 @@ def _drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Stored:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         return (spread * torch.randn(shape, generator=generator)).to(dtype)
 
-    return Stored(name, shape, dtype, read)
+    return LazyTensor(name, shape, dtype, read)

@@ -117,7 +117,7 @@ def run_audit(args: argparse.Namespace) -> None:
     from ..audit import Audit, pick_level, render_page, summary
     from ..audit.judges.base import check_judge, load_aligner, load_judge
     from ..audit.metrics.images import check_eye, load_eye
-    from ..audit.probes import core_shots
+    from ..audit.probes import core_probes
     from ..models.load import load_model
     from ..models.sampler import SamplerSettings
     from .progress import passes_bar
@@ -128,7 +128,7 @@ def run_audit(args: argparse.Namespace) -> None:
     topic, settings = read_topic(args), SamplerSettings(args.steps, args.cfg)
     level = pick_level(args.level)
     images = level.images if args.images is None else args.images
-    core_shots(topic, images, args.seed)  # refuse bad input before loading anything
+    core_probes(topic, images, args.seed)  # refuse bad input before loading anything
     if args.state and args.state.exists() and not args.state.is_dir():
         raise OutputError(f"{args.state}: is a file; name a folder for finished cells")
     if args.team.first:

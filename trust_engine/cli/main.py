@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import __version__
-from ..distributed import ALONE, Team, joined
+from ..distributed import SINGLE, Workers, joined
 from ..errors import DivergenceError, SpecError, TrustError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs, check_suffix
@@ -65,14 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with console():
             args = build_parser().parse_args(arguments)
             shared = args.run in (_unlearn, run_audit)
-            with joined(say) if shared else contextlib.nullcontext(ALONE) as team:
+            with joined(say) if shared else contextlib.nullcontext(SINGLE) as team:
                 return _run(args, team)
     except TrustError as error:  # such as of processes that did not find one another
         print(f"trust_engine: {one_line(error)}", file=sys.stderr)
         return 2
 
 
-def _run(args: argparse.Namespace, team: Team) -> int:
+def _run(args: argparse.Namespace, team: Workers) -> int:
     args.team = team
     code = 0
     try:

@@ -17,7 +17,7 @@ from ..errors import DiffError, ModelError
 from ..io.safetensors import DTYPES, chunks, tensor_bytes
 from ..models.checkpoint import Checkpoint, Source, finite, not_finite, open_checkpoint
 from ..models.keys import KeyMap, projection_of
-from ..models.names import Stock, Stored
+from ..models.names import LazyTensor, LazyTensors
 from ..models.unet_families import FAMILIES, Family, family_of
 from .apply import Rounding, add, check_base, check_family, fingerprint_of
 from .file import payload_sha256
@@ -41,7 +41,7 @@ class BaseModel:
     """An open model: its files, the UNet's tensors by ldm name, and further copies of the UNet."""
 
     model: Checkpoint
-    stock: Stock
+    stock: LazyTensors
     copies: tuple[Copy, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(init=False)
 
@@ -114,7 +114,9 @@ class BaseModel:
                 raise ModelError(f"{source.path}: holds {not_finite(name)}")
             yield piece
 
-    def patch(self, key: str, diffs: Parts, lost: Rounding, stored: Stored | None = None) -> Tensor:
+    def patch(
+        self, key: str, diffs: Parts, lost: Rounding, stored: LazyTensor | None = None
+    ) -> Tensor:
         """Read one weight, or a copy's, and add diffs times strengths, in order."""
         weight = _read(self.path, stored or self.stock[key])
         for diff, strength in diffs:
@@ -169,14 +171,14 @@ def open_base(source: Path) -> Iterator[BaseModel]:
         yield BaseModel(model, stock, copies)
 
 
-def _read(path: Path, stored: Stored) -> Tensor:
+def _read(path: Path, stored: LazyTensor) -> Tensor:
     weight = stored.read()
     if weight.is_floating_point() and not finite(weight):
         raise ModelError(f"{path}: holds {not_finite(stored.name)}")
     return weight
 
 
-def _from_diffusers(path: Path, stock: Stock) -> dict[str, Stored]:
+def _from_diffusers(path: Path, stock: LazyTensors) -> dict[str, LazyTensor]:
     # The family decides the translation of names, and the widths are told by names of any layout.
     family = family_of({name: stored.shape for name, stored in stock.items()})
     if family is None:
@@ -188,7 +190,7 @@ def _from_diffusers(path: Path, stock: Stock) -> dict[str, Stored]:
         raise ModelError(f"{path}: a UNet of another shape than {family}: {error}") from error
 
 
-def _copies(path: Path, stock: Stock, rest: Stock) -> tuple[Copy, ...]:
+def _copies(path: Path, stock: LazyTensors, rest: LazyTensors) -> tuple[Copy, ...]:
     """Find further copies of the UNet; raises ModelError for a part of one."""
     table = _spellings(stock)
     splits = [(name, match.start()) for name in rest if (match := _ROOT.search(name))]
@@ -209,7 +211,7 @@ def _copies(path: Path, stock: Stock, rest: Stock) -> tuple[Copy, ...]:
     return tuple(copies)
 
 
-def _spellings(stock: Stock) -> dict[str, str]:
+def _spellings(stock: LazyTensors) -> dict[str, str]:
     """Map the names that a UNet's weights go by to their ldm names: ldm, diffusers, no dots."""
     table = {key.replace(".", ""): key for key in stock}
     family = family_of({key: stored.shape for key, stored in stock.items()})

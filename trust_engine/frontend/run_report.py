@@ -8,7 +8,7 @@ from typing import Any
 
 from ..diff import WeightDiff
 from ..unlearn.run import Unlearning
-from ..unlearn.trainer import Standing
+from ..unlearn.trainer import Metrics
 from .before_after import BeforeAfter
 from .wording import some
 
@@ -59,7 +59,7 @@ def run_report(
     return RunReport(headline, bool(bad), effect, harm, tuple(lines))
 
 
-def figures(final: Mapping[str, Standing]) -> tuple[float, float]:
+def figures(final: Mapping[str, Metrics]) -> tuple[float, float]:
     """Average the pieces' last effect and harm."""
     ended = list(final.values())
     count = max(1, len(ended))

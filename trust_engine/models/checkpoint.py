@@ -19,7 +19,7 @@ from ..io.safetensors import DTYPES, Header, read_header, read_tensor
 from .families import SUPPORTED, other_kind
 from .formats import check_format
 from .keys import LDM_PREFIX, projection_of
-from .names import Stock, Stored
+from .names import LazyTensor, LazyTensors
 from .precision import compute_type, widen
 
 LONGEST_HEADER = 64 << 20
@@ -48,11 +48,11 @@ class Source:
     file: BinaryIO
     header: Header
 
-    def stock(self) -> dict[str, Stored]:
+    def stock(self) -> dict[str, LazyTensor]:
         """List its tensors, not read yet."""
         return {name: self.stored(name) for name in self.header.entries}
 
-    def stored(self, name: str) -> Stored:
+    def stored(self, name: str) -> LazyTensor:
         """Return one tensor, not read yet."""
         entry = self.header.entries[name]
 
@@ -63,7 +63,7 @@ class Source:
                 )
             return read_tensor(self.file, entry)
 
-        return Stored(name, entry.shape, DTYPES.get(entry.dtype, torch.float32), read)
+        return LazyTensor(name, entry.shape, DTYPES.get(entry.dtype, torch.float32), read)
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Checkpoint:
 
     path: Path
     layout: Literal["ldm", "diffusers"]
-    unet: Stock
-    rest: Stock
+    unet: LazyTensors
+    rest: LazyTensors
     metadata: Mapping[str, str] = field(default_factory=dict)
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
 
-    def part(self, prefix: str) -> dict[str, Stored]:
+    def part(self, prefix: str) -> dict[str, LazyTensor]:
         """Take the tensors below a prefix of `rest`, without it."""
         return {k[len(prefix) :]: s for k, s in self.rest.items() if k.startswith(prefix)}
 
@@ -158,7 +158,7 @@ def _open_file(path: Path, stack: contextlib.ExitStack, whole: bool) -> Checkpoi
     return Checkpoint(path, "ldm", unet, rest, metadata, {}, (source,))
 
 
-def _prefix(stock: Stock, whole: bool) -> str | None:
+def _prefix(stock: LazyTensors, whole: bool) -> str | None:
     """Find where in a single file the UNet that programs load begins."""
     if whole:
         return LDM_PREFIX if f"{LDM_PREFIX}input_blocks.0.0.weight" in stock else None
@@ -166,11 +166,11 @@ def _prefix(stock: Stock, whole: bool) -> str | None:
     return next(found, None)
 
 
-def _has_unet(stock: Stock, start: str) -> bool:
+def _has_unet(stock: LazyTensors, start: str) -> bool:
     return any(name.startswith(start) and projection_of(name) for name in stock)
 
 
-def _no_unet(stock: Stock, whole: bool) -> str:
+def _no_unet(stock: LazyTensors, whole: bool) -> str:
     kind = other_kind(stock)
     if kind is not None:
         return f"{kind}; this release reads checkpoints of {SUPPORTED}"
@@ -288,12 +288,12 @@ def _source(path: Path, stack: contextlib.ExitStack) -> Source:
     return Source(path, file, header)
 
 
-def size_of(stock: Stock, whole: bool) -> int:
+def size_of(stock: LazyTensors, whole: bool) -> int:
     """Count the bytes that a part takes in memory; whole: in float32."""
     return sum(_numel(s) * held(s.dtype, whole).itemsize for s in stock.values())
 
 
-def _numel(stored: Stored) -> int:
+def _numel(stored: LazyTensor) -> int:
     return torch.Size(stored.shape).numel()
 
 
@@ -302,7 +302,7 @@ def held(stored: torch.dtype, whole: bool) -> torch.dtype:
     return torch.float32 if whole or stored == torch.float64 else stored
 
 
-def check_names(module: nn.Module, weights: Stock, what: str) -> None:
+def check_names(module: nn.Module, weights: LazyTensors, what: str) -> None:
     """Raise ModelError unless a part has all names and shapes of a module, and no others."""
     expected = {name: tuple(weight.shape) for name, weight in module.state_dict().items()}
     expected = {n: shape for n, shape in expected.items() if not n.endswith("position_ids")}
@@ -325,7 +325,7 @@ def check_names(module: nn.Module, weights: Stock, what: str) -> None:
 
 
 def fill(
-    module: nn.Module, weights: Stock, what: str, device: torch.device, whole: bool = False
+    module: nn.Module, weights: LazyTensors, what: str, device: torch.device, whole: bool = False
 ) -> None:
     """Give a module made without memory its weights, tensor by tensor, in their own dtype.
 

@@ -31,7 +31,7 @@ from .memory import (
     recording_needs,
     training_needs,
 )
-from .names import Stock, Stored
+from .names import LazyTensor, LazyTensors
 from .precision import in_float32
 from .sampler import SamplerSettings, ddim, initial_noise
 from .schedule import schedule_of
@@ -158,9 +158,9 @@ def _check_interpreter() -> None:
 
 def assemble(
     family: ModelFamily,
-    unet: Stock,
-    towers: Sequence[Stock],
-    decoder: Stock,
+    unet: LazyTensors,
+    towers: Sequence[LazyTensors],
+    decoder: LazyTensors,
     schedule: NoiseSchedule,
     device: torch.device,
 ) -> LoadedModel:
@@ -193,11 +193,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def named_unet(model: Checkpoint, family: ModelFamily) -> Stock:
+def named_unet(model: Checkpoint, family: ModelFamily) -> LazyTensors:
     """Rename the UNet's tensors to diffusers' names; raises ModelError for a foreign one."""
     if model.layout == "diffusers":
         return model.unet
-    keys, renamed = KeyMap(family.unet.shape), dict[str, Stored]()
+    keys, renamed = KeyMap(family.unet.shape), dict[str, LazyTensor]()
     for key, stored in model.unet.items():
         try:
             renamed[keys.to_diffusers(key)] = stored

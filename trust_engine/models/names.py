@@ -13,7 +13,7 @@ from .families import Layout
 
 
 @dataclass(frozen=True)
-class Stored:
+class LazyTensor:
     """A tensor in a file, not read yet: its name there, shape, dtype and the way to read it."""
 
     name: str
@@ -22,7 +22,7 @@ class Stored:
     read: Callable[[], Tensor]
 
 
-Stock = Mapping[str, Stored]
+LazyTensors = Mapping[str, LazyTensor]
 
 _LAYER = {
     "ln_1": "layer_norm1",
@@ -42,7 +42,7 @@ _IN = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)$")
 _NO_WEIGHTS = ("position_ids", "logit_scale", "attn_mask", "temperature")
 
 
-def tower_names(stock: Stock, layout: Layout) -> dict[str, Stored]:
+def tower_names(stock: LazyTensors, layout: Layout) -> dict[str, LazyTensor]:
     """Rename a text tower's tensors to transformers' names, without `text_model.`."""
     useful = {k: s for k, s in stock.items() if not k.endswith(_NO_WEIGHTS)}
     if layout == "hf":
@@ -50,7 +50,7 @@ def tower_names(stock: Stock, layout: Layout) -> dict[str, Stored]:
     return dict(pair for key, stored in useful.items() for pair in _from_openclip(key, stored))
 
 
-def _from_openclip(key: str, stored: Stored) -> Iterator[tuple[str, Stored]]:
+def _from_openclip(key: str, stored: LazyTensor) -> Iterator[tuple[str, LazyTensor]]:
     if match := _IN.match(key):
         there = f"encoder.layers.{match[1]}.self_attn"
         for i, letter in enumerate("qkv"):
@@ -64,7 +64,7 @@ def _from_openclip(key: str, stored: Stored) -> Iterator[tuple[str, Stored]]:
         yield _OUTSIDE.get(key, key), stored
 
 
-def _third(stored: Stored, i: int) -> Stored:
+def _third(stored: LazyTensor, i: int) -> LazyTensor:
     rows = stored.shape[0] // 3 if stored.shape else 0
 
     def read() -> Tensor:
@@ -73,7 +73,9 @@ def _third(stored: Stored, i: int) -> Stored:
     return replace(stored, shape=(rows, *stored.shape[1:]), read=read)
 
 
-def _changed(stored: Stored, how: Callable[[Tensor], Tensor], reverse: bool = False) -> Stored:
+def _changed(
+    stored: LazyTensor, how: Callable[[Tensor], Tensor], reverse: bool = False
+) -> LazyTensor:
     shape = stored.shape[::-1] if reverse else stored.shape
     return replace(stored, shape=shape, read=lambda: how(stored.read()))
 
@@ -99,9 +101,9 @@ _ATTENTION = {
 }
 
 
-def decoder_names(stock: Stock, levels: int) -> dict[str, Stored]:
+def decoder_names(stock: LazyTensors, levels: int) -> dict[str, LazyTensor]:
     """Rename an AutoencoderKL's decoder from ldm (or older diffusers) names to diffusers'."""
-    found: dict[str, Stored] = {}
+    found: dict[str, LazyTensor] = {}
     for key, stored in stock.items():
         if not key.startswith(("decoder.", "post_quant_conv.")):
             continue
@@ -122,6 +124,6 @@ def decoder_names(stock: Stock, levels: int) -> dict[str, Stored]:
     return found
 
 
-def _flat(stored: Stored) -> Stored:
+def _flat(stored: LazyTensor) -> LazyTensor:
     shape = stored.shape[:2]
     return replace(stored, shape=shape, read=lambda: stored.read().view(shape))

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, fill
 from .conditioning import Conditioning, TextEncoder
 from .demo_clip import load_tokenizer
 from .families import END, ModelFamily, Tower
-from .names import Stock, tower_names
+from .names import LazyTensors, tower_names
 
 LENGTH = 77
 TIME_WIDTH = 256  # of each of the six numbers that tell SDXL size and crop
@@ -104,7 +104,7 @@ def size_vector(size: tuple[int, int]) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1).flatten()
 
 
-def tower_stock(model: Checkpoint, tower: Tower) -> Stock:
+def tower_stock(model: Checkpoint, tower: Tower) -> LazyTensors:
     """Find a tower's weights under transformers' names; raises ModelError when they are missing."""
     places: Sequence[tuple[str, Any]] = tower.places
     if model.layout == "diffusers":
@@ -119,7 +119,7 @@ def tower_stock(model: Checkpoint, tower: Tower) -> Stock:
     )
 
 
-def _needed(stock: dict[str, Any], tower: Tower) -> Stock:
+def _needed(stock: dict[str, Any], tower: Tower) -> LazyTensors:
     """Leave out layers above those that are read, and a projection that is not."""
     layers = tower.config["num_hidden_layers"]
 
@@ -133,7 +133,7 @@ def _needed(stock: dict[str, Any], tower: Tower) -> Stock:
 
 
 def load_encoder(
-    stocks: Sequence[Stock], family: ModelFamily, device: torch.device, size: tuple[int, int]
+    stocks: Sequence[LazyTensors], family: ModelFamily, device: torch.device, size: tuple[int, int]
 ) -> ClipEncoder | SDXLEncoder:
     """Build a family's text towers and read their weights."""
     modules = [
@@ -154,7 +154,7 @@ def blank_tower(tower: Tower) -> nn.Module:
         return kind(CLIPTextConfig(**tower.config))
 
 
-def _tower(stock: Stock, tower: Tower, device: torch.device, whole: bool) -> nn.Module:
+def _tower(stock: LazyTensors, tower: Tower, device: torch.device, whole: bool) -> nn.Module:
     module = blank_tower(tower)
     # transformers 5 dropped the inner prefix of one of the two classes.
     expected = {name.removeprefix("text_model."): name for name in module.state_dict()}

@@ -9,7 +9,7 @@ from ..errors import ModelError
 from .checkpoint import VAE_PREFIX, Checkpoint, fill
 from .denoiser import compute_dtype
 from .families import ModelFamily
-from .names import Stock, decoder_names
+from .names import LazyTensors, decoder_names
 
 
 class KLDecoder(nn.Module):
@@ -36,7 +36,7 @@ class NoDecoder(nn.Module):
         )
 
 
-def decoder_stock(model: Checkpoint, family: ModelFamily) -> Stock:
+def decoder_stock(model: Checkpoint, family: ModelFamily) -> LazyTensors:
     """Find the decoder's weights in a checkpoint, under the decoder module's own names."""
     if family.decoder is None:
         return _taesd(model.part(VAE_PREFIX + "taesd_decoder."))
@@ -44,7 +44,7 @@ def decoder_stock(model: Checkpoint, family: ModelFamily) -> Stock:
     return decoder_names(part, len(family.decoder["block_out_channels"]))
 
 
-def load_decoder(stock: Stock, family: ModelFamily, device: torch.device) -> nn.Module:
+def load_decoder(stock: LazyTensors, family: ModelFamily, device: torch.device) -> nn.Module:
     """Build the family's decoder and read its weights."""
     if family.decoder is None:
         tiny = blank_tiny_decoder()
@@ -69,12 +69,12 @@ def blank_tiny_decoder() -> nn.Module:
         return AutoencoderTiny().decoder
 
 
-def _narrow(stock: Stock, device: torch.device) -> bool:
+def _narrow(stock: LazyTensors, device: torch.device) -> bool:
     # SDXL's activations leave float16's range here; the weights are few, so float32 holds them.
     return device.type != "cpu" and any(s.dtype == torch.float16 for s in stock.values())
 
 
-def _taesd(part: Stock) -> Stock:
+def _taesd(part: LazyTensors) -> LazyTensors:
     found = {}
     for key, stored in part.items():
         index, _, rest = key.partition(".")

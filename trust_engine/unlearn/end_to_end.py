@@ -74,7 +74,7 @@ class Differentiable:
         return self.denoiser(x, t, cond).float()
 
 
-class WholeProblem(Differentiable):
+class EndToEndProblem(Differentiable):
     """What the UNet predicts on recorded latents, as a function of all its q/k/v weights."""
 
     def __init__(

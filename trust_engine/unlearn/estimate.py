@@ -23,7 +23,7 @@ from .resolve import followed
 from .robust import BATCH as PICTURES
 from .robust import MEASURED, MEASURED_BATCH
 from .run import Unlearning
-from .trainer import Forgetting
+from .trainer import SelectiveTrainer
 from .trajectory import POSITIONS
 
 ROWS = 2  # of the UNet pass that is timed
@@ -74,12 +74,12 @@ def step_seconds(lent: LentModel, objective: str) -> float:
         problem = LayerProblem(
             layer, Situation(x, rows, goal, far), Situation(x, rows, far, far), spec.eta, spec.seed
         )
-        training = Forgetting(problem, spec)
+        training = SelectiveTrainer(problem, spec)
         spent += _usual_seconds(training) * counts[kind]
     return spent
 
 
-def _usual_seconds(training: Forgetting) -> float:
+def _usual_seconds(training: SelectiveTrainer) -> float:
     """Time some steps after the first; the middle one, for another process may hold one up."""
     training.step()
     spent = []

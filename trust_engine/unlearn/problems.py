@@ -13,28 +13,28 @@ from ..models.conditioning import Conditioning, stack
 from ..models.denoiser import Denoiser, device_of
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
-from .end_to_end import Moments, WholeProblem
+from .end_to_end import EndToEndProblem, Moments
 from .layerwise import LayerProblem, Situation
 from .mask import Tensors
 from .robust import Hardening, RobustProblem, every_weight, hardened
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
-from .trainer import Forgetting
+from .trainer import SelectiveTrainer
 from .trajectory import Plan, Recording
 
 UNGUIDED = 6  # rows of the empty prompt among what must stay: guidance leans on it
 
 
 @dataclass
-class Piece:
+class Unit:
     """Weights that are fine-tuned together: one layer (local), or all of them (global)."""
 
     name: str
     keys: list[str]
-    start: Callable[[], Forgetting]
+    start: Callable[[], SelectiveTrainer]
 
 
 @dataclass
-class Ground:
+class Problems:
     """What both engines stand on: prompts, encoded in their order, and recorded trajectories."""
 
     spec: UnlearnSpec
@@ -52,33 +52,33 @@ class Ground:
         return self.spec.through_unet
 
     @property
-    def through(self) -> RobustProblem | WholeProblem:
+    def through(self) -> RobustProblem | EndToEndProblem:
         """Return the problem whose gradients pass through the UNet."""
         return self.robust if self.spec.robust else self.whole
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[Unit]:
         """List what is to be fine-tuned, piece by piece."""
         if self.spec.robust:
             harden = lambda: Hardening(self.robust, hardened(self.spec))  # noqa: E731
-            yield Piece("the UNet", self.robust.keys, harden)
+            yield Unit("the UNet", self.robust.keys, harden)
             return
         modules = cross_attention_modules(self.denoiser)
         keys = {name: [f"{name}.to_{letter}.weight" for letter in "qkv"] for name in modules}
         if self.spec.engine == "global":
             everything = [key for names in keys.values() for key in names]
-            yield Piece(
+            yield Unit(
                 "the UNet",
                 everything,
-                lambda: Forgetting(self.whole, self.spec, self._source()),
+                lambda: SelectiveTrainer(self.whole, self.spec, self._source()),
             )
             return
         fixed = self._fixed() if self.needs_whole else {}
         for name in modules:
 
-            def start(name: str = name) -> Forgetting:
-                return Forgetting(self.layer(name), self.spec, fixed=fixed.get(name))
+            def start(name: str = name) -> SelectiveTrainer:
+                return SelectiveTrainer(self.layer(name), self.spec, fixed=fixed.get(name))
 
-            yield Piece(name, keys[name], start)
+            yield Unit(name, keys[name], start)
 
     def layer(self, name: str) -> LayerProblem:
         """Set one layer's problem up."""
@@ -99,7 +99,7 @@ class Ground:
         return LayerProblem(layer, erase.to(device), keep.to(device), self.spec.eta, self.spec.seed)
 
     @cached_property
-    def whole(self) -> WholeProblem:
+    def whole(self) -> EndToEndProblem:
         """Set the whole UNet's problem up, once."""
         n, rows = len(self.prompts.targets), self.plan.rows
         target, anchor, stay = (
@@ -117,7 +117,7 @@ class Ground:
             for letter, weight in zip("qkv", (layer.q, layer.k, layer.v), strict=True):
                 weights[f"{name}.to_{letter}.weight"] = (weight, layer.heads)
         here = self.recording
-        return WholeProblem(
+        return EndToEndProblem(
             self.denoiser, weights, here.latents, here.timesteps, erase, keep, self.spec
         )
 

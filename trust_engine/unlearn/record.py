@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..distributed import Team
+from ..distributed import Workers
 from ..models.conditioning import Conditioning
 from ..models.denoiser import compute_dtype
 from ..models.lent import LentModel
@@ -39,7 +39,7 @@ def recorded(
     plan: Plan,
     cond: Conditioning,
     uncond: Conditioning,
-    team: Team,
+    team: Workers,
     begun: Recording | None = None,
 ) -> Iterator[Recording]:
     """Record what the plan says, or the rest of it; yields the growing recording."""

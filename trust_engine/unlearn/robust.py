@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..distributed import ALONE, Team
+from ..distributed import SINGLE, Workers
 from ..models.conditioning import Conditioning, stack
 from ..models.denoiser import Denoiser, device_of
 from ..models.sampler import SamplerSettings, ddim, initial_noise
@@ -34,7 +34,7 @@ from ..spec import UnlearnSpec
 from .end_to_end import Differentiable
 from .mask import Tensors
 from .objective import distance
-from .trainer import Forgetting, Standing
+from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Part, Recording, batches
 
 PASSES = 10  # times the spec's, to draw with
@@ -83,7 +83,7 @@ def draw(
     spec: UnlearnSpec,
     size: tuple[int, int],
     batch: int,
-    team: Team = ALONE,
+    team: Workers = SINGLE,
     begun: Recording | None = None,
 ) -> Iterator[Recording]:
     """Draw the chosen prompts; yields after each UNet call, in the end with all the latents.
@@ -227,12 +227,12 @@ class RobustProblem(Differentiable):
         return self.conditions.select(rows.to(self.conditions.context.device))
 
 
-class Hardening(Forgetting):
+class Hardening(SelectiveTrainer):
     """Forgetting that starts from dampened weights."""
 
     problem: RobustProblem
 
-    def _step(self) -> Standing:
+    def _step(self) -> Metrics:
         if not self.done:  # here and not at the start, so that a resumed run does not pay again
             for offset, start in zip(self.offset, self.problem.dampened(), strict=True):
                 offset.copy_(start)

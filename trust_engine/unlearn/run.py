@@ -11,7 +11,7 @@ import torch
 
 from .. import __version__
 from ..diff import SparseOffset, WeightDiff, describe_base
-from ..distributed import ALONE, Team
+from ..distributed import SINGLE, Workers
 from ..errors import DivergenceError, SpecError
 from ..models.attention import cross_attention_modules
 from ..models.conditioning import Conditioning, with_syntax
@@ -25,11 +25,11 @@ from ..spec import UnlearnSpec
 from .end_to_end import Cost, differentiable
 from .knowledge import Inquiry, Knowledge, plainly_encoded
 from .mask import overlap, thinned
-from .problems import Ground, Piece
+from .problems import Problems, Unit
 from .record import plan_of, recorded, sampler_of
 from .resolve import followed
 from .state import RunState
-from .trainer import Forgetting, Standing
+from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Plan, Recording
 
 
@@ -45,7 +45,7 @@ class StepReport:
     stage: str
     passes: int
     backward: int = 0
-    standing: Standing | None = None
+    standing: Metrics | None = None
 
 
 @dataclass
@@ -63,11 +63,11 @@ class Unlearning:
     model: LentModel
     spec: UnlearnSpec
     resume: RunState | None = None
-    team: Team = ALONE
+    team: Workers = SINGLE
     strict: bool = False
     knowledge: Knowledge | None = None
     prompts: PromptSet = field(init=False)
-    final: dict[str, Standing] = field(default_factory=dict)
+    final: dict[str, Metrics] = field(default_factory=dict)
     neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     passes: int = 0
@@ -76,8 +76,8 @@ class Unlearning:
     _base: dict[str, Any] = field(default_factory=dict)
     _finished: bool = False
     _recording: Recording | None = None
-    _piece: tuple[str, Forgetting] | None = None
-    ground: Ground | None = None
+    _piece: tuple[str, SelectiveTrainer] | None = None
+    ground: Problems | None = None
     _settled: bool = False
     _encoded: tuple[Conditioning, Conditioning] | None = None
     _identity: str = ""
@@ -205,7 +205,7 @@ class Unlearning:
         assert self._recording is not None
         done = self.asking + self._recording.passes
         score = model.score
-        self.ground = Ground(
+        self.ground = Problems(
             spec, model.denoiser, self.prompts, cond, uncond, plan, self._recording, score
         )
         names: list[str] = []
@@ -228,7 +228,7 @@ class Unlearning:
             )
         self._finished = True
 
-    def _work(self, piece: Piece, kept: RunState | None) -> Iterator[Standing]:
+    def _work(self, piece: Unit, kept: RunState | None) -> Iterator[Metrics]:
         """Take a piece's steps and keep its result, or the last good one if it diverges."""
         run, curve = piece.start(), list[tuple[float, float]]()
         if kept is not None and kept.piece == piece.name:
@@ -277,7 +277,7 @@ class Unlearning:
             self.team.unite(found, names)
         self.passes, self.backward = max(self.team.gather((self.passes, self.backward)))
 
-    def _keep(self, piece: Piece, run: Forgetting) -> None:
+    def _keep(self, piece: Unit, run: SelectiveTrainer) -> None:
         current, first, standing = run.mask.current, run.mask.first, run.standing
         if current is None or first is None or standing is None:
             return  # it diverged before its first step was over

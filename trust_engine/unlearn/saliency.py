@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.lent import Score
-from .end_to_end import WholeProblem
+from .end_to_end import EndToEndProblem
 from .layerwise import LayerProblem
 from .mask import Tensors
 
@@ -47,7 +47,7 @@ class AttentionSaliency:
 class NoiseSaliency:
     """|dE/dtheta| of the whole UNet's concept effect."""
 
-    def __init__(self, problem: WholeProblem) -> None:
+    def __init__(self, problem: EndToEndProblem) -> None:
         self.problem = problem
 
     def __call__(self, theta: Tensors, step: int) -> Tensors:
@@ -58,7 +58,7 @@ class NoiseSaliency:
 class ClipSaliency:
     """|dS/dtheta| of a CLIP score S of the clean picture that the UNet predicts."""
 
-    def __init__(self, problem: WholeProblem, score: Score, targets: Sequence[str]) -> None:
+    def __init__(self, problem: EndToEndProblem, score: Score, targets: Sequence[str]) -> None:
         self.problem, self.score, self.targets = problem, score, targets
 
     def __call__(self, theta: Tensors, step: int) -> Tensors:

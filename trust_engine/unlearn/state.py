@@ -28,7 +28,7 @@ from ..io.safetensors import (
     write_tensors,
 )
 from .knowledge import Knowledge
-from .trainer import Standing
+from .trainer import Metrics
 from .trajectory import Part, Recording
 
 FORMAT = "trust_run"
@@ -53,7 +53,7 @@ class RunState:
     recording: Recording
     offsets: Mapping[str, SparseOffset]
     neurons: Mapping[str, dict[str, Any]]
-    final: Mapping[str, Standing]
+    final: Mapping[str, Metrics]
     piece: str
     forgetting: dict[str, Tensor]
     curves: Mapping[str, Curve] = field(default_factory=dict)
@@ -205,7 +205,7 @@ def _build(label: dict[str, Any], tensors: dict[str, Tensor]) -> RunState:
     }
     for key, offset in offsets.items():
         check_offset(key, offset, "the state")
-    final = {name: Standing(*map(_finite, figures)) for name, figures in label["final"].items()}
+    final = {name: Metrics(*map(_finite, figures)) for name, figures in label["final"].items()}
     _check(all(isinstance(n, dict) for n in label["neurons"].values()), "its neurons are damaged")
     forgetting, curves = under("run."), under("curve.")
     _check(bool(label["piece"]) == bool(forgetting), "the layer at work is missing")

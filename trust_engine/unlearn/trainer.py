@@ -44,7 +44,7 @@ class Problem(Protocol):
 
 
 @dataclass(frozen=True)
-class Standing:
+class Metrics:
     """Where a run stands: effect E (1 at the start), harm to others, masked share, overlap."""
 
     effect: float
@@ -53,7 +53,7 @@ class Standing:
     overlap: float
 
 
-class Forgetting:
+class SelectiveTrainer:
     """Selective fine-tuning of one problem: iterate over its steps, then read `offset`."""
 
     def __init__(
@@ -70,7 +70,7 @@ class Forgetting:
         self.mask = mask_for(spec, shapes, problem.heads, fixed, costly=source is not None)
         self.done = 0
         self.steady = True  # False while a step is half taken: then there is nothing to save
-        self.standing: Standing | None = None
+        self.standing: Metrics | None = None
         self.scale: InfluenceScale | None = None  # of |g| at theta_0, for CIP
         self._smooth: tuple[float, float] | None = None
 
@@ -89,11 +89,11 @@ class Forgetting:
             return False  # what is dropped later may bring the effect back
         return self._smooth[0] < spec.stop_effect and self._smooth[1] < spec.stop_harm
 
-    def __iter__(self) -> Iterator[Standing]:
+    def __iter__(self) -> Iterator[Metrics]:
         while not self.finished:
             yield self.step()
 
-    def step(self) -> Standing:
+    def step(self) -> Metrics:
         """Take one step; raises DivergenceError, and keeps the last good state, when it fails.
 
         Whatever ends it early, an interrupt or no memory: as long as the weights have not begun to
@@ -109,7 +109,7 @@ class Forgetting:
                 self.mask.back_to(mask)
             raise
 
-    def _step(self) -> Standing:
+    def _step(self) -> Metrics:
         """Algorithm 1, one turn of its loop."""
         spec, problem, adam, step = self.spec, self.problem, self.optimiser, self.done
         theta = adam.theta()
@@ -180,7 +180,7 @@ class Forgetting:
         return smaller
 
     @torch.no_grad()
-    def _zero(self, mask: Tensors, step: int) -> Standing:
+    def _zero(self, mask: Tensors, step: int) -> Metrics:
         """Set the neurons to zero, the ablation that needs no training; then see what is left."""
         self.steady = False
         for offset, base, m in zip(self.offset, self.problem.base, mask, strict=True):
@@ -189,14 +189,14 @@ class Forgetting:
         effect, harm = self.problem.effect(theta, step), self.problem.harm(theta, step)
         return self._stand(float(effect), float(harm), mask)
 
-    def _stand(self, effect: float, harm: float, mask: Tensors) -> Standing:
+    def _stand(self, effect: float, harm: float, mask: Tensors) -> Metrics:
         old = self._smooth or (effect, harm)
         self._smooth = (
             SMOOTH * old[0] + (1 - SMOOTH) * effect,
             SMOOTH * old[1] + (1 - SMOOTH) * harm,
         )
         moved = overlap(self.mask.first or mask, mask)
-        self.standing = Standing(effect, harm, share(mask), moved)
+        self.standing = Metrics(effect, harm, share(mask), moved)
         self.done += 1
         self.steady = True
         return self.standing
@@ -226,7 +226,7 @@ class Forgetting:
         self.optimiser.load(_below(kept, "optimiser."))
         self.mask.load(_below(kept, "mask."), device)
         self._smooth = tuple(kept["smooth"].tolist())
-        self.standing = Standing(*kept["standing"].tolist())
+        self.standing = Metrics(*kept["standing"].tolist())
         mean, deviation = kept["influence"].to(device).unbind(1)
         self.scale = InfluenceScale(tuple(mean), tuple(deviation))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..distributed import ALONE, Team
+from ..distributed import SINGLE, Workers
 from ..errors import SpecError
 from ..models.attention import cross_attention_modules, watch_inputs
 from ..models.conditioning import Conditioning
@@ -132,7 +132,7 @@ def record(
     size: tuple[int, int],
     seed: int,
     batch: int = GROUP,
-    team: Team = ALONE,
+    team: Workers = SINGLE,
     begun: Recording | None = None,
 ) -> Iterator[Recording]:
     """Denoise once from every prompt; yields the growing recording after each UNet call.
@@ -176,7 +176,7 @@ def record(
         yield recording  # nothing may have been left to do, but whoever iterates needs it
 
 
-def _together(mine: list[Tensor], team: Team) -> Tensor:
+def _together(mine: list[Tensor], team: Workers) -> Tensor:
     return torch.cat(team.interleave(mine))
 
 

@@ -16,12 +16,12 @@ from toys.audit_toy import (
     toy_model,
 )
 from toys.tiny import frozen_bits
-from trust_engine.audit.attacks.base import Strike, attack_cell
+from trust_engine.audit.attacks.base import AttackOutput, attack_check
 from trust_engine.audit.attacks.catalogue import MAKERS, make_attack
 from trust_engine.audit.attacks.discrete import to_simplex
 from trust_engine.audit.attacks.ringabell import Pool
 from trust_engine.audit.checks.core import follow
-from trust_engine.audit.context import Studio
+from trust_engine.audit.context import AuditContext
 from trust_engine.audit.levels import ATTACKS
 from trust_engine.audit.topic import Topic
 from trust_engine.diff.overrides import patched
@@ -32,14 +32,14 @@ TAMPER = ("relearning", "relearning_lora")
 HARMLESS = ("benign_fine_tuning", "stacked_lora", "storage_fp16", "storage_bf16", "storage_fp8")
 
 
-def studio_of(forgets: object, topic: Topic = TOPIC) -> Studio:
+def studio_of(forgets: object, topic: Topic = TOPIC) -> AuditContext:
     model = toy_model()
     edited = model if forgets is None else patched(model, forgets(model))  # type: ignore[operator]
-    return Studio({"untouched": model, "edited": edited}, ToyJudge(), topic, FEW)
+    return AuditContext({"untouched": model, "edited": edited}, ToyJudge(), topic, FEW)
 
 
-def success(name: str, studio: Studio) -> dict:
-    cell = attack_cell(studio, make_attack(name, BUDGETS), BUDGETS.judged, reference=False)
+def success(name: str, studio: AuditContext) -> dict:
+    cell = attack_check(studio, make_attack(name, BUDGETS), BUDGETS.judged, reference=False)
     outcome = follow(cell.run(studio), cell.passes)
     assert outcome.figures["asr"]["n"] == BUDGETS.judged
     assert len(outcome.pictures["edited"]) == BUDGETS.judged
@@ -93,7 +93,7 @@ def test_weights_stay_as_they_are_wherever_an_attack_is_stopped(name: str) -> No
     before = frozen_bits(module)
     overrides = studio.models["edited"].denoiser.overrides  # type: ignore[attr-defined]
     kept = {key: weight.clone() for key, weight in overrides.items()}
-    cell = attack_cell(studio, make_attack(name, BUDGETS), BUDGETS.judged, reference=True)
+    cell = attack_check(studio, make_attack(name, BUDGETS), BUDGETS.judged, reference=True)
     work = cell.run(studio)
     for _ in range(40):
         next(work, None)
@@ -109,7 +109,7 @@ def test_the_same_seed_gives_the_same_attack(name: str) -> None:
     def latents() -> torch.Tensor:
         studio = studio_of(forgets_the_word)
         attack = make_attack(name, BUDGETS)
-        strike: Strike = follow(attack.run(studio, studio.models["edited"]), attack.passes)
+        strike: AttackOutput = follow(attack.run(studio, studio.models["edited"]), attack.passes)
         return strike.latents
 
     assert torch.equal(latents(), latents())
@@ -135,7 +135,7 @@ def test_ring_a_bell_does_not_use_the_word() -> None:
 def test_an_attack_that_fails_on_the_untouched_model_is_called_uninformative() -> None:
     studio = studio_of(None, CACTUS)
     attack = make_attack("textual_inversion_1", BUDGETS)
-    cell = attack_cell(studio, attack, BUDGETS.judged, reference=True)
+    cell = attack_check(studio, attack, BUDGETS.judged, reference=True)
     assert follow(cell.run(studio), 1).figures["informative"] is False
 
 

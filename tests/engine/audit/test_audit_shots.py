@@ -16,10 +16,10 @@ from trust_engine.audit.probes import (
     around,
     base_of,
     concept_shots,
-    core_shots,
+    core_probes,
     member_shots,
     neutral_shots,
-    pair_shots,
+    pair_probes,
     paraphrase_shots,
     retained_shots,
 )
@@ -40,7 +40,7 @@ from trust_engine.errors import SpecError
     ids=lambda topic: topic.name,
 )
 def test_shots_of_every_kind_of_concept(topic: Topic) -> None:
-    core = core_shots(topic, 2, 3)
+    core = core_probes(topic, 2, 3)
     assert len(core.target) == 12
     assert all(set(shot.wanted) == set(topic.labels) for shot in core.target)
     assert all(not set(topic.labels) <= set(shot.wanted) or topic.kind == "conditional"
@@ -54,26 +54,26 @@ def test_shots_of_every_kind_of_concept(topic: Topic) -> None:
     paraphrases = paraphrase_shots(topic, 16, 3)
     plain = {shot.prompt for shot in core.target}
     assert not plain & {shot.prompt for shot in paraphrases}
-    for make in (pair_shots, neutral_shots):
+    for make in (pair_probes, neutral_shots):
         assert all(shot.seed >= base_of("pairs", 3) for shot in make(topic, 9, 3))
 
 
 def test_a_condition_is_never_asked_for_among_what_stays() -> None:
     topic = demo_topic("cat", "conditional", None, "on a red background")
-    cats = [shot for shot in core_shots(topic, 20, 0).others if shot.words == "cat"]
+    cats = [shot for shot in core_probes(topic, 20, 0).others if shot.words == "cat"]
     assert cats and all(shot.scene.background != "red" for shot in cats)
     style = demo_topic("openmoji", "style")
-    assert all(shot.scene.style != "openmoji" for shot in core_shots(style, 5, 0).others)
+    assert all(shot.scene.style != "openmoji" for shot in core_probes(style, 5, 0).others)
 
 
 def test_a_condition_is_called_back_only_where_thing_and_condition_are_seen() -> None:
     """The thing alone is what the concept is to be replaced by."""
     red = demo_topic("cat", "conditional", None, "on a red background")
     assert red.labels == ("cat", "red") and red.things == ("cat",)
-    assert all(shot.wanted == ("cat", "red") for shot in core_shots(red, 2, 0).synonyms)
+    assert all(shot.wanted == ("cat", "red") for shot in core_probes(red, 2, 0).synonyms)
     night = open_topic("cat", "conditional", None, "at night", retain=("dog",))
     assert night.labels == ("cat at night",)
-    for shot in (*core_shots(night, 2, 0).target, *paraphrase_shots(night, 16, 0)):
+    for shot in (*core_probes(night, 2, 0).target, *paraphrase_shots(night, 16, 0)):
         assert shot.prompt.lower().endswith("at night")
         assert around(night, shot)[1] == "at night"
 
@@ -90,12 +90,12 @@ def test_parts_of_a_concept_are_asked_for_one_by_one() -> None:
 
 
 def test_of_a_combination_each_member_is_asked_for_with_others() -> None:
-    shots = pair_shots(demo_topic("baby", "combination", "beer"), 8, 0)
+    shots = pair_probes(demo_topic("baby", "combination", "beer"), 8, 0)
     members = [set(shot.wanted) & {"baby", "beer"} for shot in shots]
     assert all(len(member) == 1 and len(shot.wanted) == 2
                for member, shot in zip(members, shots, strict=True))  # fmt: skip
     assert {"baby"} in members and {"beer"} in members
-    alone = pair_shots(demo_topic("gun"), 8, 0)
+    alone = pair_probes(demo_topic("gun"), 8, 0)
     assert all(len(s.wanted) == 1 and "gun" in s.prompt and s.wanted != ("gun",) for s in alone)
 
 
@@ -112,7 +112,7 @@ def test_neighbours_are_near_in_text() -> None:
         (lambda: demo_topic("baby", "combination", "rum"), "'rum' is not an object"),
         (lambda: demo_topic("cat", "conditional", None, "at night"), "names no background"),
         (lambda: pick_level("thorough"), "level 'thorough' is unknown"),
-        (lambda: core_shots(TOPIC, 0, 0), "images is 0"),
+        (lambda: core_probes(TOPIC, 0, 0), "images is 0"),
     ],
 )
 def test_bad_questions_are_refused(call: Callable[[], object], says: str) -> None:

@@ -27,7 +27,7 @@ from trust_engine.models.vae import NoDecoder
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
-from trust_engine.unlearn.trainer import Standing
+from trust_engine.unlearn.trainer import Metrics
 
 PAIR = ConceptSpec(("baby",), "combination", companion="beer")
 UNDER = ConceptSpec(("cat",), "conditional", condition="on a red background")
@@ -145,7 +145,7 @@ def finished(effect: float, harm: float = 0.0, **changes: Any) -> Any:
     prompts = build_prompts(spec.concepts, WordEncoder(), WORDS)
     return SimpleNamespace(
         spec=spec, prompts=prompts, model=tiny_model(), passes=64, backward=0,
-        final={"a": Standing(effect, harm, 0.05, 1.0)},
+        final={"a": Metrics(effect, harm, 0.05, 1.0)},
     )  # fmt: skip
 
 

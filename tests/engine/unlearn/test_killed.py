@@ -23,7 +23,7 @@ from trust_engine.unlearn.keeping import Keeping
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.run_store import UNSAVED, RunStore
 from trust_engine.unlearn.state import load_state
-from trust_engine.unlearn.trainer import Forgetting
+from trust_engine.unlearn.trainer import SelectiveTrainer
 
 SPEC = tiny_spec(steps=3)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="fork and signals of POSIX")
@@ -92,18 +92,18 @@ class Command:
         sys.stdout, sys.stderr = (open(n, "w", closefd=False) for n in (1, 2))  # noqa: SIM115
         os.environ["TRUST_RUNS"] = runs
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        lent, step = tiny_model(), Forgetting.step
+        lent, step = tiny_model(), SelectiveTrainer.step
         model = load.LoadedModel(
             lent.denoiser, lent.encoder, torch.nn.Identity(), (8, 8), lent.vocabulary, ()
         )  # type: ignore[arg-type]
         load.load_model = lambda *_: model  # type: ignore[assignment]
 
-        def slow(self: Forgetting) -> object:
+        def slow(self: SelectiveTrainer) -> object:
             going.touch()
             time.sleep(pause)
             return step(self)
 
-        going, Forgetting.step = self.going, slow  # type: ignore[method-assign]
+        going, SelectiveTrainer.step = self.going, slow  # type: ignore[method-assign]
         code = main(arguments)
         sys.stdout.flush()
         sys.stderr.flush()

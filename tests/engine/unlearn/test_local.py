@@ -16,7 +16,7 @@ from trust_engine.models.attention import CrossAttention
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.layerwise import LayerProblem, Situation
 from trust_engine.unlearn.mask import overlap, share
-from trust_engine.unlearn.trainer import Forgetting, Standing
+from trust_engine.unlearn.trainer import Metrics, SelectiveTrainer
 
 PROMPTS, POSITIONS, D, C, TOKENS = 4, 96, 24, 64, 6
 
@@ -47,13 +47,13 @@ def spec(**changes: object) -> UnlearnSpec:
     )
 
 
-def forgetting(wanted: UnlearnSpec, erase: Situation, keep: Situation) -> Forgetting:
+def forgetting(wanted: UnlearnSpec, erase: Situation, keep: Situation) -> SelectiveTrainer:
     """Set a layer up."""
     problem = LayerProblem(layer(), erase, keep, wanted.eta, wanted.seed)
-    return Forgetting(problem, wanted)
+    return SelectiveTrainer(problem, wanted)
 
 
-def run(wanted: UnlearnSpec) -> tuple[Forgetting, list[Standing]]:
+def run(wanted: UnlearnSpec) -> tuple[SelectiveTrainer, list[Metrics]]:
     """Train the layer to the end."""
     it = forgetting(wanted, *situations())
     return it, list(it)

@@ -15,7 +15,7 @@ from trust_engine.models.denoiser import projections
 from trust_engine.models.lent import LentModel
 from trust_engine.prompts.concept import PromptSet
 from trust_engine.spec import UnlearnSpec
-from trust_engine.unlearn.problems import Ground
+from trust_engine.unlearn.problems import Problems
 from trust_engine.unlearn.resolve import followed
 from trust_engine.unlearn.robust import (
     BUDGET,
@@ -70,7 +70,7 @@ def long() -> Unlearning:
 @pytest.fixture
 def problem(long: Unlearning) -> RobustProblem:
     """Return what it trained on."""
-    assert isinstance(long.ground, Ground)
+    assert isinstance(long.ground, Problems)
     return long.ground.robust
 
 

@@ -17,7 +17,7 @@ import torch
 
 from trust_engine import distributed
 from trust_engine.diff import load_diff
-from trust_engine.distributed import ALONE, LAUNCHED, Team, joined
+from trust_engine.distributed import LAUNCHED, SINGLE, Workers, joined
 from trust_engine.errors import SpecError
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
@@ -53,7 +53,7 @@ def launched(arguments: list[str], folder: Path, size: int = 2) -> list[tuple[in
 
 
 @dataclass(frozen=True)
-class Pretended(Team):
+class Pretended(Workers):
     """One of two processes, which knows already what both bring."""
 
     shares: tuple[list[int], ...] = ([0, 2, 4], [1, 3])
@@ -67,7 +67,7 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
     with joined() as team:
-        assert team is ALONE
+        assert team is SINGLE
     found = {"b": 1, "a": 2}
     team.unite(found, ["a", "b"])
     assert list(found) == ["b", "a"]
@@ -163,7 +163,7 @@ def test_an_empty_variable_is_as_good_as_none(empty: str, monkeypatch: pytest.Mo
     for name, value in {**LEFT, empty: " "}.items():
         monkeypatch.setenv(name, value)
     with joined() as team:
-        assert team is ALONE
+        assert team is SINGLE
 
 
 @pytest.mark.parametrize(

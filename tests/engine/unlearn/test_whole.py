@@ -11,12 +11,12 @@ from trust_engine.errors import SpecError
 from trust_engine.models.attention import cross_attention_modules, read_layer
 from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.parameters import exchanged
-from trust_engine.unlearn.end_to_end import Moments, WholeProblem, differentiable
+from trust_engine.unlearn.end_to_end import EndToEndProblem, Moments, differentiable
 from trust_engine.unlearn.objective import csr, exact_product, finite_product, slope
-from trust_engine.unlearn.trainer import Forgetting
+from trust_engine.unlearn.trainer import SelectiveTrainer
 
 
-def whole(style: str = "diffusers", **changes: object) -> WholeProblem:
+def whole(style: str = "diffusers", **changes: object) -> EndToEndProblem:
     """Set the tiny UNet up, on random latents."""
     torch.manual_seed(0)
     denoiser = tiny_denoiser(style)
@@ -29,17 +29,17 @@ def whole(style: str = "diffusers", **changes: object) -> WholeProblem:
     rows = torch.arange(3)
     latents, timesteps = torch.randn(3, 2, 4, 8, 8), torch.tensor([801, 301])
     erase, keep = Moments(rows, now, goal), Moments(rows, kept, kept)
-    return WholeProblem(
+    return EndToEndProblem(
         denoiser, weights, latents, timesteps, erase, keep, tiny_spec(engine="global", **changes)
     )
 
 
-def start(problem: WholeProblem) -> tuple[Tensor, ...]:
+def start(problem: EndToEndProblem) -> tuple[Tensor, ...]:
     """Return theta_0, ready to be differentiated."""
     return tuple(b.clone().requires_grad_(True) for b in problem.base)
 
 
-def gradient(problem: WholeProblem, checkpointing: bool = False) -> tuple[Tensor, ...]:
+def gradient(problem: EndToEndProblem, checkpointing: bool = False) -> tuple[Tensor, ...]:
     """Differentiate the effect."""
     theta = start(problem)
     with differentiable(problem.denoiser, False, checkpointing):
@@ -97,7 +97,7 @@ def test_finite_differences_agree_with_double_backward() -> None:
 @pytest.mark.parametrize("hessian", ["exact", "finite"])
 def test_it_forgets(hessian: str) -> None:
     problem = whole(hessian=hessian, steps=25, budget=0.5, xi=-10.0, beta=0.5)
-    run = Forgetting(problem, problem.spec)
+    run = SelectiveTrainer(problem, problem.spec)
     before = frozen_bits(problem.denoiser.module)
     with differentiable(problem.denoiser, hessian == "exact", False):
         steps = list(run)

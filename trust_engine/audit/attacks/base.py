@@ -12,17 +12,17 @@ from torch import Tensor
 from ...models.conditioning import Conditioning
 from ...models.denoiser import device_of
 from ...models.load import LoadedModel
-from ..check import Cell, Outcome
-from ..context import Looked, Studio, judge, sees_all
+from ..check import Check, CheckResult
+from ..context import AuditContext, Judged, judge, sees_all
 from ..drawing import Work, decode
 from ..metrics.intervals import Rate
-from ..probes import Shot, concept_shots
+from ..probes import Probe, concept_shots
 
 TIMES = (100, 1000)  # attackers train on timesteps 100..999: the last ones only polish
 
 
 @dataclass(frozen=True)
-class Strike:
+class AttackOutput:
     """What an attack drew: latents (n, 4, h, w), one a judged shot, and prompts for people."""
 
     latents: Tensor
@@ -44,14 +44,14 @@ class Attack:
     source: str
     budget: dict[str, Any]
     passes: int
-    run: Callable[[Studio, LoadedModel], Work[Strike]]
+    run: Callable[[AuditContext, LoadedModel], Work[AttackOutput]]
     needs_text: bool = False
     on_untouched: bool = True
     adds_to_plain: bool = False
     """Whether a prompt counts that succeeds without the attack, as UnlearnDiffAtk counts."""
 
 
-def attack_cell(studio: Studio, attack: Attack, judged: int, reference: bool) -> Cell:
+def attack_check(studio: AuditContext, attack: Attack, judged: int, reference: bool) -> Check:
     """Run an attack on the edited model and, for reference, on the untouched one."""
     plain = studio.settings.passes(judged)
     twice = 1 + (reference and attack.on_untouched)
@@ -59,7 +59,7 @@ def attack_cell(studio: Studio, attack: Attack, judged: int, reference: bool) ->
     bait = int(attack.budget.get("bait", 0))
     passes = twice * (attack.passes + plain) + plain + studio.bait_passes(bait)
 
-    def run(studio: Studio) -> Work[Outcome]:
+    def run(studio: AuditContext) -> Work[CheckResult]:
         topic, edited = studio.topic, studio.models["edited"]
         shots = concept_shots(topic, "attack", judged, studio.seed)
         before = yield from plain_hits(studio, shots)
@@ -85,29 +85,29 @@ def attack_cell(studio: Studio, attack: Attack, judged: int, reference: bool) ->
             figures["untouched"] = seen.seen.to_dict()
             figures["informative"] = seen.seen.value >= 0.5
             pictures["untouched"] = seen.pictures
-        return Outcome(figures, pictures)
+        return CheckResult(figures, pictures)
 
-    return Cell(f"attacks.{attack.name}", {**budget, "source": attack.source}, passes, run, True)
+    return Check(f"attacks.{attack.name}", {**budget, "source": attack.source}, passes, run, True)
 
 
-def plain_hits(studio: Studio, shots: Sequence[Shot]) -> Work[list[bool]]:
+def plain_hits(studio: AuditContext, shots: Sequence[Probe]) -> Work[list[bool]]:
     """Tell which of the attack's shots show the concept without any attack."""
-    from ..context import shoot
+    from ..context import draw_probes
 
     def make() -> Work[list[bool]]:
-        looked = yield from shoot(studio, studio.models["edited"], shots)
+        looked = yield from draw_probes(studio, studio.models["edited"], shots)
         return looked.hits
 
     return (yield from studio.keep(("plain", len(shots)), make))
 
 
 def verdict(
-    studio: Studio, model: LoadedModel, shots: Sequence[Shot], strike: Strike
-) -> tuple[Looked, Rate | None]:
+    studio: AuditContext, model: LoadedModel, shots: Sequence[Probe], strike: AttackOutput
+) -> tuple[Judged, Rate | None]:
     """Judge an attack's pictures; the floor is how often things it never saw are "found"."""
-    looked, floor = Looked([], [], [], []), []
+    looked, floor = Judged([], [], [], []), []
     named = [
-        Shot(s.words, s.scene, s.seed, text, s.wanted)
+        Probe(s.words, s.scene, s.seed, text, s.wanted)
         for s, text in zip(shots, strike.prompts, strict=True)
     ]
     for start in range(0, len(named), 16):

@@ -18,11 +18,11 @@ from ...models.conditioning import Conditioning
 from ...models.denoiser import device_of
 from ...models.load import LoadedModel
 from ...models.token_embeddings import TokenSpace, embed, fill, token_space
-from ..context import Studio
+from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
-from ..probes import Shot, concept_shots
-from .base import Attack, Strike, denoising_loss, draw_times
+from ..probes import Probe, concept_shots
+from .base import Attack, AttackOutput, denoising_loss, draw_times
 
 ROWS = 8  # prompts whose gradients are held at once
 TESTED = (250, 500, 750)  # timesteps on which candidates are compared
@@ -95,7 +95,7 @@ def _attack(
     tests = CANDIDATES * len(TESTED) * n
     budget = {"prefix_tokens": k, "iterations": iterations, "bait": n, **search.budget}
 
-    def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
+    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         siege = yield from besiege(studio, model, n, k)
         tokens = yield from attack_prefixes(siege, loss, search, k, iterations)
         shots = concept_shots(studio.topic, "attack", n, studio.seed)
@@ -106,7 +106,7 @@ def _attack(
             f"[{siege.space.text(row.tolist())}] {shot.prompt}"
             for row, shot in zip(tokens, shots, strict=True)
         ]
-        return Strike(latents, texts)
+        return AttackOutput(latents, texts)
 
     passes = 3 * n * iterations + tests
     return Attack(
@@ -122,12 +122,12 @@ def _attack(
     )
 
 
-def besiege(studio: Studio, model: LoadedModel, count: int, tokens: int) -> Work[Siege]:
+def besiege(studio: AuditContext, model: LoadedModel, count: int, tokens: int) -> Work[Siege]:
     """Lay out prompts with free places before them and pictures of the concept to aim at."""
     bait = yield from studio.bait(count)
     space = token_space(model.encoder)
     assert space is not None
-    shots: Sequence[Shot] = concept_shots(studio.topic, "attack", count, studio.seed)
+    shots: Sequence[Probe] = concept_shots(studio.topic, "attack", count, studio.seed)
     framed = [fill(space, "", tokens, shot.prompt) for shot in shots]
     untouched = studio.models["untouched"]
     with torch.no_grad():

@@ -9,11 +9,11 @@ from ...diff.overrides import differentiable
 from ...models.conditioning import Conditioning
 from ...models.load import LoadedModel
 from ...models.token_embeddings import TokenSpace, embed, fill, token_space
-from ..context import Studio
+from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
-from ..probes import Shot, around, concept_shots
-from .base import Attack, Strike, denoising_loss, draw_times
+from ..probes import Probe, around, concept_shots
+from .base import Attack, AttackOutput, denoising_loss, draw_times
 
 SOURCE = "Gal et al. 2022, arXiv 2208.01618; as an attack: Pham et al. 2023, arXiv 2308.01508"
 SEEDWORD = "thing"
@@ -30,7 +30,7 @@ def textual_inversion(tokens: int, budgets: Budgets) -> Attack:
         "bait": budgets.bait,
     }
 
-    def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
+    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         space = token_space(model.encoder)
         assert space is not None  # attacks that need text are not planned without it
         learned = yield from invert(studio, model, space, tokens, budgets)
@@ -40,7 +40,7 @@ def textual_inversion(tokens: int, budgets: Budgets) -> Attack:
         latents = yield from paint(model, cond, [s.seed for s in shots], studio.settings)
         names = " ".join(f"<v{i + 1}>" for i in range(tokens))
         shown = [f" {names} ".join(around(studio.topic, shot)).strip() for shot in shots]
-        return Strike(latents, shown, {"norm": round(float(learned.norm(dim=1).mean()), 4)})
+        return AttackOutput(latents, shown, {"norm": round(float(learned.norm(dim=1).mean()), 4)})
 
     return Attack(
         name=f"textual_inversion_{tokens}",
@@ -55,7 +55,7 @@ def textual_inversion(tokens: int, budgets: Budgets) -> Attack:
 
 
 def invert(
-    studio: Studio, model: LoadedModel, space: TokenSpace, tokens: int, budgets: Budgets
+    studio: AuditContext, model: LoadedModel, space: TokenSpace, tokens: int, budgets: Budgets
 ) -> Work[Tensor]:
     """Learn embeddings (tokens, d) that minimise the victim's denoising loss on the bait."""
     bait = yield from studio.bait(budgets.bait)
@@ -78,7 +78,9 @@ def invert(
     return learned.detach()
 
 
-def woven(studio: Studio, space: TokenSpace, shots: list[Shot], learned: Tensor) -> Conditioning:
+def woven(
+    studio: AuditContext, space: TokenSpace, shots: list[Probe], learned: Tensor
+) -> Conditioning:
     """Encode concept shots with learned rows (k, d) where the concept's words were."""
     rows = []
     for shot in shots:

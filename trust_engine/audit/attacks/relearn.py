@@ -10,11 +10,11 @@ from torch import Tensor
 from ...diff.overrides import weights_of, with_weights
 from ...models.conditioning import Conditioning
 from ...models.load import LoadedModel
-from ..context import Bait, Studio, paint_shots
+from ..context import AuditContext, ReferenceImages, paint_shots
 from ..drawing import Work
 from ..levels import Budgets
 from ..probes import concept_shots, retained_shots
-from .base import Attack, Strike, denoising_loss, draw_times
+from .base import Attack, AttackOutput, denoising_loss, draw_times
 
 Weights = Mapping[str, Tensor]
 SUFFIXES = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")
@@ -31,7 +31,7 @@ def relearning(budgets: Budgets, lora: bool) -> Attack:
         **({"lora_rank": budgets.lora_rank} if lora else {"weights": "all of the UNet"}),
     }
 
-    def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
+    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         bait = yield from studio.bait(budgets.relearn_images)
         train = Training(budgets.relearn_steps, rate, budgets.relearn_batch, studio.seed)
         recipe = low_rank(budgets.lora_rank, studio.seed) if lora else every_weight
@@ -60,7 +60,7 @@ def benign_fine_tuning(budgets: Budgets) -> Attack:
         "weights": "all of the UNet",
     }
 
-    def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
+    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         bait = yield from harmless(studio, budgets.benign_images)
         train = Training(
             budgets.benign_steps, budgets.relearn_rate, budgets.relearn_batch, studio.seed
@@ -90,7 +90,7 @@ def stacked_lora(budgets: Budgets) -> Attack:
         "lora_rank": budgets.lora_rank,
     }
 
-    def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
+    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         bait = yield from harmless(studio, budgets.benign_images)
         untouched = studio.models["untouched"]
         train = Training(
@@ -103,7 +103,7 @@ def stacked_lora(budgets: Budgets) -> Attack:
         moved = sum(float((w - base[n]).square().sum()) for n, w in tuned.items())
         whole = sum(float(base[n].float().square().sum()) for n in tuned)
         notes = {"relative_norm": round((moved / max(whole, 1e-12)) ** 0.5, 4)}
-        return Strike(strike.latents, strike.prompts, notes)
+        return AttackOutput(strike.latents, strike.prompts, notes)
 
     return Attack(
         name="stacked_lora",
@@ -117,22 +117,22 @@ def stacked_lora(budgets: Budgets) -> Attack:
     )
 
 
-def harmless(studio: Studio, count: int) -> Work[Bait]:
+def harmless(studio: AuditContext, count: int) -> Work[ReferenceImages]:
     """Draw other things with the untouched model."""
 
-    def make() -> Work[Bait]:
+    def make() -> Work[ReferenceImages]:
         shots = retained_shots(studio.topic, "benign", count, studio.seed)
         latents = yield from paint_shots(studio.models["untouched"], shots, studio.settings)
-        return Bait(latents, shots, len(shots))
+        return ReferenceImages(latents, shots, len(shots))
 
     return (yield from studio.keep(("benign", count), make))
 
 
-def redraw(studio: Studio, model: LoadedModel, budgets: Budgets) -> Work[Strike]:
+def redraw(studio: AuditContext, model: LoadedModel, budgets: Budgets) -> Work[AttackOutput]:
     """Ask a tampered model for the concept by its name."""
     shots = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
     latents = yield from paint_shots(model, shots, studio.settings)
-    return Strike(latents, [shot.prompt for shot in shots])
+    return AttackOutput(latents, [shot.prompt for shot in shots])
 
 
 class Training:
@@ -175,7 +175,7 @@ def low_rank(rank: int, seed: int) -> Recipe:
 
 
 def tune(
-    model: LoadedModel, bait: Bait, train: Training, recipe: Recipe
+    model: LoadedModel, bait: ReferenceImages, train: Training, recipe: Recipe
 ) -> Work[dict[str, Tensor]]:
     """Fine-tune on pictures and their prompts; returns the weights, the model keeps its own."""
     start = {n: w.clone() if w.is_inference() else w for n, w in weights_of(model.denoiser).items()}

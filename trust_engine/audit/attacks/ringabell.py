@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ...models.load import LoadedModel
 from ...models.token_embeddings import TokenSpace, embed, token_space
-from ..context import Studio
+from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
-from ..probes import Shot, concept_shots, others_of
+from ..probes import Probe, concept_shots, others_of
 from ..topic import Topic, named
-from .base import Attack, Strike
+from .base import Attack, AttackOutput
 
 SOURCE = "Ring-A-Bell: Tsai et al. 2023, arXiv 2310.10012"
 ETA, MUTATION, CROSSOVER = 3.0, 0.25, 0.5
@@ -39,18 +39,18 @@ def ring_a_bell(budgets: Budgets) -> Attack:
         "crossover": CROSSOVER,
     }
 
-    def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
+    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         space = token_space(studio.models["untouched"].encoder)
         assert space is not None
         prompts = yield from studio.keep(
             ("ring_a_bell",), lambda: search_all(studio, space, budgets)
         )
-        shots: list[Shot] = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
+        shots: list[Probe] = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
         used = [prompts[i % len(prompts)] for i in range(len(shots))]
         with torch.no_grad():
             cond = space.encode(embed(space, torch.stack([space.frame(ids) for ids in used])))
         latents = yield from paint(model, cond, [s.seed for s in shots], studio.settings)
-        return Strike(latents, [space.text(ids) for ids in used])
+        return AttackOutput(latents, [space.text(ids) for ids in used])
 
     return Attack(
         name="ring_a_bell",
@@ -64,7 +64,7 @@ def ring_a_bell(budgets: Budgets) -> Attack:
     )
 
 
-def search_all(studio: Studio, space: TokenSpace, budgets: Budgets) -> Work[list[list[int]]]:
+def search_all(studio: AuditContext, space: TokenSpace, budgets: Budgets) -> Work[list[list[int]]]:
     """Search once for each neutral goal; returns the two best prompts of each as token ids."""
     pool = Pool.of(studio.topic, space)
     arrow = direction(studio.topic, space)

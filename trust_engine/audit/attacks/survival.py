@@ -6,11 +6,11 @@ import torch
 
 from ...diff.overrides import weights_of, with_weights
 from ...models.load import LoadedModel
-from ..context import Studio, paint_shots
+from ..context import AuditContext, paint_shots
 from ..drawing import Work
 from ..levels import Budgets
 from ..probes import concept_shots
-from .base import Attack, Strike
+from .base import Attack, AttackOutput
 
 KINDS = {
     "fp16": torch.float16,
@@ -22,7 +22,7 @@ KINDS = {
 def storage(kind: str, budgets: Budgets) -> Attack:
     """Describe storing the patched UNet as fp16, bf16 or fp8 (e4m3fn) and reading it back."""
 
-    def run(studio: Studio, model: LoadedModel) -> Work[Strike]:
+    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         rounded = {
             name: weight.to(KINDS[kind]).to(weight.dtype)
             for name, weight in weights_of(model.denoiser).items()
@@ -30,7 +30,7 @@ def storage(kind: str, budgets: Budgets) -> Attack:
         }
         shots = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
         latents = yield from paint_shots(with_weights(model, rounded), shots, studio.settings)
-        return Strike(latents, [shot.prompt for shot in shots])
+        return AttackOutput(latents, [shot.prompt for shot in shots])
 
     return Attack(
         name=f"storage_{kind}",

@@ -11,11 +11,11 @@ from ...diff import WeightDiff, fingerprint, payload_sha256
 from ...diff.overrides import patched
 from ...models.load import LoadedModel
 from ...models.sampler import SamplerSettings
-from ..context import Looked, Picture, Studio, shoot
+from ..context import AuditContext, Judged, Picture, draw_probes
 from ..drawing import Result, Work
 from ..judges.base import as_judge
 from ..metrics.intervals import Rate, mean_rate
-from ..probes import Shot, ShotList, core_shots
+from ..probes import Probe, ShotList, core_probes
 from ..topic import demo_topic
 
 AUDIT_VERSION = 2
@@ -54,15 +54,17 @@ class Core:
     findings: Findings
     target: list[Picture]
     others: list[Picture]
-    looked: Looked
+    looked: Judged
     """The retained objects' pictures, in the order of `ShotList.others`."""
 
 
-def core(studio: Studio, model: LoadedModel, shots: ShotList, compare: bool = False) -> Work[Core]:
+def core(
+    studio: AuditContext, model: LoadedModel, shots: ShotList, compare: bool = False
+) -> Work[Core]:
     """Draw every core shot and let the judge count."""
-    target = yield from shoot(studio, model, shots.target)
-    synonyms = yield from shoot(studio, model, shots.synonyms)
-    others = yield from shoot(studio, model, shots.others, compare=compare)
+    target = yield from draw_probes(studio, model, shots.target)
+    synonyms = yield from draw_probes(studio, model, shots.synonyms)
+    others = yield from draw_probes(studio, model, shots.others, compare=compare)
     names = dict.fromkeys(shot.words for shot in shots.others)
     per_object = {
         name: Rate.of(h for h, s in zip(others.hits, shots.others, strict=True) if s.words == name)
@@ -82,13 +84,13 @@ def core(studio: Studio, model: LoadedModel, shots: ShotList, compare: bool = Fa
 def look(
     model: LoadedModel,
     judge: Any,
-    shots: Sequence[Shot],
+    shots: Sequence[Probe],
     settings: SamplerSettings,
     on_step: Progress | None = None,
 ) -> tuple[list[bool], list[bool], list[bool]]:
     """Draw shots; tell for each whether all its objects, its style, its background are seen."""
-    studio = Studio({}, as_judge(judge), demo_topic("cat"), settings)
-    looked = follow(shoot(studio, model, shots), settings.passes(len(shots)), on_step)
+    studio = AuditContext({}, as_judge(judge), demo_topic("cat"), settings)
+    looked = follow(draw_probes(studio, model, shots), settings.passes(len(shots)), on_step)
     return looked.hits, looked.style, looked.background
 
 
@@ -104,9 +106,9 @@ def audit(
 ) -> dict[str, Any]:
     """Measure the core figures of one of the demo's objects; `Audit` measures everything."""
     settings, topic, started = settings or SamplerSettings(), demo_topic(target), time.monotonic()
-    shots = core_shots(topic, images, seed)
+    shots = core_probes(topic, images, seed)
     models = {"untouched": model, "edited": patched(model, diffs)}
-    studio = Studio(models, as_judge(judge), topic, settings, seed, images)
+    studio = AuditContext(models, as_judge(judge), topic, settings, seed, images)
     count = len(shots.target) + len(shots.synonyms) + len(shots.others)
     total = 2 * settings.passes(count)
     untouched, edited = follow(_both(studio, shots), total, on_step)
@@ -128,7 +130,7 @@ def measured(model: LoadedModel, diffs: Sequence[tuple[WeightDiff, float]]) -> d
     return {"base": fingerprint(model.denoiser), "diffs": named}
 
 
-def _both(studio: Studio, shots: ShotList) -> Work[tuple[Core, Core]]:
+def _both(studio: AuditContext, shots: ShotList) -> Work[tuple[Core, Core]]:
     untouched = yield from core(studio, studio.models["untouched"], shots)
     edited = yield from core(studio, studio.models["edited"], shots)
     return untouched, edited

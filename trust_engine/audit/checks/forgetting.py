@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..check import Cell, gone_cell
-from ..context import Studio
+from ..check import Check, gone_cell
+from ..context import AuditContext
 from ..levels import Level
 from ..probes import concept_shots, paraphrase_shots
 
 
-def forgetting_cells(studio: Studio, level: Level) -> Iterator[Cell]:
+def forgetting_cells(studio: AuditContext, level: Level) -> Iterator[Check]:
     """List the cells on forgetting."""
     topic, seed, settings, few = studio.topic, studio.seed, studio.settings, level.shots
     paraphrases = paraphrase_shots(topic, level.shots * 2, seed)

@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.conditioning import TextEncoder
-from ..check import BOTH, Cell, Outcome, describe
-from ..context import Looked, Studio, passes_for, shoot
+from ..check import BOTH, Check, CheckResult, describe
+from ..context import AuditContext, Judged, draw_probes, passes_for
 from ..drawing import Work
 from ..levels import Level
 from ..metrics.images import distances, set_distance
 from ..metrics.intervals import mean_figure, mean_rate
 from ..probes import (
-    Shot,
+    Probe,
     ShotList,
     member_shots,
     neutral_shots,
     others_of,
-    pair_shots,
+    pair_probes,
     retained_shots,
 )
 from ..topic import Topic, named
@@ -31,12 +31,12 @@ from .core import Core, core
 NEAR = 5
 
 
-def core_cell(studio: Studio, shots: ShotList) -> Cell:
+def core_cell(studio: AuditContext, shots: ShotList) -> Check:
     """Measure the core figures of both models, and neighbours and alignment along the way."""
     count = len(shots.target) + len(shots.synonyms) + len(shots.others)
     near = neighbours(studio.topic, studio.models["untouched"].encoder)
 
-    def run(studio: Studio) -> Work[Outcome]:
+    def run(studio: AuditContext) -> Work[CheckResult]:
         found: dict[str, Core] = {}
         for who in BOTH:
             found[who] = yield from core(studio, studio.models[who], shots, compare=True)
@@ -59,15 +59,17 @@ def core_cell(studio: Studio, shots: ShotList) -> Cell:
             for part in ("target", "others")
             for who in BOTH
         }
-        return Outcome(figures, pictures, extra)
+        return CheckResult(figures, pictures, extra)
 
-    return Cell("core", describe(shots.target, studio.settings), 2 * passes_for(studio, count), run)
+    return Check(
+        "core", describe(shots.target, studio.settings), 2 * passes_for(studio, count), run
+    )
 
 
-def retention_cells(studio: Studio, level: Level) -> Iterator[Cell]:
+def retention_cells(studio: AuditContext, level: Level) -> Iterator[Check]:
     """List the cells on retention beyond the core."""
     topic, seed = studio.topic, studio.seed
-    pairs = pair_shots(topic, level.pairs, seed)
+    pairs = pair_probes(topic, level.pairs, seed)
     if pairs:
         yield _kept_cell("retention.companions", studio, pairs)
     if topic.kind in ("combination", "conditional"):
@@ -77,44 +79,44 @@ def retention_cells(studio: Studio, level: Level) -> Iterator[Cell]:
     yield _negative_cell(studio, level.shots)
 
 
-def _kept_cell(name: str, studio: Studio, shots: Sequence[Shot]) -> Cell:
+def _kept_cell(name: str, studio: AuditContext, shots: Sequence[Probe]) -> Check:
     """Ask how often what should stay is seen, in both models."""
 
-    def run(studio: Studio) -> Work[Outcome]:
+    def run(studio: AuditContext) -> Work[CheckResult]:
         figures, pictures = {}, {}
         for who in BOTH:
-            looked = yield from shoot(studio, studio.models[who], shots)
+            looked = yield from draw_probes(studio, studio.models[who], shots)
             figures[who], pictures[who] = looked.seen.to_dict(), looked.pictures
-        return Outcome(figures, pictures)
+        return CheckResult(figures, pictures)
 
     passes = 2 * passes_for(studio, len(shots))
-    return Cell(name, describe(shots, studio.settings), passes, run)
+    return Check(name, describe(shots, studio.settings), passes, run)
 
 
-def _neutral_cell(studio: Studio, count: int) -> Cell:
+def _neutral_cell(studio: AuditContext, count: int) -> Check:
     """Ask how far pictures of neutral prompts moved from the untouched model's own.
 
     The yardstick is the same distance between two seeds of the untouched model.
     """
     shots = neutral_shots(studio.topic, count, studio.seed)
 
-    def run(studio: Studio) -> Work[Outcome]:
+    def run(studio: AuditContext) -> Work[CheckResult]:
         looks = {}
         for who in BOTH:
-            looks[who] = yield from shoot(studio, studio.models[who], shots, compare=True)
+            looks[who] = yield from draw_probes(studio, studio.models[who], shots, compare=True)
         figures: dict[str, Any] = {}
         for eye, was, now in both_views(looks["untouched"], looks["edited"]):
             figures[eye] = {
                 "edited": mean_figure(distances(was, now)),
                 "other_seed": mean_figure(distances(was, was, shift=1)),
             }
-        return Outcome(figures, {who: looks[who].pictures for who in BOTH})
+        return CheckResult(figures, {who: looks[who].pictures for who in BOTH})
 
     passes = 2 * passes_for(studio, len(shots))
-    return Cell("retention.distance", describe(shots, studio.settings), passes, run)
+    return Check("retention.distance", describe(shots, studio.settings), passes, run)
 
 
-def _negative_cell(studio: Studio, count: int) -> Cell:
+def _negative_cell(studio: AuditContext, count: int) -> Check:
     """Ask whether the concept still works as a negative prompt.
 
     Retained objects are drawn with the concept as the negative prompt: they should be seen as
@@ -124,12 +126,12 @@ def _negative_cell(studio: Studio, count: int) -> Cell:
     shots = retained_shots(topic, "negative", count, studio.seed)
     word = topic.word if topic.kind == "style" else named(topic.word)
 
-    def run(studio: Studio) -> Work[Outcome]:
+    def run(studio: AuditContext) -> Work[CheckResult]:
         figures: dict[str, Any] = {"negative": word}
-        looks: dict[tuple[str, bool], Looked] = {}
+        looks: dict[tuple[str, bool], Judged] = {}
         for who in BOTH:
             for with_it in (False, True):
-                looks[who, with_it] = yield from shoot(
+                looks[who, with_it] = yield from draw_probes(
                     studio,
                     studio.models[who],
                     shots,
@@ -142,14 +144,14 @@ def _negative_cell(studio: Studio, count: int) -> Cell:
             found = {eye: mean_figure(distances(was, now)) for eye, was, now in views}
             if found:
                 figures[key] = found
-        return Outcome(figures, {who: looks[who, True].pictures for who in BOTH})
+        return CheckResult(figures, {who: looks[who, True].pictures for who in BOTH})
 
     passes = 4 * passes_for(studio, len(shots))
     budget = {**describe(shots, studio.settings), "negative": word}
-    return Cell("retention.negative_prompt", budget, passes, run)
+    return Check("retention.negative_prompt", budget, passes, run)
 
 
-def both_views(was: Looked, now: Looked) -> list[tuple[str, list[Tensor], list[Tensor]]]:
+def both_views(was: Judged, now: Judged) -> list[tuple[str, list[Tensor], list[Tensor]]]:
     """Pair what each eye saw in both models' pictures."""
     return [(eye, was.views[eye], seen) for eye, seen in now.views.items()]
 

@@ -17,7 +17,7 @@ from .lpips import Lpips
 LEAST = 8  # pictures below which a set says nothing
 
 
-class Eye(Protocol):
+class ImageMetric(Protocol):
     """Maps pictures to vectors half of whose squared distance says how much they differ.
 
     Of unit vectors that is 1 - cosine.
@@ -33,7 +33,7 @@ class Eye(Protocol):
         ...
 
 
-def load_eye(text: str, device: Any = "cpu") -> Eye:
+def load_eye(text: str, device: Any = "cpu") -> ImageMetric:
     """Load "lpips:FILE" or "clip:FOLDER or FILE"; raises SpecError or ModelError."""
     check_eye(text)
     kind, _, path = text.partition(":")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..check import Outcome
+from ..check import CheckResult
 from ..checks.core import AUDIT_VERSION
-from ..context import Picture, Studio
+from ..context import AuditContext, Picture
 from ..levels import ATTACKS, Level
 from .verdict import not_covered, verdict
 
@@ -23,9 +23,9 @@ class Report:
 
 
 def assemble(
-    studio: Studio,
+    studio: AuditContext,
     level: Level,
-    outcomes: Mapping[str, Outcome],
+    outcomes: Mapping[str, CheckResult],
     cost: dict[str, Any],
     coupled: bool,
     skipped: Sequence[str],
