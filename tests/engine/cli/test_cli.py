@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 import trust_engine.diff.apply
 import trust_engine.models.load
+import trust_engine.unlearn.run
 from toys.tiny import frozen_bits, tiny_denoiser, tiny_model
 from trust_engine.cli.inputs import check_all_fit
 from trust_engine.cli.main import main
@@ -245,6 +246,22 @@ def test_the_report_begins_with_what_was_seen(capsys: pytest.CaptureFixture[str]
     assert main([*UNLEARN, "--steps", "2", "--pictures", "0", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["picture_passes"] == 0 and "no test pictures were drawn" in told["headline"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_ends_above_the_start_is_said_to_have_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trust_engine.unlearn.run.Unlearning, "effect", 1.2)
+    assert main([*UNLEARN, "--steps", "2", "--pictures", "0", "--no-runs"]) == 0
+    told = capsys.readouterr().out
+    assert "The run failed: 120% of the concept's effect is left, more than before" in told
+    before = Path("new/o").read_bytes()
+    strict = [*UNLEARN, "--steps", "2", "--seed", "5", "--pictures", "0", "--no-runs", "--strict"]
+    assert main(strict) == 2
+    assert "the run failed: 120%" in capsys.readouterr().err
+    assert Path("new/o").read_bytes() == before, "what a failed run made stands beside it"
+    assert load_diff(Path("new/o.failed")).changed > 0
 
 
 @pytest.mark.usefixtures("tiny")
