@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.baselines import ablation, closed_form, combination, esd, leco, salun, zeroing
+from bench.baselines import ablation, closed_form, combination, esd, leco, salun, scrubbed, zeroing
 from bench.baselines.catalogue import METHODS
 from bench.baselines.common import Meter, Task, Weights, denoise_to, keys_and_values
 from toys.task import task_of
@@ -19,6 +19,7 @@ from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
+from trust_engine.unlearn.scrub import ScrubPlan
 
 SHORT: dict[str, Any] = {
     "esd-x": esd.Settings(steps=3, batch=2, sampler_steps=3),
@@ -32,6 +33,7 @@ SHORT: dict[str, Any] = {
     "leco": leco.Settings(steps=3, batch=2, sampler_steps=3),
     "trust": {"steps": 3, "trajectory_steps": 2},
     "trust-robust": {"robust": True, "steps": 3, "passes": 10},
+    "trust-scrub": scrubbed.Settings(4, 8, plan=ScrubPlan(tau=1.5, batches=1, batch=4)),
 }
 
 
@@ -86,6 +88,8 @@ def test_each_touches_only_what_its_paper_trains() -> None:
     assert all(key.endswith(".ff.net.2.weight") for key in moved["zeroing"])
     assert all(".attn" in key for key in moved["leco"])
     assert all(".attn2." in key for key in moved["trust"])
+    beside = ("attn2.to_k.", "attn2.to_v.", "time_emb", "conv_in.")
+    assert not any(part in key for key in moved["trust-scrub"] for part in beside)
     entries = sum(w.numel() for w in weights_of(task_of().model.denoiser).values())
     marked = sum(int(change.count_nonzero()) for change in moved["salun"].values())
     assert 0.3 * entries < marked <= 0.5 * entries + 1

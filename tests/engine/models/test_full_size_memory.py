@@ -13,8 +13,8 @@ from toys.tiny import tiny_model, tiny_spec
 from trust_engine.benchmark.counting import count_pass
 from trust_engine.benchmark.random_models import family_for, schedule_for
 from trust_engine.benchmark.tensor_memory import LiveTensors
-from trust_engine.cli.inputs import check_out
 from trust_engine.errors import ModelError, OutputError
+from trust_engine.io.outputs import check_outputs
 from trust_engine.models.attention import CrossAttention
 from trust_engine.models.denoiser import projections
 from trust_engine.models.load import load_model
@@ -177,5 +177,5 @@ def test_goals_worked_out_once_are_those_of_each_step() -> None:
 def test_a_model_folder_is_not_written_into(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     with pytest.raises(OutputError, match="is the model itself, or in it"):
-        check_out(tmp_path / "unet" / "diff.safetensors", str(tmp_path))
-    check_out(tmp_path.parent / "diff.safetensors", str(tmp_path))
+        check_outputs([tmp_path / "unet" / "diff.safetensors"], {"the model": str(tmp_path)})
+    check_outputs([tmp_path.parent / "diff.safetensors"], {"the model": str(tmp_path)})
