@@ -44,9 +44,13 @@ def test_what_it_asks_for_is_there(told: dict[str, Any]) -> None:
 
 def test_the_oldest_version_is_the_one_that_was_tested(told: dict[str, Any]) -> None:
     oldest = told["tool"]["comfy"]["requires-comfyui"].removeprefix(">=")
-    table = (ROOT / "docs" / "start" / "comfyui.md").read_text("utf-8")
-    assert f"| {oldest} (" in table and "the oldest that is supported" in table
-    assert oldest in (ROOT / "README.md").read_text("utf-8")
+    page = Path("docs/start/comfyui.md")
+    text = (ROOT / page).read_text("utf-8")
+    (row,) = [line for line in text.splitlines() if "the oldest that is supported" in line]
+    assert row.startswith(f"| {oldest} (")
+    tested = re.findall(r"^\| (\d+\.\d+\.\d+) \(", text, re.MULTILINE)
+    assert oldest == min(tested, key=lambda v: [int(part) for part in v.split(".")])
+    assert f"({page.as_posix()})" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.host("COMFYUI_PATH")

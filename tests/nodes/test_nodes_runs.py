@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,49 @@ def kinds(folder: Path) -> list[str]:
     return sorted(path.suffix for path in folder.iterdir())
 
 
+@pytest.fixture
+def asked(part: Part, host: Host, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Collect the host's progress updates that tell of what the model is asked first."""
+    cls, updates = part("nodes.running").Unlearning, list[int]()
+    ask = cls.ask
+
+    def noted(run: Any) -> Iterator[Any]:
+        for report in ask(run):
+            updates.append(host.updates + 1)
+            yield report
+
+    monkeypatch.setattr(cls, "ask", noted)
+    return updates
+
+
+def test_a_run_interrupted_while_it_asks_begins_again(
+    part: Part, host: Host, model: Patcher, folder: Path, asked: list[int]
+) -> None:
+    """Asking takes seconds and leaves nothing to go on from."""
+    host.interrupt_at = 2
+    with pytest.raises(InterruptProcessingException):
+        unlearn(part, model)
+    assert 2 in asked and kinds(folder) == []
+    report = unlearn(part, model)[3]
+    assert "Going on with" not in report and kinds(folder) == [".finished"]
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
 def test_an_interrupted_run_goes_on_when_it_is_queued_again(
     part: Part,
     host: Host,
     model: Patcher,
     folder: Path,
+    asked: list[int],
     monkeypatch: pytest.MonkeyPatch,
     share: float,
 ) -> None:
+    """share: of the reports that follow the questions."""
     monkeypatch.setenv("TRUST_RUNS", "off")
     whole, updates = content(unlearn(part, model)[1]), host.updates
     monkeypatch.setenv("TRUST_RUNS", str(folder))
-    before, host.updates, host.interrupt_at = frozen(model), 0, max(2, int(share * updates))
+    at = asked[-1] + max(2, int(share * (updates - asked[-1])))
+    before, host.updates, host.interrupt_at = frozen(model), 0, at
     with pytest.raises(InterruptProcessingException):
         unlearn(part, model)
     assert kinds(folder) == [".state"]

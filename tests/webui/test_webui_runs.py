@@ -30,17 +30,17 @@ def order() -> Any:
     return Order(spec(), pictures=0)
 
 
-def interrupted_at(at: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Start the run, and stop it at its report number `at`."""
+def interrupted_in(stage: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Start the run, and stop it at its second report of a stage that begins so."""
     from trust_webui.jobs import Job
 
     tick, steps = Job.tick, []
 
-    def counting(job: Any, done: int, total: int, stage: str) -> None:
-        steps.append(stage)
-        if len(steps) == at:
+    def counting(job: Any, done: int, total: int, told: str) -> None:
+        steps.append(told.startswith(stage))
+        if sum(steps) == 2 and steps[-1]:
             job.stop()
-        tick(job, done, total, stage)
+        tick(job, done, total, told)
 
     with monkeypatch.context() as patch:
         patch.setattr(Job, "tick", counting)
@@ -52,9 +52,9 @@ def kinds(folder: Path) -> list[str]:
     return sorted(path.suffix for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("at", [3, 12])
-def test_a_stopped_job_goes_on(fake: Any, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = interrupted_at(at, monkeypatch)
+@pytest.mark.parametrize("stage", ["recording", "unlearning"])
+def test_a_stopped_job_goes_on(fake: Any, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = interrupted_in(stage, monkeypatch)
     assert stopped.state == "stopped" and kinds(fake.runs) == [".state"]
     assert any("goes on from there" in line for line in stopped.said)
     job = run_job(order())
@@ -69,6 +69,18 @@ def test_a_stopped_job_goes_on(fake: Any, at: int, monkeypatch: pytest.MonkeyPat
     assert {k: len(v) for k, v in whole.curves.items()} == {
         k: len(v) for k, v in job.curves.items()
     }
+
+
+def test_a_job_stopped_while_it_asks_begins_again(
+    fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking takes seconds and leaves nothing to go on from; it says so and promises nothing."""
+    stopped = interrupted_in("asking", monkeypatch)
+    assert stopped.state == "stopped" and kinds(fake.runs) == []
+    assert any("before there was anything to keep" in line for line in stopped.said)
+    job = run_job(order())
+    assert (job.state, job.message) == ("done", "")
+    assert "Going on with" not in job.result.report
 
 
 def test_a_finished_job_is_not_trained_again(fake: Any) -> None:
