@@ -60,4 +60,6 @@ def compose(
 ) -> UnlearnSpec:
     """Put a spec together: what the node asks for, on what the settings node says."""
     fields = dict(settings.fields) if settings else {}
-    return UnlearnSpec(concepts, **{**fields, "steps": steps_of(effort), **asked})
+    spec = UnlearnSpec(concepts, **{**fields, "steps": steps_of(effort), **asked})
+    spec.refuse_unheeded()
+    return spec

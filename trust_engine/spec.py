@@ -273,6 +273,17 @@ class UnlearnSpec:
         if told := contradiction(self.concepts):
             raise SpecError(told)
 
+    def refuse_unheeded(self) -> None:
+        """Raise SpecError for a choice that a run would pass over.
+
+        Reading a spec does not ask it, so that diffs of such a run stay readable.
+        """
+        if self.robust and self.engine == "global":
+            raise SpecError(
+                "robust has an engine of its own and passes over the global one; "
+                "set engine to local, or switch robust off"
+            )
+
     @property
     def shrinks(self) -> bool:
         """Tell whether the mask shrinks; a saliency from elsewhere, or no choice, bounds it."""

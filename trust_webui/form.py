@@ -69,7 +69,9 @@ class Form:
                 "syntax")  # fmt: skip
         settings: dict[str, Any] = {name: getattr(self, name) for name in same}
         whole = {name: int(getattr(self, name)) for name in ("seed", "passes")}
-        return UnlearnSpec(self.concepts, steps=steps_of(self.effort), **settings, **whole)
+        spec = UnlearnSpec(self.concepts, steps=steps_of(self.effort), **settings, **whole)
+        spec.refuse_unheeded()
+        return spec
 
     @property
     def order(self) -> Order:

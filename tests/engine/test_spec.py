@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from toys.tiny import tiny_model
 from trust_engine.errors import SpecError
 from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn.run import Unlearning
 
 GUN = ConceptSpec(("gun",))
 CONCEPTS = {
@@ -298,3 +301,15 @@ def test_a_long_name_does_not_flood_the_message() -> None:
     with pytest.raises(SpecError) as caught:
         ConceptSpec(("x" * 6000,), preserve=("x" * 6000,))
     assert len(str(caught.value)) < 200
+
+
+def test_what_a_run_would_pass_over_is_refused_and_stays_readable() -> None:
+    """By every door and by the run itself; a diff that says so is still read."""
+    spec = UnlearnSpec((ConceptSpec(("gun",)),), robust=True, engine="global")
+    assert UnlearnSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(SpecError, match="robust has an engine of its own"):
+        spec.refuse_unheeded()
+    for fine in ({"robust": True}, {"engine": "global"}):
+        replace(spec, **{"robust": False, "engine": "local", **fine}).refuse_unheeded()
+    with pytest.raises(SpecError, match="robust has an engine of its own"):
+        Unlearning(tiny_model(), spec)

@@ -283,3 +283,11 @@ def test_example_diffs_are_the_demo_models(part: Part, host: Host) -> None:
 
 
 __all__ = ["fake_model"]
+
+
+def test_robust_beside_the_global_engine_is_refused(part: Part, host: Host, model: Patcher) -> None:
+    """Robust mode would pass over it; no UNet pass is made before that is said."""
+    host.passes = 0
+    with pytest.raises(part("trust_engine.errors").SpecError, match="an engine of its own"):
+        unlearn(part, model, robust=True, engine="global")
+    assert host.passes == 0

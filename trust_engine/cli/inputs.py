@@ -18,6 +18,12 @@ FLAGS = tuple(name for name, setting in SETTINGS.items() if setting.flag)
 
 def read_spec(args: argparse.Namespace) -> UnlearnSpec:
     """Build the spec from a file or from flags; settings such as --steps go with either."""
+    spec = _read_spec(args)
+    spec.refuse_unheeded()
+    return spec
+
+
+def _read_spec(args: argparse.Namespace) -> UnlearnSpec:
     changes = {k: v for k in FLAGS if (v := getattr(args, k)) is not None}
     if args.spec is not None:
         if any(getattr(args, flag) not in (None, []) for flag in CONCEPT_FLAGS):

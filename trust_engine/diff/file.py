@@ -40,7 +40,10 @@ NOTE_FIELDS = ("author", "licence", "notes", "audit")
 
 
 def save_diff(diff: WeightDiff, path: Path) -> None:
-    """Write the diff, whole or not at all; the bytes depend on its content only."""
+    """Write the diff, whole or not at all; the bytes depend on its content only.
+
+    Folders that are not there yet are made. Raises OutputError where that cannot be written.
+    """
     packed = _packed(diff, str(path))
     label = _label(diff, packed, str(path))
     label["sha256"] = _sha256(label, {key: map(tensor_bytes, packed[key][1:]) for key in packed})

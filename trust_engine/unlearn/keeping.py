@@ -229,7 +229,7 @@ def _progress(run: Unlearning, state: RunState) -> float:
     """Tell how much of a run's work a state has behind it, 0..1."""
     layers, steps, recorded = state.reached
     each = run.steps
-    return (recorded + layers * each + steps) / max(1, run.total)
+    return (run.asking + recorded + layers * each + steps) / max(1, run.total)
 
 
 def save_or_rescue(diff: WeightDiff, path: Path, store: RunStore | None) -> None:

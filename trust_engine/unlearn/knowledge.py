@@ -193,7 +193,7 @@ class Inquiry:
             t = torch.full((len(x),), TIMESTEP, device=device, dtype=torch.long)
             with torch.no_grad():
                 made = model.denoiser(x, t, cond).float().cpu()
-            self._predicted |= dict(zip(texts, made.view(len(texts), -1), strict=True))
+            self._predicted |= dict(zip(texts, made.reshape(len(texts), -1), strict=True))
             passes += len(x)
             yield passes
 

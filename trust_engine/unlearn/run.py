@@ -86,6 +86,7 @@ class Unlearning:
     @in_float32
     def __post_init__(self) -> None:
         model, spec = self.model, self.spec
+        spec.refuse_unheeded()
         if spec.saliency == "clip" and model.score is None:
             raise SpecError(
                 "this model comes without a CLIP score; use saliency attention or noise"

@@ -134,6 +134,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.models.load.LoadedMode
         ([*UNLEARN, "--template", "a photo"], "needs {} once"),
         ([*UNLEARN, "--budget", "2"], "budget is 2"),
         ([*UNLEARN, "--engine", "remote"], "--engine"),
+        ([*UNLEARN, "--robust", "--engine", "global"], "robust has an engine of its own"),
         ([*UNLEARN, "--state", "."], "give a file name"),
         ([*UNLEARN, "--pictures", "-1"], "pictures is -1"),
         ([*UNLEARN, "--pictures", "17"], "pictures is 17"),
@@ -242,10 +243,15 @@ def test_the_report_begins_with_what_was_seen(capsys: pytest.CaptureFixture[str]
     head, *rest = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"new/o: gun: changed in [01] of 1 test pictures; .*", head)
     passes = load_diff(Path("new/o")).provenance["passes"]
-    assert f"{passes} UNet passes, and 96 more for the test pictures" in "".join(rest)
     assert main([*UNLEARN, "--steps", "2", "--pictures", "0", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["picture_passes"] == 0 and "no test pictures were drawn" in told["headline"]
+    asked = told["asking_passes"]
+    assert told["unet_passes"] == passes and asked > 0
+    assert (
+        f"{passes} UNet passes, {asked} more to ask whether the model knows the word, and 96 more "
+        "for the test pictures" in "".join(rest)
+    )
 
 
 @pytest.mark.usefixtures("tiny")
@@ -381,5 +387,5 @@ def test_many_diffs_are_checked_against_one_hash_of_the_model(
     )
     diffs = [(WeightDiff({}, {"base": fingerprint(tiny.denoiser)}), 1.0) for _ in range(4)]
     hashed.clear()
-    check_all_fit(["a", "b", "c", "d"], diffs, tiny.denoiser)
+    check_all_fit(["a", "b", "c", "d"], diffs, tiny)
     assert len(hashed) == 1

@@ -140,6 +140,18 @@ def test_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
         load_diff(tmp_path / name)
 
 
-def test_a_folder_that_is_gone_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError):
-        save_diff(WeightDiff({}), tmp_path / "gone" / "a.safetensors")
+def test_a_folder_that_is_not_there_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deeper" / "a.safetensors"
+    save_diff(WeightDiff({}), path)
+    assert load_diff(path).offsets == {}
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path: Path) -> None:
+    """A file stands where the folder would be; it stays, and so does nothing else."""
+    (tmp_path / "gone").write_bytes(b"mine")
+    for path in (tmp_path / "gone" / "a", tmp_path / "gone" / "deeper" / "a"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            save_diff(WeightDiff({}), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["gone"]
+    assert (tmp_path / "gone").read_bytes() == b"mine"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from trust_engine.models.load import LoadedModel
 from trust_engine.models.vae import NoDecoder
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn.knowledge import Knowledge
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.trainer import Metrics
 
@@ -140,13 +140,10 @@ def test_of_many_concepts_those_that_are_still_there_are_named() -> None:
 
 
 def finished(effect: float, harm: float = 0.0, **changes: Any) -> Any:
-    """Pass off a finished run."""
-    spec = tiny_spec(**changes)
-    prompts = build_prompts(spec.concepts, WordEncoder(), WORDS)
-    return SimpleNamespace(
-        spec=spec, prompts=prompts, model=tiny_model(), passes=64, backward=0,
-        final={"a": Metrics(effect, harm, 0.05, 1.0)},
-    )  # fmt: skip
+    """Pass off a run as finished, one that had nothing to ask."""
+    run = Unlearning(tiny_model(), tiny_spec(**changes), knowledge=Knowledge())
+    run.passes, run.final, run._finished = 64, {"a": Metrics(effect, harm, 0.05, 1.0)}, True
+    return run
 
 
 def test_a_run_that_failed_says_so() -> None:

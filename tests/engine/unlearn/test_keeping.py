@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -29,17 +30,26 @@ ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
+class Whole(NamedTuple):
+    """What an undisturbed run gives: the diff's hash, and its reports, in all and of two stages."""
+
+    text: str
+    total: int
+    asked: int
+    recorded: int
+
+
 class Stop(Exception):
     """What a host raises when its user has had enough."""
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int, int]:
-    """Return what an undisturbed run gives: the diff's hash, reports in all, and recording's."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Run once undisturbed."""
     run = Unlearning(tiny_model(), SPEC)
-    reports = list(run)
-    folder = tmp_path_factory.mktemp("whole")
-    return saved(run.diff, folder), len(reports), sum(r.stage == "recording" for r in reports)
+    stages = [report.stage.split()[0] for report in run]
+    text = saved(run.diff, tmp_path_factory.mktemp("whole"))
+    return Whole(text, len(stages), stages.count("asking"), stages.count("recording"))
 
 
 def stopped(store: RunStore, at: int, model: LentModel | None = None, **how: Any) -> Keeping:
@@ -62,23 +72,40 @@ def finished(store: RunStore | None, model: LentModel | None = None, **how: Any)
 
 @pytest.mark.parametrize("at", ["first", "recording", "boundary", "training", "last"])
 def test_a_stopped_run_goes_on_when_it_is_started_again(
-    at: str, tmp_path: Path, whole: tuple[str, int, int]
+    at: str, tmp_path: Path, whole: Whole
 ) -> None:
     """Also in the middle of recording, where nothing is done twice."""
-    text, total, recorded = whole
-    places = {"first": 0, "recording": recorded // 2, "boundary": recorded - 1,
-              "training": recorded + (total - recorded) // 2, "last": total - 1}  # fmt: skip
+    text, total, asked, recorded = whole
+    over = asked + recorded
+    places = {"first": asked, "recording": asked + recorded // 2, "boundary": over - 1,
+              "training": over + (total - over) // 2, "last": total - 1}  # fmt: skip
     store, number = RunStore(tmp_path / "runs"), places[at]
     first = stopped(store, number)
     assert "stopped at" in first.said[-1]
+    (share,) = re.findall(r"stopped at (\d+)%", first.said[-1])
     assert store.contents.stopped == 1
     run = Unlearning(tiny_model(), SPEC)
     with Keeping(run, store) as kept:
         more = list(kept)
-    assert "going on with a run that was stopped" in kept.said[0]
+    assert f"going on with a run that was stopped at {min(99, int(share))}%" in kept.said[0]
     assert total - number - 1 <= len(more) <= total - number
     assert saved(run.diff, tmp_path) == text
     assert (store.contents.stopped, store.contents.finished) == (0, 1)
+
+
+@pytest.mark.parametrize("at", ["begun", "over"])
+def test_a_run_stopped_while_it_asks_has_nothing_to_keep(
+    at: str, tmp_path: Path, whole: Whole
+) -> None:
+    """It says so, leaves nothing behind, and the next run does it all."""
+    store = RunStore(tmp_path / "runs")
+    first = stopped(store, {"begun": 0, "over": whole.asked - 1}[at])
+    assert first.said == ["stopped before there was anything to keep"]
+    assert (store.contents.stopped, store.contents.finished) == (0, 0)
+    run = Unlearning(tiny_model(), SPEC)
+    with Keeping(run, store) as kept:
+        assert len(list(kept)) == whole.total
+    assert not kept.said and saved(run.diff, tmp_path) == whole.text
 
 
 @pytest.mark.slow  # three runs in which all weights learn
@@ -99,17 +126,17 @@ def test_robust_mode_goes_on_within_its_drawing(tmp_path: Path) -> None:
     assert run.diff.provenance["passes"] == whole.diff.provenance["passes"]
 
 
-def test_it_makes_no_difference_how_many_are_recorded_at_once(
-    tmp_path: Path, whole: tuple[str, int, int]
-) -> None:
+def test_it_makes_no_difference_how_many_are_recorded_at_once(tmp_path: Path, whole: Whole) -> None:
     store = RunStore(tmp_path / "runs")
-    stopped(store, 5, replace(tiny_model(), batch=2))
+    two = replace(tiny_model(), batch=2)
+    asked = sum(1 for _ in Unlearning(two, SPEC).ask())
+    stopped(store, asked + 5, two)
     again = finished(store, replace(tiny_model(), batch=8))
     assert "going on" in again.said[0]
-    assert saved(again.run.diff, tmp_path) == whole[0]
+    assert saved(again.run.diff, tmp_path) == whole.text
 
 
-def test_a_finished_run_is_taken_over(tmp_path: Path, whole: tuple[str, int, int]) -> None:
+def test_a_finished_run_is_taken_over(tmp_path: Path, whole: Whole) -> None:
     store, model = RunStore(tmp_path / "runs"), tiny_model()
     first = finished(store)
     before = frozen_bits(model.denoiser.module)
@@ -119,7 +146,7 @@ def test_a_finished_run_is_taken_over(tmp_path: Path, whole: tuple[str, int, int
     assert kept.recalled and kept.kept
     assert "finished before" in kept.said[0]
     assert [report.done for report in reports] == [reports[0].total]
-    assert saved(run.diff, tmp_path) == whole[0]
+    assert saved(run.diff, tmp_path) == whole.text
     assert (run.final, run.curves, run.neurons) == (
         first.run.final, first.run.curves, first.run.neurons,
     )  # fmt: skip
@@ -177,7 +204,7 @@ def test_other_settings_and_another_engine_are_other_runs(
     run = Unlearning(tiny_model(), SPEC)
     key = run.key
     assert Unlearning(tiny_model(), tiny_spec(steps=3)).key != key
-    next(iter(run))
+    next(report for report in run if report.stage == "recording")
     with pytest.raises(SpecError, match=r"of TRUST Unlearn 0\.0\.9, this is"):
         Unlearning(tiny_model(), SPEC).check(replace(run.state, engine="0.0.9"))
     monkeypatch.setattr("trust_engine.models.identity.engine_identity", lambda: "another")

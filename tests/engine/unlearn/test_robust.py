@@ -226,7 +226,8 @@ def test_the_same_seed_gives_the_same_diff_and_counts_are_true(kind: str) -> Non
     assert updates == 2 < one.spec.steps == 3
     assert one.passes == drawn + BATCH * SCALED + looked + updates * BATCH * 3
     assert one.backward == looked + updates * BATCH * 2
-    assert one.total == drawn + updates
+    assert one.knowledge is not None and one.knowledge.passes == one.asking > 0
+    assert one.total == one.asking + drawn + updates, "asking is counted, and apart"
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None:

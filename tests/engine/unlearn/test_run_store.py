@@ -23,7 +23,7 @@ KEYS = tuple(letter * 32 for letter in "abcd")
 def state() -> RunState:
     """Have the state of a run that has just begun to record."""
     run = Unlearning(tiny_model(), tiny_spec())
-    next(iter(run))
+    next(report for report in run if report.stage == "recording")
     return run.state
 
 
