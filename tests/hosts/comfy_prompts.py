@@ -43,7 +43,8 @@ def hurry(**changes: Any) -> dict[str, Any]:
     spec = {field.name: field.default for field in dataclasses.fields(UnlearnSpec)}
     quick = {"trajectory_steps": 1, "passes": 16, "stop_effect": 10.0, "stop_harm": 10.0}
     values = {name: spec[name] for name in SETTINGS}
-    return node("TrustUnlearnSettings", **{**values, "resolution": 64, **quick, **changes})
+    last = {"resolution": 64, "syntax": values.pop("syntax")}  # as the node's widgets are ordered
+    return node("TrustUnlearnSettings", **{**values, **last, **quick, **changes})
 
 
 def unlearned(word: str = "gun", seed: int = 0, settings: Any = None, **more: Any) -> Prompt:

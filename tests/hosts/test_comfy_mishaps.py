@@ -87,7 +87,6 @@ def cancelled(
     ("changes", "text"),
     [
         ({"settings": hurry(xi=99.0, schedule="bounded")}, "no entry stands out"),
-        ({"word": ", "}, "there is no concept"),
         ({"settings": hurry(passes=16, trajectory_steps=100)}, "leaves room for 0 prompts"),
     ],
 )
@@ -96,6 +95,16 @@ def test_mistakes_are_explained(
 ) -> None:
     ended = server.run({**drawn(PATCHED), **unlearned(**changes)})
     assert ended.status == "error" and text in ended.error
+    assert drawn_anew(server) == baseline
+
+
+def test_what_is_written_wrongly_is_refused_before_anything_runs(
+    server: ComfyServer, baseline: list[str]
+) -> None:
+    prompt = {**drawn(PATCHED), **unlearned(", ")}
+    answer = server.post("/prompt", {"prompt": prompt, "client_id": "test"})
+    told = [error for one in answer["node_errors"].values() for error in one["errors"]]
+    assert any("there is no concept" in f"{e['message']} {e['details']}" for e in told), answer
     assert drawn_anew(server) == baseline
 
 
