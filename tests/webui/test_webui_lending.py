@@ -120,7 +120,14 @@ def gradients(denoiser: Any, encoder: Any) -> dict[str, torch.Tensor]:
     return {named[n]: gradient for n, gradient in zip(theta, found, strict=True)}
 
 
-@pytest.mark.parametrize("changes", [{"engine": "global"}, {"robust": True, "passes": 16}])
+ROBUST = pytest.param(
+    {"robust": True, "passes": 16},
+    marks=pytest.mark.slow,  # half a minute: pictures of the demo's size, gradients of all weights
+    id="robust",
+)
+
+
+@pytest.mark.parametrize("changes", [{"engine": "global"}, ROBUST])
 def test_gradients_through_the_unet_leave_every_bit(fake: Any, changes: dict[str, Any]) -> None:
     from trust_webui.work import Order
 
@@ -177,6 +184,7 @@ def test_low_precision_is_refused(fake: Any, how: str) -> None:
     assert job.state == "failed" and "low precision" in job.message
 
 
+@pytest.mark.slow  # a quarter of a minute: a CPU multiplies 16-bit matrices slowly
 def test_half_precision_has_masters_in_full(fake: Any) -> None:
     """What is learned is finer than float16 weights could hold, and what is lent stays as it is."""
     from trust_webui.work import Order
