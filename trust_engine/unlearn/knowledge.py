@@ -28,7 +28,7 @@ from ..prompts.concept import PromptSet, nearest
 from ..spec import ConceptSpec, UnlearnSpec
 
 # Thresholds fixed on half of the demo's objects and checked on the other half: bench.knowledge.
-KNOWN = 0.45  # from here on a word is known; 0: moves the prediction as nonsense, 1: as known words
+KNOWN = 0.36  # from here on a word is known; 0: moves the prediction as nonsense, 1: as known words
 SAME = 0.33  # up to this share of the distance between two known words, two words are one thing
 DIFFERENT = 0.4  # beyond this share they are two
 TELLS = 2.0  # times as far as nonsense must known words move the prediction, or nothing is said
@@ -243,7 +243,8 @@ class Inquiry:
     def _near(self, word: str, concept: ConceptSpec) -> tuple[str, ...]:
         """Name words that the model knows: spelled alike, then alike to its text encoder."""
         style = concept.kind == "style"
-        offered = list(self.model.styles if style else self.model.vocabulary)
+        words = self.model.styles if style else self.model.vocabulary
+        offered = [other for other in words if other.lower() != word.lower()]
         spelled = difflib.get_close_matches(word.lower(), offered, NEAR)
         meant = nearest([with_article(word)], offered, self.model.encoder, NEAR)
         return tuple(dict.fromkeys([*spelled, *meant]))[:NEAR]
