@@ -279,14 +279,20 @@ def installed(folder: Path, extra: Callable[[Any], dict[str, ModuleType]]) -> It
     for name in list(named):
         if name.startswith("modules."):
             setattr(named["modules"], name.removeprefix("modules."), named[name])
-    before = {name: sys.modules.pop(name, None) for name in [*named, *_ours()]}
+    # Another host's modules, left by whatever ran before, would make this one look like that one.
+    before = {name: sys.modules.pop(name, None) for name in [*named, *_ours(), *_hosts()]}
     sys.modules.update(named)
     try:
         yield shared
     finally:
-        for name in [*named, *_ours()]:
+        for name in [*named, *_ours(), *_hosts()]:
             sys.modules.pop(name, None)
         sys.modules.update({name: old for name, old in before.items() if old is not None})
+
+
+def _hosts() -> list[str]:
+    tops = ("modules", "modules_forge", "backend", "ldm_patched", "networks")
+    return [name for name in sys.modules if name.split(".")[0] in tops]
 
 
 def _ours() -> list[str]:
