@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ class Never:
         self.asked += 1
 
 
-def inside(made: Any, folder: Path) -> Any:
-    """Enter a pretended host that has two diffs, until the test ends."""
-    entered = ready(made, folder)
-    return next(entered), entered
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[Callable[[Any], Any]]:
+    """Enter pretended hosts that have two diffs; the test's end leaves them, whatever holds on."""
+    with contextlib.ExitStack() as stack:
+        enter = contextlib.contextmanager(ready)
+        yield lambda made: stack.enter_context(enter(made, tmp_path))
 
 
 DEAF: dict[str, Callable[[], Any]] = {
@@ -48,8 +51,8 @@ DEAF: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("how", DEAF)
-def test_a_form_that_has_an_effect_is_found(how: str, tmp_path: Path) -> None:
-    fake, _entered = inside(DEAF[how](), tmp_path)
+def test_a_form_that_has_an_effect_is_found(inside: Any, how: str) -> None:
+    fake = inside(DEAF[how]())
     clean = fake.bits()
     (picture,), _, runner = draw(fake, "gun.safetensors", 0.5)
     assert runner.swallowed == []
@@ -97,11 +100,11 @@ def deaf_at_each_use(fake: Any) -> None:
      (FakeNeo, deaf_neo), (lambda: FakeNeo(lowvram=True), deaf_at_each_use)],
 )  # fmt: skip
 def test_a_host_that_ignores_it_draws_nothing(
-    make: Any, spoil: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inside: Any, make: Any, spoil: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("patch_weight_to_device", "_at_each_use"):
         monkeypatch.setattr(Patcher, name, getattr(Patcher, name))  # put back afterwards
-    fake, _entered = inside(make(), tmp_path)
+    fake = inside(make())
     clean, (before,) = fake.bits(), draw(fake)[0]
     spoil(fake)
     never = Never(fake)
@@ -114,9 +117,9 @@ def test_a_host_that_ignores_it_draws_nothing(
     assert torch.equal(draw(fake)[0][0], before), "without the diff it draws as ever"
 
 
-def test_one_way_of_two_that_is_ignored_is_found(tmp_path: Path) -> None:
+def test_one_way_of_two_that_is_ignored_is_found(inside: Any) -> None:
     """Where memory is short, some weights are merged beforehand and some at each use."""
-    fake, _entered = inside(FakeNeo(), tmp_path)
+    fake = inside(FakeNeo())
     keys = list(fake.diffs["gun"].offsets)
     layer = fake.unet.get_submodule(keys[len(keys) // 2].rpartition(".")[0])
     original, load = layer.weight, fake.load
@@ -131,8 +134,8 @@ def test_one_way_of_two_that_is_ignored_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [FakeForge, FakeNeo])
-def test_put_on_twice_is_found(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake, _entered = inside(make(), tmp_path)
+def test_put_on_twice_is_found(inside: Any, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = inside(make())
     from trust_webui import merging
 
     once = merging._merge
@@ -146,9 +149,9 @@ def test_put_on_twice_is_found(make: Any, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("make", [FakeForge, FakeNeo])
-def test_another_patcher_in_its_place_draws_nothing(make: Any, tmp_path: Path) -> None:
+def test_another_patcher_in_its_place_draws_nothing(inside: Any, make: Any) -> None:
     """An extension that acts after us, and begins again from the checkpoint's own patcher."""
-    fake, _entered = inside(make(), tmp_path)
+    fake = inside(make())
     sampler = fake.sampler()
 
     class Replacing:
@@ -161,9 +164,9 @@ def test_another_patcher_in_its_place_draws_nothing(make: Any, tmp_path: Path) -
         draw(fake, *GUN)
 
 
-def test_a_unet_that_draws_in_its_place_is_refused(tmp_path: Path) -> None:
+def test_a_unet_that_draws_in_its_place_is_refused(inside: Any) -> None:
     """An SD Unet (TensorRT) has weights of its own."""
-    fake, _entered = inside(FakeA1111(), tmp_path)
+    fake = inside(FakeA1111())
     unets: Any = sys.modules["modules.sd_unet"]
     unets.current_unet = object()
     with pytest.raises(DiffError, match=r"SD Unet: None"):
@@ -171,9 +174,9 @@ def test_a_unet_that_draws_in_its_place_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["gguf_cls", "bnb_quantized"])
-def test_packed_weights_are_refused(how: str, tmp_path: Path) -> None:
+def test_packed_weights_are_refused(inside: Any, how: str) -> None:
     """Their shapes and values are not the weight's; a diff for another model is not the reason."""
-    fake, _entered = inside(FakeForge(), tmp_path)
+    fake = inside(FakeForge())
     layer = fake.unet.get_submodule(KEY)
     with torch.inference_mode():
         packed = torch.zeros(7, dtype=torch.uint8)
@@ -185,9 +188,9 @@ def test_packed_weights_are_refused(how: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("online", [False, True])
 @pytest.mark.parametrize("make", [FakeForge, FakeNeo])
-def test_a_lora_at_each_use_beside_it(make: Any, online: bool, tmp_path: Path) -> None:
+def test_a_lora_at_each_use_beside_it(inside: Any, make: Any, online: bool) -> None:
     """The same weight under a LoRA, larger than the diff: what is ours is told from it."""
-    fake, _entered = inside(make(), tmp_path)
+    fake = inside(make())
     name, patches = lora(fake)
     worn = (name, {k: (kind, (5 * value,)) for k, (kind, (value,)) in patches.items()})
     worn = (*worn, "online") if online else worn
@@ -197,9 +200,9 @@ def test_a_lora_at_each_use_beside_it(make: Any, online: bool, tmp_path: Path) -
     assert runner.swallowed == [] and not torch.equal(alone, both) and torch.equal(alone, again)
 
 
-def test_functional_networks(tmp_path: Path) -> None:
+def test_functional_networks(inside: Any) -> None:
     """A1111's old way, which leaves the weights alone and adds while a layer computes."""
-    fake, _entered = inside(FakeA1111(), tmp_path)
+    fake = inside(FakeA1111())
     fake.shared.opts.lora_functional = True
     (picture,), _, runner = draw(fake, *GUN, loras=[lora(fake)])
     assert runner.swallowed == []
@@ -208,17 +211,17 @@ def test_functional_networks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("strength", [0.01, -2.0])
 @pytest.mark.parametrize("make", [FakeA1111, FakeForge, FakeNeo])
-def test_half_precision_is_no_reason_to_refuse(make: Any, strength: float, tmp_path: Path) -> None:
+def test_half_precision_is_no_reason_to_refuse(inside: Any, make: Any, strength: float) -> None:
     made = make()
     made.half()
-    fake, _entered = inside(made, tmp_path)
+    fake = inside(made)
     _, _, runner = draw(fake, "gun.safetensors", strength, "style.safetensors", 1.0)
     assert runner.swallowed == []
 
 
-def test_diffs_that_undo_each_other(tmp_path: Path) -> None:
+def test_diffs_that_undo_each_other(inside: Any) -> None:
     """Each is there, though their sum is nothing."""
-    fake, _entered = inside(FakeForge(), tmp_path)
+    fake = inside(FakeForge())
     again = fake.diffs["gun"]
     offsets = {k: o.with_values(-o.values) for k, o in again.offsets.items()}
     save_diff(type(again)(offsets, dict(again.provenance)), fake.folder / "back.safetensors")

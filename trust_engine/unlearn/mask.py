@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,7 @@ class MaskReport:
     drift: list[float] = field(default_factory=list)
 
 
-class Mask:
+class Mask(ABC):
     """Which entries may change now, and how that has moved; `update` is called once a step.
 
     An entry that leaves is reverted by the optimiser, so that the union over time, and with it the
@@ -111,6 +112,7 @@ class Mask:
         self.first: Tensors | None = None
         self.reports = [MaskReport(s.numel()) for s in shapes]
 
+    @abstractmethod
     def update(
         self, step: int, saliency: Callable[[], Tensors], influence: Callable[[], Tensors]
     ) -> Tensors:
@@ -118,7 +120,6 @@ class Mask:
 
         saliency: |dS/dtheta| of every tensor; influence: what taking each change back would cost.
         """
-        raise NotImplementedError
 
     def finish(self, influence: Callable[[], Tensors]) -> Tensors | None:
         """Return the mask within the budget if a run ends before it has settled; else None."""
