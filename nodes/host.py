@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakMethod
 
 import comfy.model_management as mm
 import torch
@@ -89,7 +90,7 @@ class HostDenoiser:
     def __init__(self, model: Any, see: See | None = None) -> None:
         self.schedule = schedule_of(model)
         self.patcher = model.clone()  # its options are copies: the patch below is ours alone
-        self.patcher.set_model_attn2_patch(self._enter)
+        self.patcher.set_model_attn2_patch(_weakly(self._enter))
         self.device = model.load_device
         self.weights = Weights(self.patcher)
         self.storage = self.weights.check_storage()  # a warning, or None
@@ -203,6 +204,22 @@ def layer_name(block: tuple[str, int], index: int) -> str:
     side, number = block[0], block[1]
     stem = "middle_block" if side == "middle" else f"{side}_blocks.{number}"
     return f"{stem}.1.transformer_blocks.{index}.attn2"
+
+
+def _weakly(enter: Callable[..., Any]) -> Callable[..., Any]:
+    """Call a method of an object that this does not keep alive.
+
+    A clone in a circle with its own patch dies by garbage collection, in one go with the clones
+    that it was made from; the host, which then looks for the next older one, finds none and keeps
+    the model in memory for good.
+    """
+    method = WeakMethod(enter)
+
+    def entered(n: Tensor, context: Tensor, value: Tensor, options: dict[str, Any]) -> Any:
+        here = method()
+        return (n, context, value) if here is None else here(n, context, value, options)
+
+    return entered
 
 
 def _sites(model: Any, weights: Weights, device: torch.device) -> dict[str, Site]:

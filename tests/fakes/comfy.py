@@ -37,7 +37,7 @@ class Host:
         self.updates = 0
         self.events: list[tuple[str, dict]] = []
         self.client: str | None = "browser"  # who queued the prompt that runs; None: an API call
-        self.loaded: Any = None
+        self.loaded: Any = None  # (MODEL's uuid, BaseModel, backup): the host holds no MODEL
         self.state_dicts = 0  # how often a whole state dict was made
         self.reclaimable = 0.0  # memory that a patcher's host would free for a batch
         self.free = 1e9  # memory that lies free
@@ -139,6 +139,13 @@ class BaseModel:
         )
         return self.model_sampling.denoised(t, output.float(), x)
 
+    def write(self, values: dict[str, Tensor]) -> None:
+        """Exchange parameters as loading does."""
+        for key, value in values.items():
+            path, _, name = key.removeprefix(PREFIX).rpartition(".")
+            owner = self.diffusion_model.get_submodule(path)
+            owner._parameters[name] = nn.Parameter(value, requires_grad=False)
+
 
 class Patcher:
     """The host's MODEL: clones share the module and the backup."""
@@ -195,13 +202,6 @@ class Patcher:
 
     def cleanup(self) -> None:
         self.model.current_patcher = None
-
-    def write(self, values: dict[str, Tensor]) -> None:
-        """Exchange parameters of the shared module, as loading does."""
-        for key, value in values.items():
-            path, _, name = key.removeprefix(PREFIX).rpartition(".")
-            owner = self.model.diffusion_model.get_submodule(path)
-            owner._parameters[name] = nn.Parameter(value, requires_grad=False)
 
 
 class Clip:

@@ -162,8 +162,9 @@ def _progress(host: Host) -> type:
 def _management(host: Host) -> dict[str, Any]:
     def unload(*_: Any) -> None:
         if host.loaded is not None:
-            host.loaded.write(host.loaded.backup)
-            host.loaded.backup.clear()
+            _, model, backup = host.loaded
+            model.write(backup)
+            backup.clear()
         host.loaded = None
 
     def load(
@@ -171,17 +172,18 @@ def _management(host: Host) -> dict[str, Any]:
     ) -> None:
         assert torch.is_inference_mode_enabled(), "the host moves weights in inference mode only"
         (patcher,) = patchers
-        if host.loaded is not None and host.loaded.patches_uuid == patcher.patches_uuid:
+        if host.loaded is not None and host.loaded[0] == patcher.patches_uuid:
             return
         unload()
-        host.loaded, state = patcher, patcher.model_state_dict("")
+        host.loaded = (patcher.patches_uuid, patcher.model, patcher.backup)
+        state = patcher.model_state_dict("")
         for key, entries in patcher.patches.items():
             patcher.backup[key] = state[key]
             if host.dynamic:
                 whole = cast_with_patches(entries, state[key].clone(), key)
             else:
                 whole = calculate_weight(entries, state[key].float().clone(), key)
-            patcher.write({key: whole.to(state[key].dtype)})
+            patcher.model.write({key: whole.to(state[key].dtype)})
 
     return {
         "load_models_gpu": load,

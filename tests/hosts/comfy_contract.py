@@ -9,6 +9,7 @@ patching, rounding, loading and unloading are the host's. A host without them sa
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,6 +200,7 @@ def drawn(dtype: torch.dtype, resident: bool) -> dict[str, Any]:
         patched = layer.weight_lowvram_function is not None
         back = asked(fluid)
         report = unlearned(fluid)
+        gc.collect()  # what needs it dies together: the host would lose the model for good
         unload()
     return {
         "moved": float((classic - plain).abs().max()),

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -67,6 +69,24 @@ def test_other_attention_patches_and_wrappers_work(part: Part, host: Host, model
     assert calls == [[0]]
     torch.testing.assert_close(found, direct(model, x, 500, 2 * context), rtol=1e-3, atol=2e-3)
     assert not torch.allclose(found, plain)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["host's UNet", "private UNet"])
+def test_what_is_lent_goes_without_garbage_collection(
+    part: Part, host: Host, model: Patcher, whole: bool
+) -> None:
+    """A host loses a model for good whose clones die in one collection (see nodes/host.py)."""
+    gc.collect()
+    gc.disable()
+    try:
+        lent = part("nodes.lending").lend(model, Clip(), 64, whole)
+        cond = lent.encoder.encode(["a gun", "a cat"])
+        lent.host(torch.randn(2, 4, 8, 8), torch.full((2,), 500), cond)
+        dead = weakref.ref(lent.host.patcher)
+        del lent, cond
+        assert dead() is None
+    finally:
+        gc.enable()
 
 
 def test_rows_are_split_when_memory_is_short(part: Part, host: Host, model: Patcher) -> None:
