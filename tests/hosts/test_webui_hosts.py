@@ -50,7 +50,7 @@ def test_on_off_and_strength(webui: Server, diff: str) -> None:
 
 def test_hires_fix(webui: Server, diff: str) -> None:
     lists = ("latent-upscale-modes", "upscalers")  # Neo has no modes, and of the others only "None"
-    upscaler = [told["name"] for kind in lists for told in webui.ask(f"/sdapi/v1/{kind}")][0]
+    upscaler = next(told["name"] for kind in lists for told in webui.ask(f"/sdapi/v1/{kind}"))
     hires: dict[str, Any] = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler}
     hires["denoising_strength"] = 0.7
     if webui.variable != "A1111_PATH":  # whose own default is refused by its own check
