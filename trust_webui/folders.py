@@ -43,6 +43,17 @@ def audits() -> Path:
     return Path(paths_internal.default_output_dir) / "trust-audits"
 
 
+def passing_ready() -> None:
+    """Have the folder that the host passes pictures to its page through; raises OutputError.
+
+    It is a setting, and Forge Neo's from the start; the hosts make it only when it is changed, and
+    without it every picture that is shown is an error.
+    """
+    chosen = str(getattr(shared.opts, "temp_dir", "") or "").strip()
+    if chosen:
+        ready(Path(chosen))
+
+
 def presets() -> Path:
     """Return the folder of presets."""
     return diffs() / "presets"

@@ -11,10 +11,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from trust_engine.errors import TrustError
 from trust_engine.frontend.charts import chart, stacked
 from trust_engine.frontend.pictures import PAPER
 from trust_engine.frontend.wording import spelled
 
+from . import folders
 from .auditing import Audited
 from .jobs import ESTIMATE, JOBS, PROGRAM, Job
 from .lines import one_line
@@ -86,7 +88,9 @@ def followed(job: Job | None) -> Iterator[tuple[Any, ...]]:
             drawn, points = time.monotonic(), count
             longest = max(map(len, job.curves.values()))
             picture = _clear(chart(f"{job.title}: {job.stage}", dict(job.curves), longest))
-        yield (status(job), gallery, picture, neurons, report, None)
+            yield _handed(job, (gallery, picture, neurons), report, None)
+        else:
+            yield (status(job), gallery, picture, neurons, report, None)
         rest = tuple(gr.update() for _ in NOTHING)
         time.sleep(EVERY)
     yield finished(job)
@@ -102,7 +106,18 @@ def finished(job: Job | None) -> tuple[Any, ...]:
         return (status(job), *NOTHING, None)
     name = result.to_dict()["diff"]
     pictures = (result.gallery, _clear(result.chart), _clear(result.neurons))
-    return (status(job), *pictures, result.report, name)
+    return _handed(job, pictures, result.report, name)
+
+
+def _handed(
+    job: Job | None, pictures: tuple[Any, ...], report: Any, name: str | None
+) -> tuple[Any, ...]:
+    """Return what is shown; without its pictures where the host cannot pass any to its page."""
+    try:
+        folders.passing_ready()
+    except TrustError as error:
+        return (status(job) + problem(error), *NOTHING[:3], report, name)
+    return (status(job), *pictures, report, name)
 
 
 def _clear(image: Image.Image) -> Image.Image:

@@ -211,6 +211,28 @@ def test_nothing_old_stands_beside_a_refusal(page: Any, monkeypatch: pytest.Monk
     assert failed[1:5] == showing.NOTHING and "trust_state_failed" in failed[0]
 
 
+def test_pictures_have_the_folder_that_the_host_passes_them_through(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hosts make it only when the setting is changed; Forge Neo has one from the start."""
+    from modules import shared
+
+    from trust_webui import showing
+    from trust_webui.jobs import Job
+
+    monkeypatch.setattr(showing, "EVERY", 0.01)
+    passing = tmp_path / "data" / "tmp"
+    job = Job("unlearn", "gun", state="running", curves={"a gun": [(1.0, 0.1), (0.5, 0.1)]})
+    for chosen in (None, "", str(passing)):
+        shared.opts.temp_dir = chosen
+        assert next(showing.followed(job))[2] is not None
+    assert passing.is_dir(), "there before the chart is handed over"
+    passing.rmdir()
+    passing.write_text("in the way")
+    told, *rest, report, _ = next(showing.followed(job))
+    assert "nothing can be written to" in told and rest == [[], None, None] and report == ""
+
+
 def test_the_partner_appears_with_the_kind(page: Any) -> None:
     """A field of no use to the kind is out of sight, unless it is filled; then it is an error."""
     partner = by_id("trust_partner")
