@@ -91,8 +91,8 @@ def _audit(chosen: Any, shown: Any, owner: Any) -> None:
                               info="of the diff chosen above; to be typed only where its label "
                                    "does not say")  # fmt: skip
         judge = gr.Textbox(label="Judge", elem_id="trust_judge",
-                           info="clip: and the folder of a CLIP model, or nudenet if it is "
-                                "installed",
+                           info="demo for the demo model; clip: and the folder of a CLIP model; "
+                                "nudenet if it is installed",
                            placeholder="clip:/models/clip-vit-large-patch14")  # fmt: skip
         level = gr.Radio(list(LEVELS), value=LEVELS[0], label="Level",
                          info="quick and full also attack; full takes hours")  # fmt: skip
@@ -223,7 +223,9 @@ def _audited(
     try:
         _chosen(name)
         if not judge.strip():
-            raise SpecError("name a judge: clip: and a CLIP model's folder, or nudenet")
+            raise SpecError(
+                "name a judge: demo for the demo model, clip: and a CLIP model's folder, or nudenet"
+            )
         about = asked_about(str(name), _told(name, concept))
         question = Question(str(name), about, judge.strip(), level, int(images), listed(retain),
                             resolution=int(resolution))  # fmt: skip
