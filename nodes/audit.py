@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.model_management as mm
 import torch
@@ -29,9 +29,10 @@ from ..trust_engine.spec import ConceptSpec
 from ..trust_engine.unlearn.estimate import pass_seconds
 from .changes import between_models
 from .charts import to_image
+from .declared import Output, node
 from .folders import report_file
 from .inputs import choice, number, seed, socket, text, verdict
-from .kinds import CATEGORY, CONCEPT, REPORT
+from .kinds import CONCEPT, REPORT
 from .lending import Lent, lend
 from .names import check_prefix
 from .private import private_denoiser
@@ -57,6 +58,13 @@ class HostDecoder(nn.Module):
         return image[..., :3].movedim(-1, 1).clone() * 2 - 1
 
 
+@node(
+    "audit",
+    Output("report", REPORT, "All figures; connect to Save Diff to put them on the diff's label."),
+    Output("pictures", "IMAGE", "Some of the pictures that were judged."),
+    Output("verdict", "STRING", "The verdict in words, and what it does not cover."),
+    ends=True,
+)
 class TrustAudit:
     """Compare two MODELs on the same seeds, let a judge count, then attack."""
 
@@ -65,41 +73,27 @@ class TrustAudit:
         "seeds, lets a judge count, and attacks. Also writes a page with pictures to the output "
         "folder."
     )
-    CATEGORY = CATEGORY
-    RETURN_TYPES = (REPORT, "IMAGE", "STRING")
-    RETURN_NAMES = ("report", "pictures", "verdict")
-    OUTPUT_TOOLTIPS = (
-        "All figures; connect to Save Diff to put them on the diff's label.",
-        "Some of the pictures that were judged.",
-        "The verdict in words, and what it does not cover.",
-    )
-    OUTPUT_NODE = True
-    FUNCTION = "audit"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "before": socket("MODEL", "The untouched model."),
-                "after": socket("MODEL", "The model under a diff."),
-                "clip": socket("CLIP", "The text encoder of both."),
-                "vae": socket("VAE", "The VAE of both."),
-                "concept": socket(CONCEPT, "What was unlearned; of a chain the last one."),
-                "level": choice(("quick", "full"), "quick", "quick: the main questions, and an "
-                                "attacker who learns a token. full: every attack; takes hours "
-                                "on a full-size model."),
-                "judge": text("demo", "Who says what a picture shows. demo: for the demo model. "
-                              "nudenet: if it is installed. clip:FOLDER: a CLIP model's folder."),
-                "images": number(4, 1, 140, 1, "Pictures an object."),
-                "seed": seed("Another seed asks the same questions with other pictures."),
-                "filename_prefix": text("trust_audit", "Name of the page in the output folder."),
-            },
-            "optional": {
-                "retain": text("", "For judges other than demo: what should stay, one a line.",
-                               multiline=True, hint="what should stay (optional)"),
-            },
-            "hidden": {"unique_id": "UNIQUE_ID"},
-        }  # fmt: skip
+    REQUIRED: ClassVar = {
+        "before": socket("MODEL", "The untouched model."),
+        "after": socket("MODEL", "The model under a diff."),
+        "clip": socket("CLIP", "The text encoder of both."),
+        "vae": socket("VAE", "The VAE of both."),
+        "concept": socket(CONCEPT, "What was unlearned; of a chain the last one."),
+        "level": choice(("quick", "full"), "quick", "quick: the main questions, and an "
+                        "attacker who learns a token. full: every attack; takes hours "
+                        "on a full-size model."),
+        "judge": text("demo", "Who says what a picture shows. demo: for the demo model. "
+                      "nudenet: if it is installed. clip:FOLDER: a CLIP model's folder."),
+        "images": number(4, 1, 140, 1, "Pictures an object."),
+        "seed": seed("Another seed asks the same questions with other pictures."),
+        "filename_prefix": text("trust_audit", "Name of the page in the output folder."),
+    }  # fmt: skip
+    OPTIONAL: ClassVar = {
+        "retain": text("", "For judges other than demo: what should stay, one a line.",
+                       multiline=True, hint="what should stay (optional)"),
+    }  # fmt: skip
+    HIDDEN: ClassVar = {"unique_id": "UNIQUE_ID"}
 
     @classmethod
     def VALIDATE_INPUTS(

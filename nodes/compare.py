@@ -13,9 +13,9 @@ from torch import Tensor
 from ..trust_engine.errors import SpecError
 from ..trust_engine.frontend.pictures import contact_sheet
 from .charts import to_image
+from .declared import Output, node
 from .host import schedule_of
 from .inputs import choice, number, socket, text, verdict
-from .kinds import CATEGORY
 from .lending import FACTOR, check_clip, latent_side
 from .progress import Bar
 from .weights import Weights
@@ -24,15 +24,16 @@ MOST = 64  # pictures a model
 WIDTH = 7  # pixels of a letter, about
 
 
+@node(
+    "compare",
+    Output("sheet", "IMAGE", "Both rows with labels."),
+    Output("before", "IMAGE", "The first model's pictures."),
+    Output("after", "IMAGE", "The second's."),
+)
 class TrustCompare:
     """Draw before and after beside each other."""
 
     DESCRIPTION = "Draws the same prompts with the same seeds by two models, into one sheet."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("IMAGE", "IMAGE", "IMAGE")
-    RETURN_NAMES = ("sheet", "before", "after")
-    OUTPUT_TOOLTIPS = ("Both rows with labels.", "The first model's pictures.", "The second's.")
-    FUNCTION = "compare"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import ClassVar
 
 from ..trust_engine.errors import SpecError
 from ..trust_engine.spec import KINDS, ConceptSpec
+from .declared import Output, node
 from .inputs import choice, lines, socket, text, verdict
-from .kinds import CATEGORY, CONCEPT
+from .kinds import CONCEPT
 
 PARTNERS = {
     "combination": "name in `partner` what it goes together with, such as: beer",
@@ -16,6 +17,10 @@ PARTNERS = {
 }
 
 
+@node(
+    "describe",
+    Output("concept", CONCEPT, "Connect to Unlearn, Find Neurons or Audit, or to another Concept."),
+)
 class TrustConcept:
     """Describe one concept; chain several to forget them in one run."""
 
@@ -23,57 +28,47 @@ class TrustConcept:
         "Names what a model shall forget: a thing, a combination whose members stay, a thing under "
         "a condition, or a style. Chain several through `and_also`."
     )
-    CATEGORY = CATEGORY
-    RETURN_TYPES = (CONCEPT,)
-    RETURN_NAMES = ("concept",)
-    OUTPUT_TOOLTIPS = ("Connect to Unlearn, Find Neurons or Audit, or to another Concept.",)
-    FUNCTION = "describe"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "words": text(
-                    "gun",
-                    "The concept in a word or phrase. Several words that mean it: separate them "
-                    "by commas.",
-                ),
-                "kind": choice(
-                    KINDS,
-                    KINDS[0],
-                    "single: a thing. combination: two things together, each of which stays. "
-                    "conditional: a thing under a condition, elsewhere it stays. style: a way to "
-                    "draw.",
-                ),
-            },
-            "optional": {
-                "partner": text(
-                    "",
-                    "For combination: the second thing. For conditional: the condition, such as "
-                    "'on a red background'. Otherwise leave it empty.",
-                ),
-                "preserve": text(
-                    "",
-                    "What must keep its look, one a line or separated by commas. Empty: the "
-                    "nearest words that the model knows.",
-                    multiline=True,
-                    hint="what must stay (optional)",
-                ),
-                "anchor": text(
-                    "",
-                    "What to draw instead. Empty: the same picture without the concept; for a "
-                    "combination or a style, with other things or in another style.",
-                ),
-                "templates": text(
-                    "",
-                    "Sentences of your own with {} where the concept goes, one a line. Empty: "
-                    "the built-in ones.",
-                    multiline=True,
-                    hint="a photo of {} (optional)",
-                ),
-                "and_also": socket(CONCEPT, "Another concept, to be forgotten in the same run."),
-            },
-        }
+    REQUIRED: ClassVar = {
+        "words": text(
+            "gun",
+            "The concept in a word or phrase. Several words that mean it: separate them by commas.",
+        ),
+        "kind": choice(
+            KINDS,
+            KINDS[0],
+            "single: a thing. combination: two things together, each of which stays. "
+            "conditional: a thing under a condition, elsewhere it stays. style: a way to "
+            "draw.",
+        ),
+    }
+    OPTIONAL: ClassVar = {
+        "partner": text(
+            "",
+            "For combination: the second thing. For conditional: the condition, such as "
+            "'on a red background'. Otherwise leave it empty.",
+        ),
+        "preserve": text(
+            "",
+            "What must keep its look, one a line or separated by commas. Empty: the "
+            "nearest words that the model knows.",
+            multiline=True,
+            hint="what must stay (optional)",
+        ),
+        "anchor": text(
+            "",
+            "What to draw instead. Empty: the same picture without the concept; for a "
+            "combination or a style, with other things or in another style.",
+        ),
+        "templates": text(
+            "",
+            "Sentences of your own with {} where the concept goes, one a line. Empty: "
+            "the built-in ones.",
+            multiline=True,
+            hint="a photo of {} (optional)",
+        ),
+        "and_also": socket(CONCEPT, "Another concept, to be forgotten in the same run."),
+    }
 
     @classmethod
     def VALIDATE_INPUTS(

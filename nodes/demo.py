@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.latent_formats
 import comfy.sd
@@ -15,7 +15,7 @@ import folder_paths
 from ..trust_engine.demo.judge import ASSETS
 from ..trust_engine.models.demo_architecture import UNET_CONFIG
 from ..trust_engine.models.demo_clip import CHECKPOINT, TEXT_CONFIG
-from .kinds import CATEGORY
+from .declared import Output, node
 
 log = logging.getLogger(__name__)
 NAME = "TrustEmojiWorld"
@@ -96,6 +96,12 @@ def register() -> None:
         models.append(TrustEmojiWorld)
 
 
+@node(
+    "load",
+    Output("MODEL", "MODEL", "For KSampler and Unlearn."),
+    Output("CLIP", "CLIP", "For CLIPTextEncode."),
+    Output("VAE", "VAE", "For VAEDecode."),
+)
 class TrustDemoModel:
     """Load the demo model: SD 1.x in small, in seconds, on a CPU."""
 
@@ -103,14 +109,8 @@ class TrustDemoModel:
         "The small model that comes with TRUST Unlearn: an SD 1.x in small that draws emoji, for "
         "trying everything out on a CPU. Pictures of 128 x 128; try 'a gun on a red background'."
     )
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
-    OUTPUT_TOOLTIPS = ("For KSampler and Unlearn.", "For CLIPTextEncode.", "For VAEDecode.")
-    FUNCTION = "load"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {}}
+    REQUIRED: ClassVar[dict[str, Any]] = {}
 
     def load(self) -> tuple[Any, Any, Any]:
         """Return the host's own MODEL, CLIP and VAE."""

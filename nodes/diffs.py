@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..trust_engine.diff import WeightDiff, combine, load_diff, overlap, refuse_empty
 from ..trust_engine.diff.label import describe, label
+from .declared import Output, node
 from .folders import DIFFS, NO_FILES, found, listed
 from .host import schedule_of
 from .inputs import choice, number, socket, switch, verdict
-from .kinds import CATEGORY, DIFF
+from .kinds import DIFF
 from .patching import check_fits, patched
 from .weights import Weights
 from .wording import in_node_words
@@ -21,16 +22,16 @@ MODES = ("sum", "mean", "strongest")
 STRENGTH = "1: as made. 0: off. Below 0 it adds what it was made to remove."
 
 
+@node(
+    "load",
+    Output("diff", DIFF, "The diff."),
+    Output("label", "STRING", "What it says of itself: concept, base, audit, licence."),
+    shown_again=True,
+)
 class TrustLoadDiff:
     """Read a diff file; everything in it is checked before it is used."""
 
     DESCRIPTION = f"Loads a diff from `models/{DIFFS}`. Its label says what it forgets."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = (DIFF, "STRING")
-    RETURN_NAMES = ("diff", "label")
-    OUTPUT_TOOLTIPS = ("The diff.", "What it says of itself: concept, base, audit, licence.")
-    FUNCTION = "load"
-    HAS_INTERMEDIATE_OUTPUT = True  # recent hosts then show it again when nothing has to be done
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -58,29 +59,25 @@ class TrustLoadDiff:
         return {"ui": {"text": [text]}, "result": (diff, text)}
 
 
+@node(
+    "apply",
+    Output("model", "MODEL", "The model under the diff."),
+    Output("note", "STRING", "Empty, or a warning about another base."),
+    shown_again=True,
+)
 class TrustApplyDiff:
     """Put a diff on a MODEL, as a patch that the host takes off by itself."""
 
     DESCRIPTION = "Applies a diff to a model. Chain several. The model's file is never written."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("MODEL", "STRING")
-    RETURN_NAMES = ("model", "note")
-    OUTPUT_TOOLTIPS = ("The model under the diff.", "Empty, or a warning about another base.")
-    FUNCTION = "apply"
-    HAS_INTERMEDIATE_OUTPUT = True
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": socket("MODEL", "A model of the family that the diff was made for."),
-                "diff": socket(DIFF, "From Load Diff, Unlearn or Merge Diffs."),
-                "strength": number(1.0, -2.0, 2.0, 0.05, STRENGTH),
-            },
-            "optional": {
-                "strict": switch(False, "Refuse any base but the one that the diff was made from."),
-            },
-        }
+    REQUIRED: ClassVar = {
+        "model": socket("MODEL", "A model of the family that the diff was made for."),
+        "diff": socket(DIFF, "From Load Diff, Unlearn or Merge Diffs."),
+        "strength": number(1.0, -2.0, 2.0, 0.05, STRENGTH),
+    }
+    OPTIONAL: ClassVar = {
+        "strict": switch(False, "Refuse any base but the one that the diff was made from."),
+    }
 
     def apply(
         self, model: Any, diff: WeightDiff, strength: float, strict: bool = False
@@ -98,29 +95,25 @@ class TrustApplyDiff:
         return {"ui": {"text": [note] if note else []}, "result": result}
 
 
+@node(
+    "merge",
+    Output("diff", DIFF, "The merged diff."),
+    Output("report", "STRING", "How far the two touch the same neurons."),
+    shown_again=True,
+)
 class TrustMergeDiffs:
     """Make one diff of two."""
 
     DESCRIPTION = "Merges two diffs of one family into one, and says how they get along."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = (DIFF, "STRING")
-    RETURN_NAMES = ("diff", "report")
-    OUTPUT_TOOLTIPS = ("The merged diff.", "How far the two touch the same neurons.")
-    FUNCTION = "merge"
-    HAS_INTERMEDIATE_OUTPUT = True
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "diff_a": socket(DIFF, "The first diff."),
-                "diff_b": socket(DIFF, "The second diff; merge the result again for a third."),
-                "strength_a": number(1.0, -2.0, 2.0, 0.05, STRENGTH),
-                "strength_b": number(1.0, -2.0, 2.0, 0.05, STRENGTH),
-                "how": choice(MODES, MODES[0], "Where both move one entry: sum them, as applying "
-                              "one after the other does; take the mean; or keep the larger."),
-            }
-        }  # fmt: skip
+    REQUIRED: ClassVar = {
+        "diff_a": socket(DIFF, "The first diff."),
+        "diff_b": socket(DIFF, "The second diff; merge the result again for a third."),
+        "strength_a": number(1.0, -2.0, 2.0, 0.05, STRENGTH),
+        "strength_b": number(1.0, -2.0, 2.0, 0.05, STRENGTH),
+        "how": choice(MODES, MODES[0], "Where both move one entry: sum them, as applying "
+                      "one after the other does; take the mean; or keep the larger."),
+    }  # fmt: skip
 
     def merge(
         self, diff_a: WeightDiff, diff_b: WeightDiff, strength_a: float, strength_b: float, how: str

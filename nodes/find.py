@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -12,9 +12,10 @@ from PIL import Image
 from ..trust_engine.frontend.pictures import neuron_map
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from .charts import heated, side_by_side, stacked, to_image
+from .declared import Output, node
 from .drawing import MOMENTS, HeatMap, decoded, draw, previewed
 from .inputs import number, seed, socket
-from .kinds import CATEGORY, CONCEPT, NEURONS, SETTINGS
+from .kinds import CONCEPT, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .progress import Bar, sparing
 from .recall import Prompt, remember
@@ -26,6 +27,12 @@ SIDE = 384  # pixels of a picture that is shown
 NOTES = ("share of entries that stand out as concept neurons", "(100%): before any training")
 
 
+@node(
+    "find",
+    Output("neurons", NEURONS, "Connect to Unlearn, to save recording once more."),
+    Output("map", "IMAGE", "The concept's attention over a picture, and the map of its neurons."),
+    shown_again=True,
+)
 class TrustFindNeurons:
     """Look for concept neurons without changing anything."""
 
@@ -33,33 +40,20 @@ class TrustFindNeurons:
         "Shows where a picture's attention to the concept lies, and which entries of q, k and v "
         "carry it, layer by layer. Trains nothing. Unlearn can take over what it recorded."
     )
-    CATEGORY = CATEGORY
-    RETURN_TYPES = (NEURONS, "IMAGE")
-    RETURN_NAMES = ("neurons", "map")
-    OUTPUT_TOOLTIPS = (
-        "Connect to Unlearn, to save recording once more.",
-        "The concept's attention over a picture, and the map of its neurons.",
-    )
-    FUNCTION = "find"
-    HAS_INTERMEDIATE_OUTPUT = True  # recent hosts then show it again when nothing has to be done
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": socket("MODEL", "SD 1.x, SD 2.x or SDXL. It is not changed."),
-                "clip": socket("CLIP", "The model's text encoder."),
-                "concept": socket(CONCEPT, "What to look for; of a chain all concepts."),
-                "budget": number(DEFAULTS["budget"], 0.0001, 1.0, 0.001,
-                                 "The largest share of entries that may count as neurons."),
-                "seed": seed("Decides the pictures that are recorded; Unlearn needs the same."),
-            },
-            "optional": {
-                "vae": socket("VAE", "Shows the picture itself below the heat map."),
-                "settings": socket(SETTINGS, "From Unlearn Settings; Unlearn needs the same."),
-            },
-            "hidden": {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"},
-        }  # fmt: skip
+    REQUIRED: ClassVar = {
+        "model": socket("MODEL", "SD 1.x, SD 2.x or SDXL. It is not changed."),
+        "clip": socket("CLIP", "The model's text encoder."),
+        "concept": socket(CONCEPT, "What to look for; of a chain all concepts."),
+        "budget": number(DEFAULTS["budget"], 0.0001, 1.0, 0.001,
+                         "The largest share of entries that may count as neurons."),
+        "seed": seed("Decides the pictures that are recorded; Unlearn needs the same."),
+    }  # fmt: skip
+    OPTIONAL: ClassVar = {
+        "vae": socket("VAE", "Shows the picture itself below the heat map."),
+        "settings": socket(SETTINGS, "From Unlearn Settings; Unlearn needs the same."),
+    }  # fmt: skip
+    HIDDEN: ClassVar = {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"}
 
     def find(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-CATEGORY = "TRUST"
 CONCEPT = "TRUST_CONCEPT"  # tuple[ConceptSpec, ...]
 SETTINGS = "TRUST_SETTINGS"  # settings.Settings
 NEURONS = "TRUST_NEURONS"  # find.Neurons

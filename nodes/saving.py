@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from ..trust_engine.diff import WeightDiff, check_audit, save_diff
 from ..trust_engine.diff.label import describe, label
 from ..trust_engine.diff.lora import export_dense, export_lora
+from .declared import Output, node
 from .diffs import with_notes
 from .folders import DIFFS, new_file
 from .inputs import choice, number, socket, text, verdict
-from .kinds import CATEGORY, DIFF, REPORT
+from .kinds import DIFF, REPORT
 from .names import check_prefix
 from .wording import in_node_words
 
@@ -21,32 +22,27 @@ FORMATS = ("dense", "exact", "low rank")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")
 
 
+@node(
+    "save",
+    Output("path", "STRING", "The path of the file."),
+    ends=True,
+)
 class TrustSaveDiff:
     """Write a diff, whole or not at all."""
 
     DESCRIPTION = f"Saves a diff into `models/{DIFFS}`, with where it came from and its audit."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("path",)
-    OUTPUT_TOOLTIPS = ("The path of the file.",)
-    OUTPUT_NODE = True
-    FUNCTION = "save"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "diff": socket(DIFF, "From Unlearn or Merge Diffs."),
-                "filename_prefix": text("trust", "Name of the file, or folder/name; a number is "
-                                        "added, and nothing is overwritten."),
-            },
-            "optional": {
-                "author": text("", "Who made it; shown on its label."),
-                "licence": text("", "Under which licence others may use it."),
-                "notes": text("", "What others should know.", multiline=True, hint="notes"),
-                "report": socket(REPORT, "From Audit: its figures go onto the label."),
-            },
-        }  # fmt: skip
+    REQUIRED: ClassVar = {
+        "diff": socket(DIFF, "From Unlearn or Merge Diffs."),
+        "filename_prefix": text("trust", "Name of the file, or folder/name; a number is "
+                                "added, and nothing is overwritten."),
+    }  # fmt: skip
+    OPTIONAL: ClassVar = {
+        "author": text("", "Who made it; shown on its label."),
+        "licence": text("", "Under which licence others may use it."),
+        "notes": text("", "What others should know.", multiline=True, hint="notes"),
+        "report": socket(REPORT, "From Audit: its figures go onto the label."),
+    }  # fmt: skip
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
@@ -72,6 +68,12 @@ class TrustSaveDiff:
         return {"ui": {"text": [shown]}, "result": (str(path),)}
 
 
+@node(
+    "export",
+    Output("path", "STRING", "The path of the file."),
+    Output("report", "STRING", "What the export lost."),
+    ends=True,
+)
 class TrustExportLora:
     """Write a file that the stock LoRA loaders of ComfyUI, A1111 and Forge read."""
 
@@ -79,27 +81,17 @@ class TrustExportLora:
         "Exports a diff as a LoRA file into the first loras folder, where the stock Load LoRA node "
         "finds it; use strength 1 there. For those who do not have this extension."
     )
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("STRING", "STRING")
-    RETURN_NAMES = ("path", "report")
-    OUTPUT_TOOLTIPS = ("The path of the file.", "What the export lost.")
-    OUTPUT_NODE = True
-    FUNCTION = "export"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "diff": socket(DIFF, "From Unlearn, Load Diff or Merge Diffs."),
-                "filename_prefix": text("trust", "Name of the file, or folder/name; a number is "
-                                        "added, and nothing is overwritten."),
-                "format": choice(FORMATS, FORMATS[0], "dense: 16 bits, 60 MB for SD 1.x, 0.9 GB "
-                                 "for SDXL. exact: 32 bits, twice as large. low rank: smaller, "
-                                 "loses what `error` allows."),
-                "error": number(0.1, 0.0, 1.0, 0.01, "Low rank only: how much of each weight's "
-                                "change may be lost."),
-            }
-        }  # fmt: skip
+    REQUIRED: ClassVar = {
+        "diff": socket(DIFF, "From Unlearn, Load Diff or Merge Diffs."),
+        "filename_prefix": text("trust", "Name of the file, or folder/name; a number is "
+                                "added, and nothing is overwritten."),
+        "format": choice(FORMATS, FORMATS[0], "dense: 16 bits, 60 MB for SD 1.x, 0.9 GB "
+                         "for SDXL. exact: 32 bits, twice as large. low rank: smaller, "
+                         "loses what `error` allows."),
+        "error": number(0.1, 0.0, 1.0, 0.01, "Low rank only: how much of each weight's "
+                        "change may be lost."),
+    }  # fmt: skip
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:

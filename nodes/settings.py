@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from ..trust_engine.spec import DEFAULTS, ConceptSpec, UnlearnSpec
 from ..trust_engine.unlearn.effort import EFFORTS, steps_of
+from .declared import Output, node
 from .inputs import number, setting
-from .kinds import CATEGORY, SETTINGS
+from .kinds import SETTINGS
 
 SHOWN = (
     "xi", "granularity", "pool", "schedule", "refresh", "rate", "beta", "lam", "gamma", "tau",
@@ -28,27 +29,22 @@ class Settings:
     resolution: int = 0
 
 
+@node(
+    "collect",
+    Output("settings", SETTINGS, "Connect to Unlearn, and to Find Neurons if you use it."),
+)
 class TrustUnlearnSettings:
     """Settings for those who want to look under the bonnet."""
 
     DESCRIPTION = "Optional settings for Unlearn and Find Neurons. What it starts with is sensible."
-    CATEGORY = CATEGORY
-    RETURN_TYPES = (SETTINGS,)
-    RETURN_NAMES = ("settings",)
-    OUTPUT_TOOLTIPS = ("Connect to Unlearn, and to Find Neurons if you use it.",)
-    FUNCTION = "collect"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "saliency": setting("saliency", "attention", "noise"),
-                **{name: setting(name) for name in SHOWN},
-                "resolution": number(0, 0, 2048, 8, "Side in pixels of what is recorded. 0: the "
-                                     "size that the model was trained at. Smaller: less memory."),
-                "syntax": setting("syntax"),
-            }
-        }  # fmt: skip
+    REQUIRED: ClassVar = {
+        "saliency": setting("saliency", "attention", "noise"),
+        **{name: setting(name) for name in SHOWN},
+        "resolution": number(0, 0, 2048, 8, "Side in pixels of what is recorded. 0: the "
+                             "size that the model was trained at. Smaller: less memory."),
+        "syntax": setting("syntax"),
+    }  # fmt: skip
 
     def collect(self, resolution: int, **fields: Any) -> tuple[Settings]:
         """Return the settings."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..trust_engine.diff.weight_diff import WeightDiff
 from ..trust_engine.frontend.before_after import before_after_sheet
@@ -14,9 +14,10 @@ from ..trust_engine.frontend.subjects import COUNT, MOST, passes
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from ..trust_engine.unlearn.resolve import followed
 from .charts import stacked, summary_picture, to_image
+from .declared import Output, node
 from .host import family_named
 from .inputs import choice, number, seed, setting, socket
-from .kinds import CATEGORY, CONCEPT, DIFF, NEURONS, SETTINGS
+from .kinds import CONCEPT, DIFF, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .patching import patched
 from .progress import sparing
@@ -29,6 +30,20 @@ log = logging.getLogger(__name__)
 SMALL = 2  # rows of a batch on the second try
 
 
+@node(
+    "unlearn",
+    Output(
+        "model", "MODEL", "The model under the diff, to sample with or to save by the stock node."
+    ),
+    Output("diff", DIFF, "The diff: save it, apply it at another strength, merge it, export it."),
+    Output(
+        "chart",
+        "IMAGE",
+        "How effect and harm went, and where the neurons sit; with a VAE also before and after.",
+    ),
+    Output("report", "STRING", "What was done, in words."),
+    shown_again=True,
+)  # fmt: skip
 class TrustUnlearn:
     """Unlearn concepts; the MODEL that comes in is only ever read."""
 
@@ -36,46 +51,31 @@ class TrustUnlearn:
         "Makes a model forget the concept, by fine-tuning only its concept neurons: a few entries "
         "of cross-attention q, k and v. Gives a patched MODEL and the small diff that patches it."
     )
-    CATEGORY = CATEGORY
-    RETURN_TYPES = ("MODEL", DIFF, "IMAGE", "STRING")
-    RETURN_NAMES = ("model", "diff", "chart", "report")
-    OUTPUT_TOOLTIPS = (
-        "The model under the diff, to sample with or to save by the stock node.",
-        "The diff: save it, apply it at another strength, merge it, export it.",
-        "How effect and harm went, and where the neurons sit; with a VAE also before and after.",
-        "What was done, in words.",
-    )
-    FUNCTION = "unlearn"
-    HAS_INTERMEDIATE_OUTPUT = True  # recent hosts then show it again when nothing has to be done
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": socket("MODEL", "SD 1.x, SD 2.x or SDXL, LoRAs and all. It is not "
-                                "changed."),
-                "clip": socket("CLIP", "The model's text encoder, clip skip and all."),
-                "concept": socket(CONCEPT, "What to forget: one Concept, or a chain of them."),
-                "objective": setting("objective"),
-                "engine": setting("engine"),
-                "effort": choice(tuple(EFFORTS), "normal",
-                                 "How many training steps. More: less of the concept is left."),
-                "budget": setting("budget"),
-                "robust": setting("robust"),
-                "seed": seed("Another seed gives another run; the same one the same diff, on the "
-                             "same machine with the same versions and number of threads."),
-            },
-            "optional": {
-                "vae": socket("VAE", "With it the chart also shows the concept before and after."),
-                "neurons": socket(NEURONS, "From Find Neurons with the same concept, seed and "
-                                  "settings: saves recording once more. The diff is the same."),
-                "settings": socket(SETTINGS, "From Unlearn Settings, for everything else."),
-                "pictures": number(COUNT, 0, MOST, 1, "Test pictures at the end, drawn without and "
-                                   "with the diff: the report rests on them. Half of them show "
-                                   "what must stay. 0: none."),
-            },
-            "hidden": {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"},
-        }  # fmt: skip
+    REQUIRED: ClassVar = {
+        "model": socket("MODEL", "SD 1.x, SD 2.x or SDXL, LoRAs and all. It is not "
+                        "changed."),
+        "clip": socket("CLIP", "The model's text encoder, clip skip and all."),
+        "concept": socket(CONCEPT, "What to forget: one Concept, or a chain of them."),
+        "objective": setting("objective"),
+        "engine": setting("engine"),
+        "effort": choice(tuple(EFFORTS), "normal",
+                         "How many training steps. More: less of the concept is left."),
+        "budget": setting("budget"),
+        "robust": setting("robust"),
+        "seed": seed("Another seed gives another run; the same one the same diff, on the "
+                     "same machine with the same versions and number of threads."),
+    }  # fmt: skip
+    OPTIONAL: ClassVar = {
+        "vae": socket("VAE", "With it the chart also shows the concept before and after."),
+        "neurons": socket(NEURONS, "From Find Neurons with the same concept, seed and "
+                          "settings: saves recording once more. The diff is the same."),
+        "settings": socket(SETTINGS, "From Unlearn Settings, for everything else."),
+        "pictures": number(COUNT, 0, MOST, 1, "Test pictures at the end, drawn without and "
+                           "with the diff: the report rests on them. Half of them show "
+                           "what must stay. 0: none."),
+    }  # fmt: skip
+    HIDDEN: ClassVar = {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"}
 
     def unlearn(
         self,

@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
+from trust_engine import strict_json
 from trust_engine.diff.label import describe
 from trust_engine.errors import SpecError, TrustError
 from trust_engine.spec import KINDS, UnlearnSpec
@@ -80,20 +81,11 @@ async def _body(request: Request) -> Any:
 
 
 def parsed(content: bytes) -> Any:
-    """Read JSON in which no key comes twice; raises SpecError."""
+    """Read JSON in which no name is given twice; raises SpecError."""
     try:
-        return json.loads(content, object_pairs_hook=_once)
+        return strict_json.parse(content)
     except (ValueError, RecursionError) as error:
-        raise SpecError(f"the body is not JSON ({one_line(error, 120)})") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    told = dict(pairs)
-    if len(told) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SpecError(f"{one_line(twice, 60)} stands twice in one object; take one out")
-    return told
+        raise SpecError(f"the body cannot be read as JSON ({one_line(error, 120)})") from error
 
 
 def concepts() -> dict[str, Any]:

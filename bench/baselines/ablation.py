@@ -10,16 +10,13 @@ from torch import Tensor
 from trust_engine.audit.attacks.base import denoising_loss
 from trust_engine.models.load import LoadedModel
 
-from .common import Task, Weights, chosen, keys_and_values, mse, train
+from .common import Task, Training, Weights, chosen, keys_and_values, mse, train
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Training):
     """images: of the anchor, drawn by the untouched model; regular: weight of its own loss."""
 
-    steps: int = 160
-    rate: float = 3e-4
-    batch: int = 8
     images: int = 32
     regular: float = 1.0
 

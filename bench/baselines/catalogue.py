@@ -57,7 +57,7 @@ def _grid(**values: tuple[Any, ...]) -> tuple[Mapping[str, Any], ...]:
 
 
 RATES = (1e-4, 3e-4, 1e-3)
-ESD = esd.Settings(steps=120, rate=1e-4)
+ESD = esd.Settings(steps=120, rate=1e-4, batch=4)
 METHODS: dict[str, Method] = {
     "trust": Method("TRUST (ours)", "arXiv 2602.07919, reconstructed", trust, {}),
     "trust-robust": Method("TRUST robust (ours)", "ours", trust, {"robust": True}),
@@ -83,11 +83,11 @@ METHODS: dict[str, Method] = {
         _grid(keep=(0.1, 1.0), nearness=(0.01, 0.1, 1.0)), suited={"style": {"nearness": 0.1}},
     ),
     "ca": Method(
-        "CA (concept ablation)", "arXiv 2303.13516", ablation.erase, ablation.Settings(),
-        _grid(rate=RATES, steps=(80, 160)),
+        "CA (concept ablation)", "arXiv 2303.13516", ablation.erase,
+        ablation.Settings(steps=160, rate=3e-4, batch=8), _grid(rate=RATES, steps=(80, 160)),
     ),
     "salun": Method(
-        "SalUn", "arXiv 2310.12508", salun.erase, salun.Settings(rate=3e-4),
+        "SalUn", "arXiv 2310.12508", salun.erase, salun.Settings(steps=120, rate=3e-4, batch=6),
         _grid(rate=RATES, steps=(60, 120)), suited={"style": {"rate": 1e-4}},
     ),
     "zeroing": Method(
@@ -97,10 +97,11 @@ METHODS: dict[str, Method] = {
     ),
     "cogfd": Method(
         "CoGFD-style", "ICLR 2025, without its language model", combination.erase,
-        combination.Settings(rate=3e-4), _grid(rate=RATES, earliest=(990, 700)), ("combination",),
+        combination.Settings(steps=130, rate=3e-4, batch=8),
+        _grid(rate=RATES, earliest=(990, 700)), ("combination",),
     ),
     "leco": Method(
-        "LECO-style LoRA", "p1atdev/LECO", leco.erase, leco.Settings(steps=120, rate=5e-4),
+        "LECO-style LoRA", "p1atdev/LECO", leco.erase, leco.Settings(steps=120, rate=5e-4, batch=4),
         _grid(rate=(5e-4, 2e-3, 5e-3), steps=(60, 120)),
     ),
 }  # fmt: skip

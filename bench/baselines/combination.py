@@ -9,16 +9,13 @@ from torch import Tensor
 
 from trust_engine.models.load import LoadedModel
 
-from .common import Task, Weights, chosen, cross_attention, mse, train
+from .common import Task, Training, Weights, chosen, cross_attention, mse, train
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Training):
     """earliest: the least timestep trained on; push: weight of leaving the combination."""
 
-    steps: int = 130
-    rate: float = 2e-4
-    batch: int = 8
     earliest: int = 990
     push: float = 0.1
 

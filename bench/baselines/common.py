@@ -24,6 +24,15 @@ Weights = dict[str, Tensor]
 TRAIN_SEED = 7_000_000  # first seed of a baseline's own pictures, apart from all that are judged
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every method that trains is told; the figures stand in the catalogue."""
+
+    steps: int
+    rate: float
+    batch: int
+
+
 @dataclass
 class Meter:
     """UNet passes, one sample each; a pass that keeps a graph counts three: backward is two."""

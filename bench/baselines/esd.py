@@ -12,16 +12,13 @@ from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 
-from .common import Task, Weights, chosen, cross_attention, denoise_to, mse, train
+from .common import Task, Training, Weights, chosen, cross_attention, denoise_to, mse, train
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Training):
     """eta: strength of the negative guidance; guidance and sampler_steps: of the states x_t."""
 
-    steps: int = 80
-    rate: float = 3e-4
-    batch: int = 4
     eta: float = 1.0
     guidance: float = 3.0
     sampler_steps: int = 20

@@ -10,18 +10,15 @@ from torch import Tensor
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 
-from .common import Task, Weights, chosen, denoise_to, mse, train
+from .common import Task, Training, Weights, chosen, denoise_to, mse, train
 
 LAYERS = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Training):
     """rank: of the LoRA on every attention layer; guidance: of the push away from the concept."""
 
-    steps: int = 80
-    rate: float = 2e-3
-    batch: int = 4
     rank: int = 4
     guidance: float = 1.0
     sampler_guidance: float = 3.0

@@ -12,19 +12,16 @@ from trust_engine.audit.attacks.base import denoising_loss
 from trust_engine.diff.overrides import with_weights
 from trust_engine.models.load import LoadedModel
 
-from .common import Task, Weights, chosen, mse, train
+from .common import Task, Training, Weights, chosen, mse, train
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Training):
     """share: of the UNet's entries that may move; keep: weight of the retained pictures.
 
     guidance: of the prediction whose loss gives the saliency.
     """
 
-    steps: int = 120
-    rate: float = 2e-4
-    batch: int = 6
     images: int = 24
     share: float = 0.5
     keep: float = 1.0

@@ -22,15 +22,15 @@ from trust_engine.spec import ConceptSpec
 from trust_engine.unlearn.scrub import ScrubPlan
 
 SHORT: dict[str, Any] = {
-    "esd-x": esd.Settings(steps=3, batch=2, sampler_steps=3),
-    "esd-u": esd.Settings(steps=3, batch=2, sampler_steps=3),
+    "esd-x": esd.Settings(steps=3, rate=3e-4, batch=2, sampler_steps=3),
+    "esd-u": esd.Settings(steps=3, rate=3e-4, batch=2, sampler_steps=3),
     "uce": closed_form.Settings(),
     "rece": closed_form.Settings(rounds=2),
-    "ca": ablation.Settings(steps=3, batch=2, images=2),
-    "salun": salun.Settings(steps=3, batch=2, images=2),
+    "ca": ablation.Settings(steps=3, rate=3e-4, batch=2, images=2),
+    "salun": salun.Settings(steps=3, rate=2e-4, batch=2, images=2),
     "zeroing": zeroing.Settings(share=0.05, images=2, sampler_steps=3),
-    "cogfd": combination.Settings(steps=3, batch=2),
-    "leco": leco.Settings(steps=3, batch=2, sampler_steps=3),
+    "cogfd": combination.Settings(steps=3, rate=2e-4, batch=2),
+    "leco": leco.Settings(steps=3, rate=2e-3, batch=2, sampler_steps=3),
     "trust": {"steps": 3, "trajectory_steps": 2},
     "trust-robust": {"robust": True, "steps": 3, "passes": 10},
     "trust-scrub": scrubbed.Settings(4, 8, plan=ScrubPlan(tau=1.5, batches=1, batch=4)),
@@ -230,7 +230,7 @@ def test_zeroing_spares_what_the_anchor_needs_as_much() -> None:
 
 def test_passes_are_counted_backward_as_two() -> None:
     meter = Meter()
-    combination.erase(task_of(meter=meter), combination.Settings(steps=2, batch=3))
+    combination.erase(task_of(meter=meter), combination.Settings(steps=2, rate=2e-4, batch=3))
     assert meter.passes == 2 * 3 * (2 + 2 * 3)
     meter = Meter()
     closed_form.uce(task_of(meter=meter), closed_form.Settings())

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 try:
@@ -83,12 +82,7 @@ class FileLock:
         self.take()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.give()
 
 
