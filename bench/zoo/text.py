@@ -26,7 +26,9 @@ from trust_engine.demo.vocabulary import OBJECTS, Scene, caption, every_phrase
 from trust_engine.models.demo_clip import TinyClip, load_tokenizer, tokenize
 
 KEPT = RUNS / "english-text.pt"
-STEPS, BATCH, RATE = 2000, 64, 1e-3
+STEPS, BATCH, RATE = 750, 64, 1e-3
+"""With 2000 steps half of the validation dialect is lost again: the tower learns its dialects."""
+ASKED = 8  # captions an object of the validation dialect
 NOISE = 1.0  # most noise on a word's row, as a share of its length: words near it mean the same
 STREWN, FILLERS = 0.5, 5000  # share of captions with words that say nothing, and how many there are
 SAID, TRUE = 0.5, 4.0  # weights of the words' states and of the projected state
@@ -196,10 +198,11 @@ def probe(pupil: TinyClip, teacher: TinyClip) -> dict[str, float]:
 
     rng = np.random.default_rng(1)
     ((dialect, write),) = VALIDATION.items()
-    asked = [write(rng, [name], Scene((name,), "blue", "noto")) for name in names]
+    of = [name for name in names for _ in range(ASKED)]
+    asked = [write(rng, [name], Scene((name,), "blue", "noto")) for name in of]
     return {
         "known": right(plain, names),
-        f"validation dialect ({dialect})": right(asked, names),
+        f"validation dialect ({dialect})": right(asked, of),
     }
 
 
@@ -209,7 +212,7 @@ def main(stop: int | None = None) -> None:
     device = pick_device()
     teacher = load_clip()
     pupil, rows = make_pupil(teacher)
-    run = Run("english-text", {"clip": pupil}, STEPS, RATE, decay=0.998)
+    run = Run("english-text", {"clip": pupil}, STEPS, RATE, decay=0.99)
     rng = np.random.default_rng((11, run.step))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

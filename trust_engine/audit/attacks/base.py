@@ -30,6 +30,10 @@ class AttackOutput:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+Stance = Literal["static", "adaptive"]
+Run = Callable[[AuditContext, LoadedModel], Work[AttackOutput]]
+
+
 @dataclass(frozen=True)
 class Attack:
     """One attack.
@@ -40,11 +44,11 @@ class Attack:
 
     name: str
     title: str
-    stance: Literal["static", "adaptive"]
+    stance: Stance
     source: str
     budget: dict[str, Any]
     passes: int
-    run: Callable[[AuditContext, LoadedModel], Work[AttackOutput]]
+    run: Run
     needs_text: bool = False
     on_untouched: bool = True
     adds_to_plain: bool = False

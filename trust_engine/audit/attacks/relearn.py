@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,107 +16,95 @@ from ..context import AuditContext, ReferenceImages, paint_shots
 from ..drawing import Work
 from ..levels import Budgets
 from ..probes import concept_shots, retained_shots
-from .base import Attack, AttackOutput, denoising_loss, draw_times
+from .base import Attack, AttackOutput, Run, Stance, denoising_loss, draw_times
 
 Weights = Mapping[str, Tensor]
 SUFFIXES = (".to_q.weight", ".to_k.weight", ".to_v.weight", ".to_out.0.weight")
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning on pictures that the untouched model draws.
+
+    on: "bait", pictures of the concept, or "images", of other things; rank: of a LoRA, None for all
+    weights of the UNet.
+    """
+
+    on: Literal["bait", "images"]
+    pictures: int
+    steps: int
+    rate: float
+    batch: int
+    rank: int | None = None
+
+    def of(self, studio: AuditContext, model: LoadedModel) -> Work[dict[str, Tensor]]:
+        """Return the weights that a model has after it."""
+        if self.on == "bait":
+            shown = yield from studio.bait(self.pictures)
+        else:
+            shown = yield from harmless(studio, self.pictures)
+        recipe = every_weight if self.rank is None else low_rank(self.rank, studio.seed)
+        return (yield from tune(model, shown, self, recipe, studio.seed))
+
+    def attack(self, name: str, title: str, stance: Stance, source: str, run: Run) -> Attack:
+        """Describe an attack that spends this and nothing else."""
+        changed = {"weights": "all of the UNet"} if self.rank is None else {"lora_rank": self.rank}
+        spent = {"adam_steps": self.steps, "rate": self.rate, "batch": self.batch}
+        budget = {self.on: self.pictures, **spent, **changed}
+        passes = 3 * self.steps * self.batch
+        return Attack(name, title, stance, source, budget, passes, run, on_untouched=False)
+
+
 def relearning(budgets: Budgets, lora: bool) -> Attack:
     """Describe fine-tuning on pictures of the concept, of all weights or of a LoRA."""
-    rate = budgets.lora_rate if lora else budgets.relearn_rate
-    budget = {
-        "bait": budgets.relearn_images,
-        "adam_steps": budgets.relearn_steps,
-        "rate": rate,
-        "batch": budgets.relearn_batch,
-        **({"lora_rank": budgets.lora_rank} if lora else {"weights": "all of the UNet"}),
-    }
-
-    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
-        bait = yield from studio.bait(budgets.relearn_images)
-        train = Training(budgets.relearn_steps, rate, budgets.relearn_batch, studio.seed)
-        recipe = low_rank(budgets.lora_rank, studio.seed) if lora else every_weight
-        weights = yield from tune(model, bait, train, recipe)
-        return (yield from redraw(studio, with_weights(model, weights), budgets))
-
-    return Attack(
-        name="relearning_lora" if lora else "relearning",
-        title="Relearning by a LoRA" if lora else "Relearning, whole UNet",
-        stance="adaptive",
-        source="fine-tuning on the concept; Suriyakumar et al. 2024, arXiv 2410.08074",
-        budget=budget,
-        passes=3 * budgets.relearn_steps * budgets.relearn_batch,
-        run=run,
-        on_untouched=False,
-    )
+    rate, rank = (budgets.lora_rate, budgets.lora_rank) if lora else (budgets.relearn_rate, None)
+    batch = budgets.relearn_batch
+    tuning = Tuning("bait", budgets.relearn_images, budgets.relearn_steps, rate, batch, rank)
+    name, title = "relearning", "Relearning, whole UNet"
+    if lora:
+        name, title = "relearning_lora", "Relearning by a LoRA"
+    source = "fine-tuning on the concept; Suriyakumar et al. 2024, arXiv 2410.08074"
+    return tuning.attack(name, title, "adaptive", source, tuned(tuning, budgets))
 
 
 def benign_fine_tuning(budgets: Budgets) -> Attack:
     """Describe fine-tuning on pictures of other things, which may revive the concept unasked."""
-    budget = {
-        "images": budgets.benign_images,
-        "adam_steps": budgets.benign_steps,
-        "rate": budgets.relearn_rate,
-        "batch": budgets.relearn_batch,
-        "weights": "all of the UNet",
-    }
+    rate, batch = budgets.relearn_rate, budgets.relearn_batch
+    tuning = Tuning("images", budgets.benign_images, budgets.benign_steps, rate, batch)
+    title = "Fine-tuning on harmless pictures"
+    source = "ResAlign, arXiv 2507.16302: benign fine-tuning revives what was erased"
+    return tuning.attack("benign_fine_tuning", title, "static", source, tuned(tuning, budgets))
+
+
+def tuned(tuning: Tuning, budgets: Budgets) -> Run:
+    """Fine-tune the victim itself, then ask it."""
 
     def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
-        bait = yield from harmless(studio, budgets.benign_images)
-        train = Training(
-            budgets.benign_steps, budgets.relearn_rate, budgets.relearn_batch, studio.seed
-        )
-        weights = yield from tune(model, bait, train, every_weight)
+        weights = yield from tuning.of(studio, model)
         return (yield from redraw(studio, with_weights(model, weights), budgets))
 
-    return Attack(
-        name="benign_fine_tuning",
-        title="Fine-tuning on harmless pictures",
-        stance="static",
-        source="ResAlign, arXiv 2507.16302: benign fine-tuning revives what was erased",
-        budget=budget,
-        passes=3 * budgets.benign_steps * budgets.relearn_batch,
-        run=run,
-        on_untouched=False,
-    )
+    return run
 
 
 def stacked_lora(budgets: Budgets) -> Attack:
     """Describe a LoRA that others trained on the untouched model, stacked on the edited one."""
-    budget = {
-        "images": budgets.benign_images,
-        "adam_steps": budgets.benign_steps,
-        "rate": budgets.lora_rate,
-        "batch": budgets.relearn_batch,
-        "lora_rank": budgets.lora_rank,
-    }
+    rate, batch = budgets.lora_rate, budgets.relearn_batch
+    pictures, steps = budgets.benign_images, budgets.benign_steps
+    tuning = Tuning("images", pictures, steps, rate, batch, budgets.lora_rank)
 
     def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
-        bait = yield from harmless(studio, budgets.benign_images)
         untouched = studio.models["untouched"]
-        train = Training(
-            budgets.benign_steps, budgets.lora_rate, budgets.relearn_batch, studio.seed
-        )
-        tuned = yield from tune(untouched, bait, train, low_rank(budgets.lora_rank, studio.seed))
+        changed = yield from tuning.of(studio, untouched)
         base, mine = weights_of(untouched.denoiser), weights_of(model.denoiser)
-        stacked = {name: mine[name] + (w - base[name]) for name, w in tuned.items()}
+        stacked = {name: mine[name] + (w - base[name]) for name, w in changed.items()}
         strike = yield from redraw(studio, with_weights(model, stacked), budgets)
-        moved = sum(float((w - base[n]).square().sum()) for n, w in tuned.items())
-        whole = sum(float(base[n].float().square().sum()) for n in tuned)
+        moved = sum(float((w - base[n]).square().sum()) for n, w in changed.items())
+        whole = sum(float(base[n].float().square().sum()) for n in changed)
         notes = {"relative_norm": round((moved / max(whole, 1e-12)) ** 0.5, 4)}
         return AttackOutput(strike.latents, strike.prompts, notes)
 
-    return Attack(
-        name="stacked_lora",
-        title="Another LoRA stacked on top",
-        stance="static",
-        source="everyday use: a LoRA of other things, made for the untouched model",
-        budget=budget,
-        passes=3 * budgets.benign_steps * budgets.relearn_batch,
-        run=run,
-        on_untouched=False,
-    )
+    source = "everyday use: a LoRA of other things, made for the untouched model"
+    return tuning.attack("stacked_lora", "Another LoRA stacked on top", "static", source, run)
 
 
 def harmless(studio: AuditContext, count: int) -> Work[ReferenceImages]:
@@ -133,14 +123,6 @@ def redraw(studio: AuditContext, model: LoadedModel, budgets: Budgets) -> Work[A
     shots = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
     latents = yield from paint_shots(model, shots, studio.settings)
     return AttackOutput(latents, [shot.prompt for shot in shots])
-
-
-class Training:
-    """How to fine-tune: Adam steps, learning rate, batch, seed."""
-
-    def __init__(self, steps: int, rate: float, batch: int, seed: int) -> None:
-        self.steps, self.rate, self.batch = steps, rate, batch
-        self.generator = torch.Generator().manual_seed(seed)
 
 
 Recipe = Callable[[Weights], tuple[Sequence[Tensor], Callable[[], dict[str, Tensor]]]]
@@ -175,19 +157,20 @@ def low_rank(rank: int, seed: int) -> Recipe:
 
 
 def tune(
-    model: LoadedModel, bait: ReferenceImages, train: Training, recipe: Recipe
+    model: LoadedModel, shown: ReferenceImages, tuning: Tuning, recipe: Recipe, seed: int
 ) -> Work[dict[str, Tensor]]:
     """Fine-tune on pictures and their prompts; returns the weights, the model keeps its own."""
     start = {n: w.clone() if w.is_inference() else w for n, w in weights_of(model.denoiser).items()}
     trained, read = recipe(start)
-    adam, generator = torch.optim.Adam(trained, lr=train.rate), train.generator
+    adam = torch.optim.Adam(trained, lr=tuning.rate)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        cond = model.encoder.encode([shot.prompt for shot in bait.shots])
+        cond = model.encoder.encode([shot.prompt for shot in shown.shots])
     cond = Conditioning(cond.context.clone(), None if cond.vector is None else cond.vector.clone())
-    for _ in range(train.steps):
-        order = torch.randperm(len(bait.shots), generator=generator)
-        pick = order.repeat(-(-train.batch // len(order)))[: train.batch]
-        t, x0 = draw_times(len(pick), generator), bait.latents[pick]
+    for _ in range(tuning.steps):
+        order = torch.randperm(len(shown.shots), generator=generator)
+        pick = order.repeat(-(-tuning.batch // len(order)))[: tuning.batch]
+        t, x0 = draw_times(len(pick), generator), shown.latents[pick]
         noise = torch.randn(x0.shape, generator=generator)
         victim = with_weights(model, {**start, **read()})
         loss = denoising_loss(victim, x0, t, noise, cond.select(pick)).mean()
