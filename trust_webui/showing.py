@@ -137,3 +137,8 @@ def unlimited() -> dict[str, Any]:
     """Let an event be worked on for several pages at once: gradio 4 takes one after another."""
     major = str(getattr(gr, "__version__", "3")).partition(".")[0]
     return {"concurrency_limit": None} if int(major) >= 4 else {}
+
+
+def calm() -> dict[str, Any]:
+    """Let an event show a job while it works: the status tells how far, not frames that pulse."""
+    return {"show_progress": "minimal", **unlimited()}  # "hidden" would hide an error, too

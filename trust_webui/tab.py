@@ -64,12 +64,12 @@ def build() -> list[tuple[Any, str, str]]:
         with jobs:
             tab_jobs.build(owner, _shown, outputs)
         started = start.click(
-            _unlearn, [owner, *inputs], [owner, refusal, *outputs], **showing.unlimited()
+            _unlearn, [owner, *inputs], [owner, refusal, *outputs], **showing.calm()
         )
         follow(started.then)  # by what the run has taken
         follow(estimate.click)
         follow(loaded.then)
-        again.click(_again, [], outputs, **showing.unlimited())
+        again.click(_again, [], outputs, **showing.calm())
         stop.click(_stop, [owner], [state])
     return [(page, "TRUST", "trust")]
 

@@ -110,7 +110,7 @@ def _audit(chosen: Any, shown: Any, owner: Any) -> None:
         note = gr.Button("Write the figures onto the diff's label", elem_id="trust_audit_note")
     verdict = gr.HTML(elem_id="trust_verdict")
     inputs = [owner, chosen, concept, retain, judge, level, images, resolution]
-    start.click(_audited, inputs, [owner, verdict], **showing.unlimited())
+    start.click(_audited, inputs, [owner, verdict], **showing.calm())
     stop.click(lambda mine: showing.stopped(mine, "audit"), [owner], [verdict])
     note.click(_note_audit, [chosen], [verdict, shown])
     chosen.change(_other, [chosen], [concept, verdict])

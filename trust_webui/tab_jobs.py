@@ -36,7 +36,7 @@ def build(owner: Any, follow: Callable[[Job | None], Iterator[Any]], outputs: li
             return
         yield from follow(job)
 
-    show.click(shown, [chosen], outputs, **showing.unlimited())
+    show.click(shown, [chosen], outputs, **showing.calm())
     stop.click(_stop, [owner, chosen], [table, chosen])
 
 
