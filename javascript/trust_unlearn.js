@@ -23,3 +23,13 @@ onUiUpdate(() => {
   gradioApp().querySelector(refresh)?.click();
   setTimeout(() => selectCheckpoint(laid.dataset.checkpoint), 1500);
 });
+
+// A run that has just ended has made a diff: the accordions of txt2img and img2img offer it, too.
+onUiUpdate(() => {
+  const done = gradioApp().querySelector("#trust_state_done:not([data-seen])");
+  if (!done) return;
+  done.dataset.seen = "yes";
+  for (const tab of ["txt2img", "img2img"]) {
+    gradioApp().querySelector(`#script_${tab}_trust_trust_refresh`)?.click();
+  }
+});

@@ -49,9 +49,9 @@ def build() -> list[tuple[Any, str, str]]:
                     again = gr.Button("Show the latest job", elem_id="trust_again")
             with gr.Column(scale=3):
                 state = gr.HTML(showing.status(None), elem_id="trust_status")
-                gallery = gr.Gallery(label="Before and after", elem_id="trust_gallery", columns=4)
                 report = gr.Textbox(label="Report", lines=5, interactive=False,
                                     elem_id="trust_report")  # fmt: skip
+                gallery = gr.Gallery(label="Before and after", elem_id="trust_gallery", columns=4)
                 with gr.Row():
                     curves = gr.Image(label="Effect and harm", type="pil", interactive=False,
                                       elem_id="trust_chart")  # fmt: skip

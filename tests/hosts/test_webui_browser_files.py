@@ -90,7 +90,7 @@ def test_audit_and_its_verdict(page: Any, webui_page: Server, tmp_path: Path) ->
     told = press(page, "#trust_audit", "#trust_verdict", "Page: .*gun-audit|failed")
     assert "failed" not in told and "gun" in told
     shot(page, webui_page, "audit", tmp_path)
-    (written,) = (webui_page.data / "outputs" / "trust-audits").glob("gun-audit*.html")
+    (written,) = (webui_page.outputs / "trust-audits").glob("gun-audit*.html")
     assert "pictures only" in written.read_text("utf-8")
     press(page, "#trust_audit_note", "#trust_verdict", "figures are on its label")
     assert (

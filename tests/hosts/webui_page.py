@@ -89,7 +89,7 @@ def shot(page: Any, server: Server, name: str, folder: Path) -> None:
 
 def saved(server: Server) -> list[Path]:
     """List the pictures that the host has saved, the oldest first."""
-    files = (server.data / "outputs").rglob("*-images/**/*.png")
+    files = server.outputs.rglob("*-images/**/*.png")
     return sorted(files, key=lambda file: file.stat().st_mtime_ns)
 
 

@@ -78,6 +78,11 @@ class Server:
         """Return the folder of diffs."""
         return self.data / "models" / "trust_diffs"
 
+    @property
+    def outputs(self) -> Path:
+        """Return the host's folder of pictures."""
+        return self.data / ("output" if self.variable == "FORGE_NEO_PATH" else "outputs")
+
     def ask(self, path: str, body: Any = None) -> Any:
         """GET, or POST when there is a body; returns what the JSON says, raises HTTPError."""
         content = None if body is None else json.dumps(body).encode()
