@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from fakes.webui import module
 from fakes.webui_taesd import taesd
 from fakes.webui_text import count, encode
+from toys.demo import demo_model
 from toys.tiny import LdmUNet
 from trust_engine.models.demo_architecture import SHAPE
 from trust_engine.models.keys import KeyMap
-from trust_engine.models.load import load_model
 
 
 def real_unet(weights: dict[str, Tensor]) -> nn.Module:
@@ -56,7 +56,7 @@ class FakeA1111:
     """The host: its model, its Lora extension, its sampler."""
 
     def __init__(self, ldm: bool = False) -> None:
-        self.demo = load_model("demo", "cpu")
+        self.demo = demo_model()
         unet = self.demo.denoiser.module
         keys = KeyMap(SHAPE)
         self.weights = {keys.to_ldm(k): w.clone() for k, w in unet.state_dict().items()}

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from fakes.webui import module
 from fakes.webui_taesd import taesd
 from fakes.webui_text import count, encode
+from toys.demo import demo_model
 from toys.tiny import LdmUNet
 from trust_engine.models.demo_architecture import SHAPE
-from trust_engine.models.load import load_model
 
 
 class ForgeUNet(LdmUNet):
@@ -202,7 +202,7 @@ class FakeForge:
         self.calculators = self.merging.calculators
         self.families = _families()
         self.engine = type("StableDiffusion", (), {"matched_guesses": [self.families.SD15]})
-        self.demo = load_model("demo", "cpu")
+        self.demo = demo_model()
         unet = self.demo.denoiser.module
         for layer in unet.modules():
             if isinstance(layer, nn.Linear):

@@ -46,6 +46,13 @@ def run_job(order: Any) -> Any:
     return job
 
 
+def small(concept: ConceptSpec = GUN, pictures: int = 0, **changes: Any) -> Any:
+    """Order a run at half the demo's side: what is proved of a job holds at any size."""
+    from trust_webui.work import Order
+
+    return Order(spec(concept, **changes), resolution=64, pictures=pictures)
+
+
 def spec(concept: ConceptSpec = GUN, **changes: Any) -> UnlearnSpec:
     """Ask for a run of seconds."""
     return UnlearnSpec((concept,), **{**SHORT, **changes})

@@ -129,6 +129,7 @@ def tiny_spec(**changes: object) -> UnlearnSpec:
     settings = {
         "steps": 3,
         "trajectory_steps": 2,
+        "passes": 64,
         "budget": 0.05,
         "xi": 1.0,
         "objective": "csr",

@@ -37,7 +37,7 @@ def test_expected_time_and_memory(fake: Any) -> None:
     told = []
     for steps in (40, 400):
         job = Job("estimate", "gun")
-        run(job, expect(Order(spec(steps=steps), pictures=2)))
+        run(job, expect(Order(spec(steps=steps), resolution=64, pictures=2)))
         assert (job.state, job.message) == ("done", "")
         told.append(job.result)
     assert told[1].training > 3 * told[0].training > 0
@@ -50,14 +50,14 @@ def test_an_estimate_goes_by_the_last_run(fake: Any) -> None:
     from trust_webui.jobs import Job, run
     from trust_webui.work import Order
 
-    order = Order(spec(), pictures=0)
+    order = Order(spec(), resolution=64, pictures=0)
     timing, job = Job("expect", "gun"), Job("unlearn", "gun")
     run(timing, expect(order))
     run(job, watched(order))
     assert job.state == "done", job.message
     told = estimate(current(), order)
     assert told is not None and told.seconds == pytest.approx(job.seconds, rel=0.2)
-    assert estimate(current(), Order(spec(), resolution=64)) is None, "not timed at this size"
+    assert estimate(current(), Order(spec())) is None, "not timed at this size"
 
 
 def test_a_finished_run_is_kept_when_its_pace_is_forgotten(
@@ -67,7 +67,7 @@ def test_a_finished_run_is_kept_when_its_pace_is_forgotten(
     from trust_webui.jobs import Job, run
     from trust_webui.work import Order
 
-    order = Order(spec(), pictures=0)
+    order = Order(spec(), resolution=64, pictures=0)
     run(Job("expect", "gun"), expecting.expect(order))
 
     def work(job: Job) -> str:

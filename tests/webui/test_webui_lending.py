@@ -13,7 +13,7 @@ import torch
 from fakes.webui import installed
 from fakes.webui_a1111 import FakeA1111, Lora, Network
 from fakes.webui_forge import FakeForge
-from hosts.webui_lent import HOSTS, entered, make, run_job, spec
+from hosts.webui_lent import HOSTS, entered, make, run_job, small, spec
 from trust_engine.diff import fingerprint, load_diff
 from trust_engine.errors import ModelError, SpecError
 from trust_engine.models.conditioning import Conditioning
@@ -57,10 +57,8 @@ def test_lends_the_model_itself(every: Any) -> None:
 
 
 def test_unlearns_and_leaves_every_bit(every: Any) -> None:
-    from trust_webui.work import Order
-
     before = every.bits()
-    job = run_job(Order(spec(), pictures=2))
+    job = run_job(small(pictures=2))
     assert (job.state, job.message) == ("done", "")
     result = job.result
     assert load_diff(result.path).changed == result.diff.changed > 0
@@ -74,11 +72,9 @@ def test_unlearns_and_leaves_every_bit(every: Any) -> None:
 
 
 def test_same_diff_as_without_a_host(fake: Any) -> None:
-    from trust_webui.work import Order
-
-    got = run_job(Order(spec(), pictures=0)).result.diff
+    got = run_job(small()).result.diff
     demo = make("a1111").demo
-    lent = LentModel(demo.denoiser, demo.encoder, (16, 16), demo.vocabulary, demo.styles)
+    lent = LentModel(demo.denoiser, demo.encoder, (8, 8), demo.vocabulary, demo.styles)
     run = Unlearning(lent, spec())
     for _ in run:
         pass
@@ -129,10 +125,8 @@ ROBUST = pytest.param(
 
 @pytest.mark.parametrize("changes", [{"engine": "global"}, ROBUST])
 def test_gradients_through_the_unet_leave_every_bit(fake: Any, changes: dict[str, Any]) -> None:
-    from trust_webui.work import Order
-
     before = fake.bits()
-    job = run_job(Order(spec(**changes), pictures=0))
+    job = run_job(small(**changes))
     assert (job.state, job.message) == ("done", "") and job.result.diff.changed
     assert all(torch.equal(w, before[name]) for name, w in fake.bits().items())
 
@@ -140,7 +134,6 @@ def test_gradients_through_the_unet_leave_every_bit(fake: Any, changes: dict[str
 @pytest.mark.parametrize("at", [1, 10])
 def test_interrupt_stops_within_a_step(fake: Any, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from trust_webui.jobs import Job
-    from trust_webui.work import Order
 
     before, steps = fake.bits(), []
     tick = Job.tick
@@ -151,7 +144,7 @@ def test_interrupt_stops_within_a_step(fake: Any, at: int, monkeypatch: pytest.M
         tick(job, done, total, stage)
 
     monkeypatch.setattr(Job, "tick", counting)
-    job = run_job(Order(spec(), pictures=0))
+    job = run_job(small())
     assert job.state == "stopped" and len(steps) == at
     assert not fake.shared.state.interrupted, "the next generation is not interrupted"
     assert all(torch.equal(w, before[name]) for name, w in fake.bits().items())
@@ -163,7 +156,7 @@ def test_failure_leaves_every_bit(fake: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     before = fake.bits()
     monkeypatch.setattr(work, "save_or_rescue", lambda *_: 1 / 0)
-    job = run_job(work.Order(spec(), pictures=0))
+    job = run_job(small())
     assert job.state == "failed" and "ZeroDivisionError" in job.message
     assert all(torch.equal(w, before[name]) for name, w in fake.bits().items())
     assert fake.shared.loaded_hypernetworks == ["worn"]
@@ -171,8 +164,6 @@ def test_failure_leaves_every_bit(fake: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("how", ["float8", "gguf_cls", "bnb_quantized"])
 def test_low_precision_is_refused(fake: Any, how: str) -> None:
-    from trust_webui.work import Order
-
     name, weight = next(iter(fake.unet.named_parameters()))
     owner = fake.unet.get_submodule(name.rpartition(".")[0])
     kind = torch.float8_e4m3fn if how == "float8" else weight.dtype
@@ -180,19 +171,17 @@ def test_low_precision_is_refused(fake: Any, how: str) -> None:
         owner.weight = torch.nn.Parameter(weight.to(kind), requires_grad=False)
     if how != "float8":  # as Forge marks weights that are packed
         setattr(owner.weight, how, True)
-    job = run_job(Order(spec(), pictures=0))
+    job = run_job(small())
     assert job.state == "failed" and "low precision" in job.message
 
 
 @pytest.mark.slow  # a quarter of a minute: a CPU multiplies 16-bit matrices slowly
 def test_half_precision_has_masters_in_full(fake: Any) -> None:
     """What is learned is finer than float16 weights could hold, and what is lent stays as it is."""
-    from trust_webui.work import Order
-
     fake.half()
     before = fake.bits()
     assert {weight.dtype for weight in before.values()} == {torch.float16}
-    job = run_job(Order(spec(rate=0.05), pictures=0))
+    job = run_job(small(rate=0.05))
     assert (job.state, job.message) == ("done", "")
     finer = total = 0
     for key, offset in load_diff(job.result.path).offsets.items():
@@ -207,10 +196,8 @@ def test_half_precision_has_masters_in_full(fake: Any) -> None:
 def test_forge_refuses_what_would_be_wrong_without_a_word(tmp_path: Path) -> None:
     made = FakeForge()
     with installed(tmp_path, made.modules):
-        from trust_webui.work import Order
-
         for wrong in ({"checkpointing": True}, {"hessian": "exact"}):
-            job = run_job(Order(spec(engine="global", **wrong), pictures=0))
+            job = run_job(small(engine="global", **wrong))
             assert job.state == "failed" and "in place" in job.message
 
 
@@ -218,8 +205,6 @@ def test_worn_loras_are_taken_off(tmp_path: Path) -> None:
     made = FakeA1111()
     clean = made.bits()
     with installed(tmp_path, made.modules):
-        from trust_webui.work import Order
-
         net, layer = (
             Network("sunny", SimpleNamespace()),
             made.unet.get_submodule(MIDDLE),
@@ -232,7 +217,7 @@ def test_worn_loras_are_taken_off(tmp_path: Path) -> None:
         assert not torch.equal(
             layer.weight, clean["middle_block.1.transformer_blocks.0.attn2.to_k.weight"]
         )
-        job = run_job(Order(spec(), pictures=0))
+        job = run_job(small())
     assert job.state == "done" and "sunny" in job.result.report
     assert job.result.diff.provenance["base"] == fingerprint(made.demo.denoiser)
     assert all(torch.equal(w, clean[name]) for name, w in made.bits().items())
@@ -240,15 +225,13 @@ def test_worn_loras_are_taken_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("other", "said"), [("inpainting", "inpainting"), ("dit", "Flux, SD 3")])
 def test_other_families_are_refused(fake: Any, other: str, said: str) -> None:
-    from trust_webui.work import Order
-
     if other == "dit":
         wrapper = fake.kmodel if isinstance(fake, FakeForge) else fake.model.model
         wrapper.diffusion_model = torch.nn.ModuleDict({"joint_blocks": torch.nn.Linear(4, 4)})
     else:
         entry = fake.unet.get_submodule("input_blocks.0.0")
         entry.weight = torch.nn.Parameter(torch.zeros(64, 9, 3, 3), requires_grad=False)
-    job = run_job(Order(spec(), pictures=0))
+    job = run_job(small())
     assert job.state == "failed" and said in job.message, job.message
 
 
@@ -270,14 +253,12 @@ def test_medvram_fetches_the_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made = FakeA1111()
     made.medvram()
     with installed(tmp_path, made.modules):
-        from trust_webui.work import Order
-
         seen = []
         begin = Unlearning.__iter__
         monkeypatch.setattr(
             Unlearning, "__iter__", lambda run: (seen.append(made.on_gpu), begin(run))[1]
         )
-        job = run_job(Order(spec(), pictures=2))
+        job = run_job(small(pictures=2))
     assert (job.state, job.message, seen) == ("done", "", ["unet"])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fakes.webui import MADE
-from hosts.webui_lent import HOSTS, entered, run_job, spec
+from hosts.webui_lent import HOSTS, entered, run_job, small
 
 
 @pytest.fixture(params=[HOSTS[0], HOSTS[-1]])
@@ -21,13 +21,6 @@ def fake(
     for made in entered(request.param, tmp_path):
         made.runs = tmp_path / "runs"
         yield made
-
-
-def order() -> Any:
-    """Ask for a brief run without pictures."""
-    from trust_webui.work import Order
-
-    return Order(spec(), pictures=0)
 
 
 def interrupted_in(stage: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -44,7 +37,7 @@ def interrupted_in(stage: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     with monkeypatch.context() as patch:
         patch.setattr(Job, "tick", counting)
-        return run_job(order())
+        return run_job(small())
 
 
 def kinds(folder: Path) -> list[str]:
@@ -57,13 +50,13 @@ def test_a_stopped_job_goes_on(fake: Any, stage: str, monkeypatch: pytest.Monkey
     stopped = interrupted_in(stage, monkeypatch)
     assert stopped.state == "stopped" and kinds(fake.runs) == [".state"]
     assert any("goes on from there" in line for line in stopped.said)
-    job = run_job(order())
+    job = run_job(small())
     assert (job.state, job.message) == ("done", "")
     assert any(line.startswith("Going on with a run that was stopped") for line in job.said)
     assert "Going on with" in job.result.report
     assert kinds(fake.runs) == [".finished"]
     monkeypatch.setenv("TRUST_RUNS", "off")
-    whole = run_job(order())
+    whole = run_job(small())
     assert whole.result.path != job.result.path
     assert whole.result.path.read_bytes() == job.result.path.read_bytes()
     assert {k: len(v) for k, v in whole.curves.items()} == {
@@ -78,14 +71,14 @@ def test_a_job_stopped_while_it_asks_begins_again(
     stopped = interrupted_in("asking", monkeypatch)
     assert stopped.state == "stopped" and kinds(fake.runs) == []
     assert any("before there was anything to keep" in line for line in stopped.said)
-    job = run_job(order())
+    job = run_job(small())
     assert (job.state, job.message) == ("done", "")
     assert "Going on with" not in job.result.report
 
 
 def test_a_finished_job_is_not_trained_again(fake: Any) -> None:
-    first = run_job(order())
-    again = run_job(order())
+    first = run_job(small())
+    again = run_job(small())
     assert any("finished before with the same inputs" in line for line in again.said)
     assert again.result.path.read_bytes() == first.result.path.read_bytes()
     assert again.curves == first.curves
@@ -95,10 +88,10 @@ def test_the_setting_and_the_button(fake: Any) -> None:
     from trust_webui import runs
 
     fake.shared.opts.trust_runs = False
-    run_job(order())
+    run_job(small())
     assert not fake.runs.exists() and runs.store() is None
     fake.shared.opts.trust_runs = True
-    run_job(order())
+    run_job(small())
     MADE.clear()
     runs.build()
     buttons = {c.settings.get("elem_id"): c for c in MADE}
@@ -125,12 +118,12 @@ def test_a_diff_that_cannot_be_saved_is_not_lost(
         real(diff, path)
 
     monkeypatch.setattr(keeping, "save_diff", full)
-    job = run_job(order())
+    job = run_job(small())
     assert job.state == "failed"
     assert "No space left on device); nothing is lost: the diff is in" in job.message
     (saved,) = (fake.runs / "unsaved").iterdir()
     assert str(saved) in job.message and load_diff(saved).changed
     monkeypatch.undo()
     monkeypatch.setenv("TRUST_RUNS", str(fake.runs))
-    again = run_job(order())
+    again = run_job(small())
     assert again.state == "done" and any("finished before" in line for line in again.said)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hosts.webui_lent import HOSTS, entered, run_job, spec
+from hosts.webui_lent import HOSTS, entered, run_job, small
 from trust_engine.errors import ModelError
 from trust_engine.models.conditioning import Conditioning, stack
 from trust_engine.spec import ConceptSpec
@@ -72,11 +72,9 @@ def test_rows_of_several_lengths_predict_what_each_does_alone(every: Any) -> Non
 
 
 def test_long_prompts_are_unlearned(every: Any) -> None:
-    from trust_webui.work import Order
-
     before, long = every.bits(), "a small red cat on a table " * 20
-    told = ConceptSpec(("gun", "a gun BREAK a table"), preserve=(TWO, THREE, long.strip()))
-    job = run_job(Order(spec(told, syntax="host"), pictures=2))
+    told = ConceptSpec(("gun", "pistol BREAK gun"), preserve=(TWO, THREE, long.strip()))
+    job = run_job(small(told, 2, syntax="host"))
     assert (job.state, job.message) == ("done", "")
     assert len(job.result.gallery) == 4 and job.result.diff.changed
     assert all(torch.equal(w, before[name]) for name, w in every.bits().items())

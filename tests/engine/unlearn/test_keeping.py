@@ -25,7 +25,7 @@ from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.run_store import RunStore
 from trust_engine.unlearn.state import load_state, save_state
 
-SPEC = tiny_spec(steps=2)
+SPEC = tiny_spec(steps=2, passes=128)  # recorded in four batches
 ROOT = Path(__file__).resolve().parent.parent
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

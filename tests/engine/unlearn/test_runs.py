@@ -14,7 +14,7 @@ from trust_engine.diff import applied, save_diff
 from trust_engine.errors import DivergenceError, SpecError
 from trust_engine.models.attention import cross_attention_modules, read_layer
 from trust_engine.spec import ConceptSpec
-from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.run import StepReport, Unlearning
 from trust_engine.unlearn.state import load_state, save_state
 
 KINDS = {
@@ -36,7 +36,7 @@ def test_every_kind_runs_within_its_passes(kind: str) -> None:
 def test_several_concepts_go_in_one_run() -> None:
     model, xi = tiny_model(), 0.0
     both = (KINDS["single"], ConceptSpec(("dog",)))
-    spec = tiny_spec(concepts=both, steps=80, budget=0.3, xi=xi, beta=0.0, passes=80)
+    spec = tiny_spec(concepts=both, steps=30, budget=0.3, xi=xi, beta=0.0, passes=80)
     run, _ = finish(model, spec)
     assert not any("gun" in p or "dog" in p for p in run.prompts.preserve)
     for target, anchor in zip(run.prompts.targets, run.prompts.anchors, strict=True):
@@ -71,15 +71,27 @@ def test_a_clip_score_finds_neurons() -> None:
     assert run.diff.changed > 0 and run.backward > 0
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"engine": "global"}, {"saliency": "noise"}, {"schedule": "shrinking", "steps": 6}],
+@pytest.fixture(
+    scope="module",
+    params=[
+        {},
+        {"engine": "global"},
+        {"saliency": "noise"},
+        {"schedule": "shrinking", "steps": 6},
+    ],
 )
+def undisturbed(request: pytest.FixtureRequest) -> tuple[Unlearning, list[StepReport]]:
+    """Run once to the end, for all tests that stop another one on the way."""
+    return finish(tiny_model(), tiny_spec(**request.param))
+
+
 @pytest.mark.parametrize("at", ["first", "middle", "last"])
-def test_a_run_goes_on_from_its_state(changes: dict, at: str, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_its_state(
+    undisturbed: tuple[Unlearning, list[StepReport]], at: str, tmp_path: Path
+) -> None:
     """To the same bytes, through a file, on a fresh copy of the model."""
-    spec = tiny_spec(**changes)
-    whole, reports = finish(tiny_model(), spec)
+    whole, reports = undisturbed
+    spec = whole.spec
     work = [i for i, report in enumerate(reports) if report.standing is not None]
     stop = {"first": work[0], "middle": work[len(work) // 2], "last": work[-1]}[at]
     half = Unlearning(tiny_model(), spec)
@@ -140,12 +152,12 @@ def test_a_run_that_diverges_before_its_mask_has_settled_keeps_to_the_budget() -
 
 
 def test_a_run_stops_early_when_the_effect_is_small_and_the_rest_is_kept() -> None:
-    _, reports = finish(tiny_model(), tiny_spec(steps=20))
-    early, fewer = finish(tiny_model(), tiny_spec(steps=20, stop_effect=10.0, stop_harm=10.0))
+    _, reports = finish(tiny_model(), tiny_spec(steps=6))
+    early, fewer = finish(tiny_model(), tiny_spec(steps=6, stop_effect=10.0, stop_harm=10.0))
     assert len(fewer) < len(reports)
     assert early.diff.changed > 0
     assert fewer[-1].done == fewer[-1].total
-    _, more = finish(tiny_model(), tiny_spec(steps=20, stop_effect=10.0, stop_harm=0.0))
+    _, more = finish(tiny_model(), tiny_spec(steps=6, stop_effect=10.0, stop_harm=0.0))
     assert len(more) == len(reports)
 
 

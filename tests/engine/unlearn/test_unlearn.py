@@ -128,7 +128,7 @@ def test_the_base_is_the_model_the_run_began_with() -> None:
 def test_the_patched_layers_answer_the_concept_as_its_anchor(objective: str) -> None:
     """And did not before: the effect falls, in each layer, seen through the patched module."""
     model = tiny_model()
-    spec = tiny_spec(objective=objective, steps=80, budget=0.3, xi=0.0, beta=0.0)
+    spec = tiny_spec(objective=objective, steps=30, budget=0.3, xi=0.0, beta=0.0)
     run, _ = finish(model, spec)
     prompts = [run.prompts.targets[0], run.prompts.anchors[0]]
     now, goal = model.encoder.encode(prompts).context.split(1)

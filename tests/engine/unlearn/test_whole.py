@@ -96,7 +96,7 @@ def test_finite_differences_agree_with_double_backward() -> None:
 
 @pytest.mark.parametrize("hessian", ["exact", "finite"])
 def test_it_forgets(hessian: str) -> None:
-    problem = whole(hessian=hessian, steps=25, budget=0.5, xi=-10.0, beta=0.5)
+    problem = whole(hessian=hessian, steps=12, budget=0.5, xi=-10.0, beta=0.5)
     run = SelectiveTrainer(problem, problem.spec)
     before = frozen_bits(problem.denoiser.module)
     with differentiable(problem.denoiser, hessian == "exact", False):
