@@ -55,15 +55,17 @@ tokens_of = importlib.import_module(name + ".nodes.tokens").tokens_of
 told = {}
 for skip in (None, -2):
     clip.layer_idx = skip
-    mine = [lent.encoder.encode([text]).context for text in texts]
+    mine = [lent.encoder.with_syntax().encode([text]).context for text in texts]
+    spelled = lent.encoder.encode([texts[1]]).context
     with torch.inference_mode():
         theirs = [nodes.CLIPTextEncode().encode(clip, text)[0][0][0].clone() for text in texts]
+        escaped = nodes.CLIPTextEncode().encode(clip, "a \\(gun:1.5\\) on red")[0][0][0].clone()
     space = tokens_of(clip, torch.device("cpu"))
     ids = space.frame(space.tokens(texts[0]))
     rows = space.table[ids][None].requires_grad_()
     free = space.encode(rows).context
     slope = torch.autograd.grad(free.square().sum(), rows)[0].abs().amax(-1)
-    told[skip] = mine, theirs, free.detach(), slope, space.text(ids[1:5].tolist())
+    told[skip] = mine, theirs, free.detach(), slope, space.text(ids[1:5].tolist()), spelled, escaped
 torch.save(told, out)
 """
 
@@ -96,9 +98,10 @@ def test_demo_model_is_the_engines(tmp_path: Path) -> None:
 
 
 def test_text_is_the_hosts_own(tmp_path: Path) -> None:
-    """Weights, embeddings and clip skip count as in CLIPTextEncode; attacks can learn tokens."""
+    """As it is spelled, or by the host's syntax; clip skip counts; attacks can learn tokens."""
     told = run(TEXT, tmp_path / "told")
-    for mine, theirs, free, slope, text in told.values():
+    for mine, theirs, free, slope, text, spelled, escaped in told.values():
+        assert torch.equal(spelled, escaped)
         for one, other in zip(mine, theirs, strict=True):
             assert torch.equal(one, other)
         assert not torch.equal(mine[0], mine[1]) and mine[0].shape == mine[2].shape
