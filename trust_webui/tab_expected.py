@@ -16,16 +16,19 @@ from trust_engine.errors import TrustError
 from . import showing
 from .expecting import estimate, expect
 from .form import NAMES, Form, filled
-from .host import current
+from .host import Host, current
 from .jobs import ESTIMATE, JOBS, Job
 from .lines import one_line
+from .work import Order
 
 ANYTHING = "thing"  # stands for what to forget while nothing is typed: the word costs nothing
 NOT_YET = "Expected time and memory are shown here as soon as a checkpoint is loaded."
 TYPED = ("words", "also", "partner", "preserve", "anchor")
 SWITCHED = ("kind", "objective", "effort", "engine", "robust")
 DRAWN = ("resolution", "pictures", "passes")
+LONGEST_TURN = 5.0  # seconds that one who has asked waits for those before: a page may be closed
 _one = threading.Lock()
+_waiting: list[object] = []  # who waits for a timing, in the order of asking
 
 
 def build(fields: dict[str, Any]) -> Callable[[Any], Any]:
@@ -61,16 +64,34 @@ def _told(form: Form) -> Iterator[str]:
     if not typed and not host.ready:  # nobody has asked for a checkpoint to be loaded
         yield _line(NOT_YET)
         return
-    while (told := estimate(host, order)) is None:
-        with _one:  # several fields may ask at once
-            job = _timing() or JOBS.start(ESTIMATE, order.spec.name, expect(order))
-        while not job.over:
-            yield _line(f"Expected time and memory: {job.stage} ...")
-            time.sleep(showing.EVERY)
-        if job.state != "done":
-            yield _line(f"Expected time and memory: {job.message}")
-            return
-    yield _line(told.brief)
+    if (told := estimate(host, order)) is None:
+        yield from _timed(host, order, order.spec.name if typed else "any concept")
+    else:
+        yield _line(told.brief)
+
+
+def _timed(host: Host, order: Order, title: str) -> Iterator[str]:
+    """Time the checkpoint, or wait until it is timed; who has asked last also answers last.
+
+    The form may have been changed meanwhile: an older answer must not stand there in the end.
+    """
+    mine = object()
+    _waiting.append(mine)
+    try:
+        while (told := estimate(host, order)) is None:
+            with _one:  # several fields may ask at once
+                job = _timing() or JOBS.start(ESTIMATE, title, expect(order))
+            while not job.over:
+                yield _line(f"Expected time and memory: {job.stage} ...")
+                time.sleep(showing.EVERY)
+            if job.state != "done":
+                break
+        until = time.monotonic() + LONGEST_TURN
+        while _waiting[0] is not mine and time.monotonic() < until:
+            time.sleep(showing.EVERY / 10)
+        yield _line(told.brief if told else f"Expected time and memory: {job.message}")
+    finally:
+        _waiting.remove(mine)
 
 
 def _timing() -> Job | None:

@@ -89,7 +89,7 @@ def test_audit_and_its_verdict(page: Any, webui_page: Server, tmp_path: Path) ->
         fill(page, f"#trust_{name} input[type=number]", value)
     told = press(page, "#trust_audit", "#trust_verdict", "Page: .*gun-audit|failed")
     assert "failed" not in told and "gun" in told
-    shot(page, webui_page, "audit", tmp_path)
+    shot(page, webui_page, "audit", tmp_path, "#trust_verdict")
     (written,) = (webui_page.outputs / "trust-audits").glob("gun-audit*.html")
     assert "pictures only" in written.read_text("utf-8")
     press(page, "#trust_audit_note", "#trust_verdict", "figures are on its label")

@@ -105,7 +105,7 @@ def test_a_page_opened_before_takes_nothing_off(
     )
     one.locator("#trust_standing_put").click()
     told(one, "#trust_standing_told", "On every picture from now on: gun.safetensors@")
-    shot(one, webui_page, "on-every-picture", tmp_path)
+    shot(one, webui_page, "on-every-picture", tmp_path, "#trust_standing_told")
     under, text = first(webui_page)
     assert under != plain and "TRUST diffs: gun.safetensors@" in text
     go(two, "Settings")

@@ -76,10 +76,14 @@ def press(page: Any, button: str, answer: str, said: str) -> str:
     return str(page.locator(answer).first.inner_text())
 
 
-def shot(page: Any, server: Server, name: str, folder: Path) -> None:
-    """Take a screenshot; it must not be one colour."""
+def shot(page: Any, server: Server, name: str, folder: Path, at: str = "") -> None:
+    """Take a screenshot, of the tab's top or with `at` in the middle; it must not be one colour."""
     kept = Path(os.environ.get("TRUST_SHOTS") or folder)
-    page.evaluate("() => document.querySelector('#tabs').scrollIntoView()")
+    page.evaluate(
+        """at => document.querySelector(at || "#tabs").scrollIntoView(
+            {block: at ? "center" : "start"})""",
+        at,
+    )
     page.wait_for_timeout(1500)
     path = kept / f"{server.variable.removesuffix('_PATH').lower()}-{name}.png"
     page.screenshot(path=str(path))

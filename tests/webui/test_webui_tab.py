@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,7 +140,7 @@ def test_the_expected_line_follows_the_form(page: Any, monkeypatch: pytest.Monke
     sd_models.model_data.sd_model = model
     first = told("trust_expect")
     job = JOBS.latest(ESTIMATE)
-    assert "Expected:" in first and job is not None
+    assert "Expected:" in first and job is not None and job.title == "any concept"
     assert JOBS.latest() is None, "an estimate is nothing to come back to"
     others = {
         told("trust_effort", trust_effort="thorough"),
@@ -149,6 +151,37 @@ def test_the_expected_line_follows_the_form(page: Any, monkeypatch: pytest.Monke
     assert len(others | {first}) == 5 and JOBS.latest(ESTIMATE) is job
     assert told("trust_words", trust_words="gun") == first
     assert "goes together with" in told("trust_kind", trust_kind="combination", trust_words="gun")
+
+
+def test_the_expected_line_is_of_the_form_as_it_is_now(
+    page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again while a checkpoint is timed, the answer to what was asked before comes before."""
+    from trust_webui import showing, speed
+
+    monkeypatch.setattr(showing, "EVERY", 0.05)
+    monkeypatch.setattr(speed, "_known", {})
+    monkeypatch.setattr(speed, "pass_seconds", lambda lent: 1.0)
+    monkeypatch.setattr(speed, "step_seconds", lambda lent, objective: 0.1)
+    ((ask, inputs, _),) = by_id("trust_expect").listeners
+    at = [c.settings.get("elem_id") for c in inputs].index("trust_effort")
+    values = [c.value for c in inputs]
+    slow = ask(*values[:at], "thorough", *values[at + 1 :])
+    assert "Expected:" not in next(slow)
+    quick = ask(*values[:at], "quick", *values[at + 1 :])
+    assert "Expected:" not in next(quick)
+    said: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: said.append("quick" + list(quick)[-1])),
+        threading.Thread(target=lambda: said.append("slow" + list(slow)[-1])),
+    ]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.5)  # quick would answer first
+    for thread in threads:
+        thread.join(30)
+    assert [line[:4] for line in said] == ["slow", "quic"] and "Expected:" in said[1]
+    assert said[0][4:] != said[1][5:]
 
 
 def test_a_stranger_is_checked_before_it_is_let_in(page: Any, tmp_path: Path) -> None:
