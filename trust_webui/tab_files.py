@@ -98,12 +98,14 @@ def _audit(chosen: Any, shown: Any, owner: Any) -> None:
                          info="quick and full also attack; full takes hours")  # fmt: skip
     with gr.Row():
         retain = gr.Textbox(label="What should stay", elem_id="trust_retain",
-                            placeholder="cat, dog; empty: everyday things")  # fmt: skip
-        images = gr.Slider(
-            1, 20, value=4, step=1, label="Pictures an object", elem_id="trust_images"
-        )
+                            info="with commas; empty: everyday things",
+                            placeholder="cat, dog")  # fmt: skip
+        images = gr.Slider(1, 20, value=4, step=1, label="Pictures an object",
+                           elem_id="trust_images",
+                           info="more of them: surer, and slower")  # fmt: skip
         resolution = gr.Slider(0, 1024, value=0, step=64, label="Resolution",
-                               elem_id="trust_audit_resolution")  # fmt: skip
+                               elem_id="trust_audit_resolution",
+                               info="0: the size the checkpoint was trained at")  # fmt: skip
     with gr.Row():
         start = gr.Button("Audit", variant="primary", elem_id="trust_audit")
         stop = gr.Button("Stop", elem_id="trust_audit_stop")
