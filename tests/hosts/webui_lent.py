@@ -14,7 +14,8 @@ from fakes.webui_forge import FakeForge
 from fakes.webui_neo import FakeNeo
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
-GUN = ConceptSpec(("gun",), preserve=("a cat",))
+FEW = ("a picture of {}", "{} on a blue background")  # templates: each prompt is encoded alone
+GUN = ConceptSpec(("gun",), preserve=("a cat",), templates=FEW)
 SHORT = {"steps": 2, "trajectory_steps": 2, "passes": 12}
 HOSTS = ("a1111", "a1111-ldm", "neo", "forge")
 

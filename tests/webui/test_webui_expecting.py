@@ -11,9 +11,7 @@ import pytest
 from fakes.webui import installed
 from fakes.webui_a1111 import FakeA1111
 from fakes.webui_forge import FakeForge
-from trust_engine.spec import ConceptSpec, UnlearnSpec
-
-GUN = ConceptSpec(("gun",), preserve=("a cat",))
+from hosts.webui_lent import small, spec
 
 
 @pytest.fixture(params=[FakeA1111, FakeForge])
@@ -24,11 +22,6 @@ def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield made
 
 
-def spec(**changes: Any) -> UnlearnSpec:
-    """Ask for a run of seconds."""
-    return UnlearnSpec((GUN,), **{"steps": 2, "trajectory_steps": 2, "passes": 12, **changes})
-
-
 def test_expected_time_and_memory(fake: Any) -> None:
     from trust_webui.expecting import expect
     from trust_webui.jobs import Job, run
@@ -37,7 +30,7 @@ def test_expected_time_and_memory(fake: Any) -> None:
     told = []
     for steps in (40, 400):
         job = Job("estimate", "gun")
-        run(job, expect(Order(spec(steps=steps), resolution=64, pictures=2)))
+        run(job, expect(small(pictures=2, steps=steps)))
         assert (job.state, job.message) == ("done", "")
         told.append(job.result)
     assert told[1].training > 3 * told[0].training > 0
@@ -50,7 +43,7 @@ def test_an_estimate_goes_by_the_last_run(fake: Any) -> None:
     from trust_webui.jobs import Job, run
     from trust_webui.work import Order
 
-    order = Order(spec(), resolution=64, pictures=0)
+    order = small()
     timing, job = Job("expect", "gun"), Job("unlearn", "gun")
     run(timing, expect(order))
     run(job, watched(order))
@@ -67,7 +60,7 @@ def test_a_finished_run_is_kept_when_its_pace_is_forgotten(
     from trust_webui.jobs import Job, run
     from trust_webui.work import Order
 
-    order = Order(spec(), resolution=64, pictures=0)
+    order = small()
     run(Job("expect", "gun"), expecting.expect(order))
 
     def work(job: Job) -> str:

@@ -73,10 +73,14 @@ def test_rows_of_several_lengths_predict_what_each_does_alone(every: Any) -> Non
 
 def test_long_prompts_are_unlearned(every: Any) -> None:
     before, long = every.bits(), "a small red cat on a table " * 20
-    told = ConceptSpec(("gun", "pistol BREAK gun"), preserve=(TWO, THREE, long.strip()))
-    job = run_job(small(told, 2, syntax="host"))
+    told = ConceptSpec(
+        ("gun", "pistol BREAK gun"),
+        preserve=(TWO, THREE, long.strip()),
+        templates=("{}", "a picture of {} BREAK a table"),
+    )
+    job = run_job(small(told, 1, syntax="host"))
     assert (job.state, job.message) == ("done", "")
-    assert len(job.result.gallery) == 4 and job.result.diff.changed
+    assert len(job.result.gallery) == 2 and job.result.diff.changed
     assert all(torch.equal(w, before[name]) for name, w in every.bits().items())
 
 
