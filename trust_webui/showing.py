@@ -22,7 +22,7 @@ from .jobs import ESTIMATE, JOBS, PROGRAM, Job
 from .lines import one_line
 from .work import Unlearned
 
-EVERY = 0.5  # seconds between two looks at a job
+EVERY = 1.0  # seconds between two looks at a job; each costs the browser a new layout
 REDRAW = 2.0  # seconds between two charts
 KINDS = {"unlearn": "Unlearning", "audit": "Audit of", ESTIMATE: "Timing for"}
 NOTHING: tuple[Any, ...] = ([], None, None, "")  # gallery, chart, neurons, report of no result

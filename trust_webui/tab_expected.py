@@ -88,7 +88,7 @@ def _timed(host: Host, order: Order, title: str) -> Iterator[str]:
                 break
         until = time.monotonic() + LONGEST_TURN
         while _waiting[0] is not mine and time.monotonic() < until:
-            time.sleep(showing.EVERY / 10)
+            time.sleep(showing.EVERY / 20)
         yield _line(told.brief if told else f"Expected time and memory: {job.message}")
     finally:
         _waiting.remove(mine)
