@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from trust_engine.models.conditioning import Conditioning
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
+from trust_engine.unlearn import robust
 from trust_engine.unlearn.scrub import ScrubPlan
 
 SHORT: dict[str, Any] = {
@@ -37,6 +40,25 @@ SHORT: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """Let robust mode see few pictures; its own tests see to what it makes of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robust, "BATCH", 4)
+        patch.setattr(robust, "DRAWING_STEPS", 3)
+        patch.setattr(robust, "MEASURED", 3)
+        yield
+
+
+@cache
+def ran(name: str) -> tuple[Task, Weights, bool]:
+    """Run a method once, for all tests that look at it; last: whether it left the model alone."""
+    task = task_of()
+    before = frozen_bits(task.model.denoiser.module)
+    weights = METHODS[name].run(task, SHORT[name])
+    return task, weights, frozen_bits(task.model.denoiser.module) == before
+
+
 def loud(task: Task) -> Task:
     """Let the text matter more than it does in a random UNet."""
     for name, module in task.model.denoiser.module.named_modules():
@@ -52,10 +74,8 @@ def changes(task: Task, weights: Weights) -> Weights:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_leaves_the_model_alone_and_repeats_itself(name: str) -> None:
-    task = task_of()
-    before = frozen_bits(task.model.denoiser.module)
-    first = METHODS[name].run(task, SHORT[name])
-    assert frozen_bits(task.model.denoiser.module) == before
+    task, first, untouched = ran(name)
+    assert untouched
     again = METHODS[name].run(task_of(), SHORT[name])
     assert first.keys() == again.keys()
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -79,7 +99,7 @@ def test_takes_every_kind_of_concept(name: str, concept: ConceptSpec) -> None:
 
 
 def test_each_touches_only_what_its_paper_trains() -> None:
-    moved = {name: changes(t := task_of(), METHODS[name].run(t, SHORT[name])) for name in METHODS}
+    moved = {name: changes(*ran(name)[:2]) for name in METHODS}
     for name in ("esd-x", "cogfd"):
         assert all(".attn2." in key for key in moved[name])
     assert not any(".attn2." in key for key in moved["esd-u"]) and len(moved["esd-u"]) > 50

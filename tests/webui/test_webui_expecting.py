@@ -25,7 +25,6 @@ def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 def test_expected_time_and_memory(fake: Any) -> None:
     from trust_webui.expecting import expect
     from trust_webui.jobs import Job, run
-    from trust_webui.work import Order
 
     told = []
     for steps in (40, 400):
@@ -58,7 +57,6 @@ def test_a_finished_run_is_kept_when_its_pace_is_forgotten(
 ) -> None:
     from trust_webui import expecting, speed
     from trust_webui.jobs import Job, run
-    from trust_webui.work import Order
 
     order = small()
     run(Job("expect", "gun"), expecting.expect(order))

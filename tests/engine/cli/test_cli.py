@@ -28,6 +28,7 @@ from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 FIRST = LDM_PREFIX + "input_blocks.0.0.weight"
 UNLEARN = ["unlearn", "--model", "m", "--out", "new/o", "--concept", "gun"]
+BRIEF = [*UNLEARN[:-2], "--spec", "brief.json"]  # the same in a fraction of the passes
 GENERATE = ["generate", "--model", "m", "--out", "new/o", "--prompt", "a cat"]
 AUDIT = ["audit", "--model", "m", "--diff", "d", "--concept", "gun", "--json", "new/o"]
 
@@ -69,7 +70,9 @@ def _in_a_folder_with_odd_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Path("scalar.safetensors").write_bytes(save({FIRST: torch.tensor(1.0)}))
     odd = {FIRST: torch.zeros(64, 4, 3, 3), LDM_PREFIX + "control.0.weight": torch.zeros(2)}
     Path("odd.safetensors").write_bytes(save(odd))
-    Path("spec.json").write_text(UnlearnSpec((ConceptSpec(("gun",)),)).to_json())
+    gun = (ConceptSpec(("gun",)),)
+    Path("spec.json").write_text(UnlearnSpec(gun).to_json())
+    Path("brief.json").write_text(UnlearnSpec(gun, passes=64, trajectory_steps=2).to_json())
     Path("broken.json").write_text("{")
     Path("bad.json").write_text('{"concept": {"words": ["gun"]}, "stepps": 3}')
 
@@ -239,11 +242,11 @@ def test_unlearns_and_reports(
 
 @pytest.mark.usefixtures("tiny")
 def test_the_report_begins_with_what_was_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*UNLEARN, "--steps", "2", "--pictures", "2"]) == 0
+    assert main([*BRIEF, "--steps", "2", "--pictures", "2"]) == 0
     head, *rest = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"new/o: gun: changed in [01] of 1 test pictures; .*", head)
     passes = load_diff(Path("new/o")).provenance["passes"]
-    assert main([*UNLEARN, "--steps", "2", "--pictures", "0", "--json"]) == 0
+    assert main([*BRIEF, "--steps", "2", "--pictures", "0", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["picture_passes"] == 0 and "no test pictures were drawn" in told["headline"]
     asked = told["asking_passes"]
@@ -259,11 +262,11 @@ def test_a_run_that_ends_above_the_start_is_said_to_have_failed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trust_engine.unlearn.run.Unlearning, "effect", 1.2)
-    assert main([*UNLEARN, "--steps", "2", "--pictures", "0", "--no-runs"]) == 0
+    assert main([*BRIEF, "--steps", "2", "--pictures", "0", "--no-runs"]) == 0
     told = capsys.readouterr().out
     assert "The run failed: 120% of the concept's effect is left, more than before" in told
     before = Path("new/o").read_bytes()
-    strict = [*UNLEARN, "--steps", "2", "--seed", "5", "--pictures", "0", "--no-runs", "--strict"]
+    strict = [*BRIEF, "--steps", "2", "--seed", "5", "--pictures", "0", "--no-runs", "--strict"]
     assert main(strict) == 2
     assert "the run failed: 120%" in capsys.readouterr().err
     assert Path("new/o").read_bytes() == before, "what a failed run made stands beside it"
@@ -284,7 +287,7 @@ def test_what_keeps_us_from_looking_loses_nothing(
             raise error
 
         monkeypatch.setattr("trust_engine.frontend.looking.draw", fail)
-        assert main([*UNLEARN, "--steps", "1"]) == 0
+        assert main([*BRIEF, "--steps", "1"]) == 0
         assert load_diff(Path("new/o")).changed
         assert f"No test pictures: {says}" in capsys.readouterr().out
 
