@@ -13,13 +13,15 @@ from itertools import combinations
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from bench.engine import BOUNDED
 from bench.trained import trained
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import ConceptSpec, Saliency, UnlearnSpec
 from trust_engine.unlearn.knowledge import Knowledge
-from trust_engine.unlearn.mask import BoundedMask, Tensors, overlap, share
+from trust_engine.unlearn.layout import Layout
+from trust_engine.unlearn.mask import BoundedMask, overlap, share
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.saliency import AttentionSaliency, NoiseSaliency, averaged
 
@@ -27,8 +29,11 @@ SOURCES = ("attention", "noise", "clip")
 BUDGET = 0.03
 
 
-def concept_mask(model: LoadedModel, concept: ConceptSpec, source: str) -> Tensors:
-    """Take a concept's neurons over the whole UNet from a source, the BUDGET's worth of them."""
+def concept_mask(model: LoadedModel, concept: ConceptSpec, source: str) -> tuple[Tensor, Layout]:
+    """Take a concept's neurons over the whole UNet from a source, the BUDGET's worth of them.
+
+    Returns the mask (n,) over all q, k and v, and how they lie in it.
+    """
     spec = UnlearnSpec(
         (concept,),
         engine="global",
@@ -46,32 +51,23 @@ def concept_mask(model: LoadedModel, concept: ConceptSpec, source: str) -> Tenso
             break
     ground = run.ground
     assert ground is not None
+    theta = ground.whole.base.clone().requires_grad_(True)
     if source == "attention":
         names = [key.rsplit(".to_", 1)[0] for key in ground.whole.keys[::3]]
         layers = [ground.layer(name) for name in names]
-        theta = tuple(b.clone().requires_grad_(True) for layer in layers for b in layer.base)
         saliency = averaged(AttentionSaliency(layers), theta)
     else:
         chosen = ground.clip_saliency() if source == "clip" else None
-        theta = tuple(b.clone().requires_grad_(True) for b in ground.whole.base)
         saliency = averaged(chosen or NoiseSaliency(ground.whole), theta)
-    return _top(saliency, spec)
+    layout = ground.whole.layout
+    mask = BoundedMask(layout, spec, fixed=saliency)
+    return mask.update(0, lambda: saliency, lambda: saliency), layout
 
 
-def _top(saliency: Tensors, spec: UnlearnSpec) -> Tensors:
-    mask = BoundedMask([s.shape for s in saliency], spec, [1] * len(saliency), fixed=saliency)
-    return mask.update(0, lambda: saliency, lambda: saliency)
-
-
-def chance(a: Tensors, b: Tensors) -> float:
+def chance(a: Tensor, b: Tensor) -> float:
     """Tell the overlap of two random masks of these shares."""
     p, q = share(a), share(b)
     return p * q / (p + q - p * q)
-
-
-def both(a: Tensors, b: Tensors) -> Tensors:
-    """Intersect two masks."""
-    return tuple(x & y for x, y in zip(a, b, strict=True))
 
 
 def moves(model: LoadedModel) -> str:
@@ -102,12 +98,12 @@ def main() -> None:
     print("gun: overlap of the masks that the sources give\n")
     print("| sources | Jaccard | chance |\n|---|---|---|")
     for one, two in combinations(SOURCES, 2):
-        a, b = by_source[one], by_source[two]
+        a, b = by_source[one][0], by_source[two][0]
         print(f"| {one}, {two} | {overlap(a, b):.3f} | {chance(a, b):.3f} |")
     print("\nshare of a mask by projection\n\n| source | q | k | v |\n|---|---|---|---|")
-    for source, mask in by_source.items():
+    for source, (mask, layout) in by_source.items():
         letters: dict[str, int] = defaultdict(int)
-        for i, part in enumerate(mask):
+        for i, part in enumerate(layout.split(mask)):
             letters["qkv"[i % 3]] += int(part.sum())
         shown = " | ".join(f"{letters[x] / sum(letters.values()):.2f}" for x in "qkv")
         print(f"| {source} | {shown} |")
@@ -116,13 +112,14 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for thing, ground in (("cat", "red"), ("dog", "blue")):
         phrase = f"on a {ground} background"
-        whole = concept_mask(
-            model, ConceptSpec((thing,), "conditional", condition=phrase), "attention"
+        asked = (
+            ConceptSpec((thing,), "conditional", condition=phrase),
+            ConceptSpec((thing,)),
+            ConceptSpec((f"{ground} background",)),
         )
-        a = concept_mask(model, ConceptSpec((thing,)), "attention")
-        b = concept_mask(model, ConceptSpec((f"{ground} background",)), "attention")
-        cut = both(a, b)
-        inside = share(both(cut, whole)) / max(share(cut), torch.finfo().tiny)
+        whole, a, b = (concept_mask(model, concept, "attention")[0] for concept in asked)
+        cut = a & b
+        inside = share(cut & whole) / max(share(cut), torch.finfo().tiny)
         cells = [overlap(whole, a), overlap(whole, b), overlap(whole, cut), chance(whole, cut)]
         shown = " | ".join(f"{value:.3f}" for value in cells)
         print(f"| {thing} {phrase} | {shown} | {inside:.2f} |")

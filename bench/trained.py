@@ -46,7 +46,7 @@ EVERY = {**CONCEPTS, **HELD_OUT}
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "phrases", "spec", "models/attention", "models/sampler", "prompts/concept",
-    "prompts/templates", "unlearn/end_to_end", "unlearn/layerwise", "unlearn/mask",
+    "prompts/templates", "unlearn/end_to_end", "unlearn/layerwise", "unlearn/layout", "unlearn/mask",
     "unlearn/objective", "unlearn/optimiser", "unlearn/problems", "unlearn/record",
     "unlearn/resolve", "unlearn/run", "unlearn/saliency", "unlearn/trainer",
     "unlearn/trajectory",

@@ -145,13 +145,14 @@ def _step_flops(layer: CrossAttention, work: Work) -> int:
     spec = work.spec
     with torch.device("meta"):
         problem = problem_for(layer, work)
-        theta = tuple(weight.requires_grad_(True) for weight in problem.base)
+        theta = problem.base.requires_grad_(True)
         with FlopCounterMode(display=False) as counter:
             effect = problem.effect(theta, 0)
-            gradient = torch.autograd.grad(effect, theta, create_graph=spec.exact_hessian)
+            (g,) = torch.autograd.grad(effect, theta, create_graph=spec.exact_hessian)
             if spec.exact_hessian:
-                mask = [torch.ones_like(g, dtype=torch.bool) for g in gradient]
-                exact_product(gradient, theta, slope(lambda g: csr(g, mask), gradient))
+                everything = torch.ones_like(g, dtype=torch.bool)
+                w = slope(lambda g: csr(g, everything, problem.layout), g)
+                exact_product(g, theta, w)
             torch.autograd.grad(problem.harm(theta, 0), theta)
     return counter.get_total_flops()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ from ..models.conditioning import Conditioning
 from ..models.denoiser import Denoiser, compute_dtype, device_of
 from ..models.parameters import exchanged
 from ..spec import UnlearnSpec
-from .mask import Tensors
-from .objective import distance
+from .layout import Layout
+from .objective import distance, pushed
 
 BATCH = 8
 
@@ -50,20 +50,22 @@ class Differentiable:
         """Take float32 weights by ldm name, each with the number of heads that share its rows."""
         self.denoiser = denoiser
         self.keys = list(weights)
-        self.base: Tensors = tuple(weight for weight, _ in weights.values())
-        self.heads: Sequence[int] = [heads for _, heads in weights.values()]
+        tensors, heads = zip(*weights.values(), strict=True)
+        self.layout = Layout.of(tensors, heads)
+        self.base = self.layout.join(tensors)  # theta_0
         self.cost = Cost()
         # Inference tensors, which hosts hold, cannot be saved for backward; clones can.
         named = denoiser.module.named_parameters()
         self._clones = {name: p.detach().clone() for name, p in named if p.is_inference()}
         self._dtype = compute_dtype(denoiser.module)
 
-    def predict(self, theta: Tensors, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def predict(self, theta: Tensor, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Predict with theta in place of the UNet's own weights, with gradients."""
         self.cost.forward += len(x)
         self.cost.backward += len(x) if torch.is_grad_enabled() else 0
         names = [self.denoiser.parameter_name(key) for key in self.keys]
-        moved = {n: w.to(self._dtype) for n, w in zip(names, theta, strict=True)}
+        parts = self.layout.parts(theta)
+        moved = {n: w.to(self._dtype) for n, w in zip(names, parts, strict=True)}
         with exchanged(self.denoiser.module, {**self._clones, **moved}):
             return self.denoiser(x, t, cond).float()
 
@@ -92,11 +94,11 @@ class EndToEndProblem(Differentiable):
         self.latents, self.timesteps, self.erase, self.keep = latents, timesteps, erase, keep
         self.scale = self._scale()
 
-    def effect(self, theta: Tensors, step: int) -> Tensor:
+    def effect(self, theta: Tensor, step: int) -> Tensor:
         """E: the distance from the prediction to the anchor's, about 1 at theta_0."""
         return self._measure(self.erase, theta, 2 * step)
 
-    def harm(self, theta: Tensors, step: int) -> Tensor:
+    def harm(self, theta: Tensor, step: int) -> Tensor:
         """Measure the distance to theta_0's own predictions, in the same units."""
         return self._measure(self.keep, theta, 2 * step + 1)
 
@@ -110,7 +112,7 @@ class EndToEndProblem(Differentiable):
         x = self.latents[moments.rows[some], when].to(device)
         return some, x, self.timesteps[when].to(device)
 
-    def _measure(self, moments: Moments, theta: Tensors, number: int) -> Tensor:
+    def _measure(self, moments: Moments, theta: Tensor, number: int) -> Tensor:
         some, x, t = self.draw(moments, number)
         now = moments.now.select(some.to(moments.now.context.device))
         goal = self._goal(moments, some, x, t)
@@ -126,7 +128,7 @@ class EndToEndProblem(Differentiable):
         if moments is not self.erase or not push.any():
             return goal
         push = push.view(-1, 1, 1, 1).to(goal.device)
-        return goal - push * (self.frozen(x, t, moments.now.select(there)) - goal)
+        return pushed(goal, self.frozen(x, t, moments.now.select(there)), push)
 
     @torch.no_grad()
     def _scale(self, batches: int = 4) -> Tensor:

@@ -6,15 +6,14 @@ position, K and V alone, so a random subset of positions per prompt and step is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..models.attention import CrossAttention
-from .mask import Tensors
-from .objective import distance
+from .layout import Layout
+from .objective import distance, pushed
 
 PROMPTS_A_STEP = 12  # drawn anew for each step when there are more
 POSITIONS_A_STEP = 24  # likewise, for each prompt
@@ -70,36 +69,34 @@ class LayerProblem:
     def __init__(
         self, layer: CrossAttention, erase: Situation, keep: Situation, eta: float, seed: int
     ) -> None:
-        self.layer, self.eta, self.seed = layer, eta, seed
+        weights = (layer.q, layer.k, layer.v)
+        self.layout = Layout.of(weights, (layer.heads,) * 3)
+        self.base = self.layout.join(weights)  # theta_0
+        self.layer, self.eta, self.seed = self._under(layer, self.base), eta, seed
         with torch.no_grad():
             self.erase, self.keep = self._answered(erase), self._answered(keep)
             before = layer(erase.states, erase.now)
             self.scale = distance(before, self._goal(self.erase), 1.0).clamp(min=1e-12)
 
-    @property
-    def base(self) -> Tensors:
-        """Return theta_0: q, k and v."""
-        return (self.layer.q, self.layer.k, self.layer.v)
+    def _under(self, layer: CrossAttention, theta: Tensor) -> CrossAttention:
+        """Exchange a layer's q, k and v for theta."""
+        return layer.with_weights(*self.layout.parts(theta))
 
-    @property
-    def heads(self) -> Sequence[int]:
-        """Tell how many heads share the rows of each tensor."""
-        return (self.layer.heads,) * 3
-
-    def effect(self, theta: Tensors, step: int) -> Tensor:
+    def effect(self, theta: Tensor, step: int) -> Tensor:
         """E_l: the distance from the layer's answer to the anchor's, 1 on average at theta_0."""
         return self._measure(self.erase, theta, 2 * step)
 
-    def harm(self, theta: Tensors, step: int) -> Tensor:
+    def harm(self, theta: Tensor, step: int) -> Tensor:
         """Measure the distance to theta_0's own answers, in the same units."""
         return self._measure(self.keep, theta, 2 * step + 1)
 
-    def _measure(self, situation: Situation, theta: Tensors, draw: int) -> Tensor:
+    def _measure(self, situation: Situation, theta: Tensor, draw: int) -> Tensor:
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + draw) % 2**63)
         seen = situation.draw(generator)
         with torch.no_grad():
             goal = self._goal(seen)
-        return distance(self.layer.with_weights(*theta)(seen.states, seen.now), goal, self.scale)
+        layer = self._under(self.layer, theta)
+        return distance(layer(seen.states, seen.now), goal, self.scale)
 
     def _answered(self, situation: Situation) -> Situation:
         """Work the goals out once for all steps, or at least K and V, unless that takes much room.
@@ -123,7 +120,7 @@ class LayerProblem:
         if self.eta == 0:
             return goal
         push = self.eta if seen.push is None else self.eta * seen.push.view(-1, 1, 1)
-        return goal - push * (self._frozen(seen, seen.now, seen.memory[:2]) - goal)
+        return pushed(goal, self._frozen(seen, seen.now, seen.memory[:2]), push)
 
     def _frozen(self, seen: Situation, context: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
         """Answer as theta_0 does."""

@@ -1,4 +1,7 @@
-"""Which entries of q, k and v are concept neurons, re-estimated while training."""
+"""Which entries of q, k and v are concept neurons, re-estimated while training.
+
+Saliency, scores and masks are vectors (n,) over all entries of a unit, which its layout parts.
+"""
 
 from __future__ import annotations
 
@@ -11,64 +14,74 @@ import torch
 from torch import Tensor
 
 from ..spec import UnlearnSpec
+from .layout import Layout
 
-Tensors = tuple[Tensor, ...]
 DECAY = 0.9
 MOMENTS = 8  # of a mask's drift that a diff's label keeps
 DENSE, SETTLE = 0.2, 0.5  # shares of a run: a shrinking mask is whole before, any mask rests after
 
 
-def z_scores(saliency: Tensors, pooled: bool = False) -> Tensors:
-    """Standardise saliency by the mean and deviation of each projection, or of all together."""
-    if not pooled:
-        return tuple((s - s.mean()) / deviation(s) for s in saliency)
-    flat = torch.cat([s.flatten() for s in saliency])
-    mean, spread = flat.mean(), deviation(flat)
-    return tuple((s - mean) / spread for s in saliency)
+def z_scores(values: Tensor) -> Tensor:
+    """Standardise by the mean and the standard deviation, which is never quite 0."""
+    return (values - values.mean()) / values.std(correction=0).clamp(min=1e-20)
 
 
-def deviation(values: Tensor) -> Tensor:
-    """Return the standard deviation, never quite 0."""
-    return values.std(correction=0).clamp(min=1e-20)
-
-
-def grouped(saliency: Tensors, rows: Sequence[int]) -> Tensors:
-    """Average saliency over groups of `rows` rows; 0 rows leaves entries as they are."""
-    pairs = zip(saliency, rows, strict=True)
-    return tuple(s.view(len(s) // n, -1).mean(1) if n else s for s, n in pairs)
-
-
-def top_groups(scores: Tensors, sizes: Sequence[int], xi: float, count: int) -> Tensors:
+def top_groups(scores: Tensor, sizes: Tensor, xi: float, count: int) -> Tensor:
     """Mark groups with a z-score above xi, the highest first, of at most `count` entries in all.
 
-    sizes: entries in a group, one number for each projection.
+    scores, sizes: (groups,), sizes being the entries in each.
     """
-    flat = torch.cat([z.flatten() for z in scores])
-    flat = flat.masked_fill(flat.isnan(), -torch.inf)
-    weights = torch.cat(
-        [
-            torch.full((z.numel(),), n, device=flat.device)
-            for z, n in zip(scores, sizes, strict=True)
-        ]
-    )
-    most = min(int((flat > xi).sum()), count // min(sizes))
-    best = flat.topk(most).indices  # by index: a threshold lets all ties in
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[best[weights[best].cumsum(0) <= count]] = True
-    parts = chosen.split([z.numel() for z in scores])
-    return tuple(part.view(z.shape) for part, z in zip(parts, scores, strict=True))
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    most = min(int((scores > xi).sum()), count // int(sizes.min()))
+    best = scores.topk(most).indices  # by index: a threshold lets all ties in
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[best[sizes[best].cumsum(0) <= count]] = True
+    return chosen
 
 
-def share(mask: Tensors) -> float:
+class Groups:
+    """Entries that are chosen as one: each by itself, a row's, or those of a head's rows."""
+
+    def __init__(self, layout: Layout, granularity: str) -> None:
+        pairs = list(zip(layout.shapes, layout.heads, strict=True))
+        entries = {
+            "entry": [1 for _ in pairs],
+            "row": [shape[1:].numel() for shape, _ in pairs],
+            "head": [shape.numel() // heads for shape, heads in pairs],
+        }
+        self.entries = entries[granularity]  # of a group, by part
+        self.counts = [n // each for n, each in zip(layout.sizes, self.entries, strict=True)]
+        self._single = granularity == "entry"
+        self._layout = layout
+
+    def sizes(self, device: torch.device) -> Tensor:
+        """Return the entries in each group (groups,)."""
+        if self._single:
+            return torch.ones(1, dtype=torch.long, device=device).expand(sum(self.counts))
+        counts = torch.tensor(self.counts, device=device)
+        return torch.tensor(self.entries, device=device).repeat_interleave(counts)
+
+    def means(self, values: Tensor) -> Tensor:
+        """Average values (n,) over each group (groups,)."""
+        if self._single:
+            return values
+        parts = zip(self._layout.split(values), self.entries, strict=True)
+        return torch.cat([part.view(-1, each).mean(1) for part, each in parts])
+
+    def spread(self, chosen: Tensor) -> Tensor:
+        """Mark the entries (n,) of chosen groups (groups,)."""
+        return chosen if self._single else chosen.repeat_interleave(self.sizes(chosen.device))
+
+
+def share(mask: Tensor) -> float:
     """Return the marked share, 0..1."""
-    return sum(int(m.sum()) for m in mask) / sum(m.numel() for m in mask)
+    return int(mask.sum()) / mask.numel()
 
 
-def overlap(a: Tensors, b: Tensors) -> float:
+def overlap(a: Tensor, b: Tensor) -> float:
     """Return the Jaccard overlap of two masks, 0..1; 1 when both are empty."""
-    both = sum(int((x & y).sum()) for x, y in zip(a, b, strict=True))
-    either = sum(int((x | y).sum()) for x, y in zip(a, b, strict=True))
-    return both / either if either else 1.0
+    either = int((a | b).sum())
+    return int((a & b).sum()) / either if either else 1.0
 
 
 def thinned(values: Sequence[float]) -> list[float]:
@@ -92,70 +105,64 @@ class Mask(ABC):
     """Which entries may change now, and how that has moved; `update` is called once a step.
 
     An entry that leaves is reverted by the optimiser, so that the union over time, and with it the
-    diff, never holds more than the budget once the mask has settled. `heads` tells how many heads
-    share each projection's rows.
+    diff, never holds more than the budget once the mask has settled.
     """
 
-    def __init__(
-        self, shapes: Sequence[torch.Size], spec: UnlearnSpec, heads: Sequence[int]
-    ) -> None:
-        self.spec = spec
-        self.count = max(1, int(spec.budget * sum(s.numel() for s in shapes)))
-        if spec.selection == "all":
-            self.count = sum(s.numel() for s in shapes)
-        per_head = [s[0] // h for s, h in zip(shapes, heads, strict=True)]
-        rows = {"entry": [0] * len(shapes), "row": [1] * len(shapes), "head": per_head}
-        self._rows = rows[spec.granularity]
-        self._sizes = [n * s[1] if n else 1 for s, n in zip(shapes, self._rows, strict=True)]
-        self.saliency: Tensors | None = None
-        self.current: Tensors | None = None
-        self.first: Tensors | None = None
-        self.reports = [MaskReport(s.numel()) for s in shapes]
+    def __init__(self, layout: Layout, spec: UnlearnSpec) -> None:
+        self.layout, self.spec = layout, spec
+        self.groups = Groups(layout, spec.granularity)
+        everything = spec.selection == "all"
+        self.count = layout.size if everything else max(1, int(spec.budget * layout.size))
+        self.saliency: Tensor | None = None
+        self.current: Tensor | None = None
+        self.first: Tensor | None = None
+        self.reports = [MaskReport(size) for size in layout.sizes]
 
     @abstractmethod
     def update(
-        self, step: int, saliency: Callable[[], Tensors], influence: Callable[[], Tensors]
-    ) -> Tensors:
+        self, step: int, saliency: Callable[[], Tensor], influence: Callable[[], Tensor]
+    ) -> Tensor:
         """Return the mask m of a step; saliency and influence are worked out if it needs them.
 
-        saliency: |dS/dtheta| of every tensor; influence: what taking each change back would cost.
+        saliency: |dS/dtheta|; influence: what taking each entry's change back would cost.
         """
 
-    def finish(self, influence: Callable[[], Tensors]) -> Tensors | None:
+    def finish(self, influence: Callable[[], Tensor]) -> Tensor | None:
         """Return the mask within the budget if a run ends before it has settled; else None."""
         return None
 
     @property
     def settled(self) -> bool:
         """Tell whether the mask holds no more than the budget allows."""
-        return self.current is None or sum(int(m.sum()) for m in self.current) <= self.count
+        return self.current is None or int(self.current.sum()) <= self.count
 
     def _rests(self, step: int) -> bool:
         """Tell whether the mask no longer moves, so that the chosen entries are fitted anew."""
         return step >= SETTLE * self.spec.steps
 
-    def _take(self, mask: Tensors) -> Tensors:
-        before = self.current or mask
-        for report, old, new in zip(self.reports, before, mask, strict=True):
+    def _take(self, mask: Tensor) -> Tensor:
+        before = mask if self.current is None else self.current
+        split = self.layout.split
+        for report, old, new in zip(self.reports, split(before), split(mask), strict=True):
             report.counts.append(int(new.sum()))
-            report.drift.append(overlap((old,), (new,)))
+            report.drift.append(overlap(old, new))
         self.current = mask
         if self.first is None:
             self.first = mask
         return mask
 
-    def _salient(self, saliency: Tensors) -> Tensors:
+    def _salient(self, saliency: Tensor) -> Tensor:
         """Mark the concept neurons: groups whose z-score tops xi, the highest first."""
-        scores = grouped(saliency, self._rows)
-        scores = z_scores(scores, self.spec.pool == "layer")
-        return self._spread(top_groups(scores, self._sizes, self.spec.xi, self.count), saliency)
+        scores = self.groups.means(saliency)
+        if self.spec.pool == "layer":
+            scores = z_scores(scores)
+        else:
+            scores = torch.cat([z_scores(part) for part in scores.split(self.groups.counts)])
+        return self._top(scores, self.spec.xi, self.count)
 
-    def _spread(self, chosen: Tensors, like: Tensors) -> Tensors:
-        """Turn chosen groups of rows into masks of their entries."""
-        return tuple(
-            c.view(len(c), 1).expand_as(s.reshape(len(c), -1)).reshape(s.shape) if n else c
-            for c, s, n in zip(chosen, like, self._rows, strict=True)
-        )
+    def _top(self, scores: Tensor, xi: float, count: int) -> Tensor:
+        """Mark the entries of the highest groups."""
+        return self.groups.spread(top_groups(scores, self.groups.sizes(scores.device), xi, count))
 
     def mark(self) -> Any:
         """Note where it stands, for `back_to`; its tensors are replaced, never written to."""
@@ -169,11 +176,12 @@ class Mask(ABC):
             del report.counts[counts:], report.drift[drift:]
 
     def state(self) -> dict[str, Tensor]:
-        """Return what resuming needs."""
+        """Return what resuming needs, part by part."""
         kept: dict[str, Tensor] = {}
         for name in ("saliency", "current", "first"):
-            for i, tensor in enumerate(getattr(self, name) or ()):
-                kept[f"{name}.{i}"] = tensor
+            vector = getattr(self, name)
+            for i, part in enumerate(() if vector is None else self.layout.parts(vector)):
+                kept[f"{name}.{i}"] = part
         for i, report in enumerate(self.reports):
             kept[f"counts.{i}"] = torch.tensor(report.counts, dtype=torch.int64)
             kept[f"drift.{i}"] = torch.tensor(report.drift, dtype=torch.float64)
@@ -183,8 +191,8 @@ class Mask(ABC):
         """Go on from a state."""
         for name in ("saliency", "current", "first"):
             if f"{name}.0" in kept:  # a shrinking mask needs no saliency
-                tensors = [kept[f"{name}.{i}"].to(device) for i in range(len(self.reports))]
-                setattr(self, name, tuple(tensors))
+                parts = (kept[f"{name}.{i}"].to(device) for i in range(len(self.reports)))
+                setattr(self, name, self.layout.join(parts))
         for i, report in enumerate(self.reports):
             report.counts = kept[f"counts.{i}"].tolist()
             report.drift = kept[f"drift.{i}"].tolist()
@@ -199,28 +207,23 @@ class BoundedMask(Mask):
 
     def __init__(
         self,
-        shapes: Sequence[torch.Size],
+        layout: Layout,
         spec: UnlearnSpec,
-        heads: Sequence[int],
-        fixed: Tensors | None = None,
+        fixed: Tensor | None = None,
         costly: bool = False,
     ) -> None:
-        super().__init__(shapes, spec, heads)
+        super().__init__(layout, spec)
         self.fixed, self.costly = fixed, costly
 
     def update(
-        self, step: int, saliency: Callable[[], Tensors], influence: Callable[[], Tensors]
-    ) -> Tensors:
+        self, step: int, saliency: Callable[[], Tensor], influence: Callable[[], Tensor]
+    ) -> Tensor:
         """Take this step's saliency into account; choose anew when it is due."""
         due = self.current is None or self.due(step)
         if self.current is not None and (self._rests(step) or (self.costly and not due)):
             return self.current
-        now = saliency()
-        if self.saliency is None:
-            self.saliency = now
-        else:
-            pairs = zip(self.saliency, now, strict=True)
-            self.saliency = tuple(DECAY * old + (1 - DECAY) * new for old, new in pairs)
+        now, before = saliency(), self.saliency
+        self.saliency = now if before is None else DECAY * before + (1 - DECAY) * now
         if self.current is None or due:
             return self._take(self._choose(self.saliency if self.fixed is None else self.fixed))
         return self.current
@@ -230,18 +233,17 @@ class BoundedMask(Mask):
         moves = self.spec.selection == "neurons" and self.fixed is None and self.spec.refresh > 0
         return moves and step % self.spec.refresh == 0
 
-    def _choose(self, saliency: Tensors) -> Tensors:
+    def _choose(self, saliency: Tensor) -> Tensor:
         if self.spec.selection == "all":
-            return tuple(torch.ones_like(s, dtype=torch.bool) for s in saliency)
+            return torch.ones_like(saliency, dtype=torch.bool)
         if self.spec.selection == "neurons":
             return self._salient(saliency)
-        noise = self._noise(saliency)
-        scores = grouped(noise, self._rows)
-        return self._spread(top_groups(scores, self._sizes, -torch.inf, self.count), noise)
+        return self._top(self.groups.means(self._noise(saliency)), -torch.inf, self.count)
 
-    def _noise(self, like: Tensors) -> Tensors:
+    def _noise(self, like: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(self.spec.seed)
-        return tuple(torch.rand(s.shape, generator=generator).to(s.device) for s in like)
+        parts = (torch.rand(n, generator=generator) for n in self.layout.sizes)
+        return self.layout.join(parts).to(like.device)
 
 
 class ShrinkingMask(Mask):
@@ -251,8 +253,8 @@ class ShrinkingMask(Mask):
     """
 
     def update(
-        self, step: int, saliency: Callable[[], Tensors], influence: Callable[[], Tensors]
-    ) -> Tensors:
+        self, step: int, saliency: Callable[[], Tensor], influence: Callable[[], Tensor]
+    ) -> Tensor:
         """Drop those whose change has done least, as many as it is time for."""
         if self.current is None:
             self.saliency = saliency()
@@ -262,36 +264,28 @@ class ShrinkingMask(Mask):
             return self.shrink(influence(), step / self.spec.steps)
         return self.current
 
-    def shrink(self, influence: Tensors, progress: float) -> Tensors:
+    def shrink(self, influence: Tensor, progress: float) -> Tensor:
         """Keep the most influential of the entries that are left; progress is a fraction 0..1."""
         if self.current is None or progress < DENSE:
-            ones = tuple(torch.ones_like(s, dtype=torch.bool) for s in influence)
+            ones = torch.ones_like(influence, dtype=torch.bool)
             return self._take(ones) if self.current is None else self.current
         if self.settled:
             return self.current
         left = 1 - min(1.0, (progress - DENSE) / (SETTLE - DENSE))
-        whole = sum(s.numel() for s in influence)
-        count = int(self.count + (whole - self.count) * left**3)
-        scores = grouped(influence, self._rows)
-        inside = grouped(tuple(m.float() for m in self.current), self._rows)
-        pairs = zip(scores, inside, strict=True)
-        scores = tuple(s.masked_fill(m == 0, -torch.inf) for s, m in pairs)
-        chosen = top_groups(scores, self._sizes, -1.0, count)
-        return self._take(self._spread(chosen, influence))
+        count = int(self.count + (self.layout.size - self.count) * left**3)
+        inside = self.groups.means(self.current.float())
+        scores = self.groups.means(influence).masked_fill(inside == 0, -torch.inf)
+        return self._take(self._top(scores, -1.0, count))
 
-    def finish(self, influence: Callable[[], Tensors]) -> Tensors | None:
+    def finish(self, influence: Callable[[], Tensor]) -> Tensor | None:
         """Shrink to the budget at once if the run was too short for it."""
         return None if self.settled else self.shrink(influence(), 1.0)
 
 
 def mask_for(
-    spec: UnlearnSpec,
-    shapes: Sequence[torch.Size],
-    heads: Sequence[int],
-    fixed: Tensors | None = None,
-    costly: bool = False,
+    spec: UnlearnSpec, layout: Layout, fixed: Tensor | None = None, costly: bool = False
 ) -> Mask:
     """Choose the mask that a spec asks for."""
     if spec.shrinks:
-        return ShrinkingMask(shapes, spec, heads)
-    return BoundedMask(shapes, spec, heads, fixed, costly)
+        return ShrinkingMask(layout, spec)
+    return BoundedMask(layout, spec, fixed, costly)

@@ -1,18 +1,18 @@
 """What is added to the concept effect: CSR, CIP, and their gradients. Pure functions.
 
 Symbols as in docs/concepts/method.md: E concept effect, theta the q/k/v entries, g = dE/dtheta,
-m the mask.
+m the mask; theta, g and m are vectors (n,), which a layout parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .mask import Tensors
+from .layout import Layout
 
 RADIUS = 1e-2  # of a finite difference, as a share of theta's root mean square
 
@@ -22,78 +22,78 @@ def distance(output: Tensor, goal: Tensor, scale: Tensor | float) -> Tensor:
     return (output - goal).square().mean() / scale
 
 
-def csr(gradient: Sequence[Tensor], mask: Sequence[Tensor]) -> Tensor:
+def pushed(anchor: Tensor, concept: Tensor, eta: Tensor | float) -> Tensor:
+    """Return the goal G = a - eta (c - a): as far beyond the anchor's answer a, seen from c's.
+
+    a, c: what theta_0 answers to the anchor and to the concept; eta > 0 is ESD's negative guidance.
+    """
+    return anchor - eta * (concept - anchor)
+
+
+def csr(g: Tensor, m: Tensor, layout: Layout) -> Tensor:
     """Concept Sensitivity Reduction: || m * g || (reconstruction of the paper's CSR)."""
-    squares = [(g * m).square().sum() for g, m in zip(gradient, mask, strict=True)]
-    return (torch.stack(squares).sum() + 1e-20).sqrt()
+    return (layout.squared(g * m) + 1e-20).sqrt()
 
 
 @dataclass(frozen=True)
 class InfluenceScale:
-    """Each projection's mean and deviation of |g| at theta_0, which CIP's z-scores refer to.
+    """Each part's mean and deviation of |g| at theta_0, (parts,): what CIP's z-scores refer to.
 
     A moving reference would make the count scale-free: no shrinking influence could lower it.
     """
 
-    mean: Tensors
-    deviation: Tensors
+    mean: Tensor
+    deviation: Tensor
 
     @classmethod
-    def of(cls, gradient: Sequence[Tensor]) -> InfluenceScale:
+    def of(cls, g: Tensor, layout: Layout) -> InfluenceScale:
         """Take the scale of a gradient."""
-        sizes = [g.detach().abs() for g in gradient]
-        deviation = tuple(s.std().clamp(min=1e-20) for s in sizes)
-        return cls(tuple(s.mean() for s in sizes), deviation)
+        sizes = layout.split(g.detach().abs())
+        deviation = torch.stack([s.std().clamp(min=1e-20) for s in sizes])
+        return cls(torch.stack([s.mean() for s in sizes]), deviation)
 
 
-def cip(gradient: Sequence[Tensor], scale: InfluenceScale, gamma: float, tau: float) -> Tensor:
+def cip(g: Tensor, scale: InfluenceScale, layout: Layout, gamma: float, tau: float) -> Tensor:
     """Concept Influence Penalty: the soft share of entries whose influence tops gamma.
 
     mean sigmoid((z - gamma) / tau) with z = (|g| - mean) / deviation at theta_0: a soft surrogate
     of the paper's cardinality.
     """
     counts = [
-        torch.sigmoid(((g.abs() - mean) / deviation - gamma) / tau).sum()
-        for g, mean, deviation in zip(gradient, scale.mean, scale.deviation, strict=True)
+        torch.sigmoid(((part.abs() - mean) / deviation - gamma) / tau).sum()
+        for part, mean, deviation in zip(layout.split(g), scale.mean, scale.deviation, strict=True)
     ]
-    return torch.stack(counts).sum() / sum(g.numel() for g in gradient)
+    return torch.stack(counts).sum() / len(g)
 
 
-def slope(penalty: Callable[[Tensors], Tensor], gradient: Sequence[Tensor]) -> Tensors:
+def slope(penalty: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
     """Differentiate a penalty of g by g: the direction w of the Hessian product it needs.
 
     For every penalty R(g), dR/dtheta = H w with w = dR/dg and H the Hessian of E. For CSR,
     w = m * g / || m * g ||.
     """
-    leaves = tuple(g.detach().requires_grad_(True) for g in gradient)
-    return torch.autograd.grad(penalty(leaves), leaves)
+    leaf = g.detach().requires_grad_(True)
+    return torch.autograd.grad(penalty(leaf), leaf)[0]
 
 
-def exact_product(gradient: Sequence[Tensor], theta: Tensors, w: Tensors) -> Tensors:
+def exact_product(g: Tensor, theta: Tensor, w: Tensor) -> Tensor:
     """Multiply the Hessian by w by differentiating g, which must carry its graph."""
-    zeros = tuple(torch.zeros_like(t) for t in theta)
-    products = torch.autograd.grad(gradient, theta, grad_outputs=w, allow_unused=True)
-    return tuple(z if p is None else p for p, z in zip(products, zeros, strict=True))
+    (product,) = torch.autograd.grad(g, theta, grad_outputs=w, allow_unused=True)
+    return torch.zeros_like(theta) if product is None else product
 
 
 def finite_product(
-    gradient_at: Callable[[Tensors], Tensors], theta: Tensors, w: Tensors
-) -> Tensors:
+    gradient_at: Callable[[Tensor], Tensor], theta: Tensor, w: Tensor, layout: Layout
+) -> Tensor:
     """Multiply the Hessian by w by a central difference: two plain gradients, no second graph.
 
     H w = || w || (g(theta + r u) - g(theta - r u)) / 2r + O(r^2), u = w / || w ||.
     """
-    norm = torch.stack([v.square().sum() for v in w]).sum().sqrt().clamp(min=1e-20)
-    moved = sum(int(v.count_nonzero()) for v in w)
-    size = torch.stack([t.detach().square().sum() for t in theta]).sum()
-    radius = RADIUS * (size / sum(t.numel() for t in theta) * max(moved, 1)).sqrt()
-    ends = [
-        gradient_at(
-            tuple(
-                (t.detach() + sign * radius / norm * v).requires_grad_(True)
-                for t, v in zip(theta, w, strict=True)
-            )
-        )
+    norm = layout.squared(w).sqrt().clamp(min=1e-20)
+    moved = max(int(w.count_nonzero()), 1)
+    radius = RADIUS * (layout.squared(theta.detach()) / len(theta) * moved).sqrt()
+    above, below = (
+        gradient_at((theta.detach() + sign * radius / norm * w).requires_grad_(True))
         for sign in (1.0, -1.0)
-    ]
-    return tuple((a - b) * (norm / (2 * radius)) for a, b in zip(*ends, strict=True))
+    )
+    return (above - below) * (norm / (2 * radius))

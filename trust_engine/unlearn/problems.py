@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from ..models.attention import cross_attention_modules, read_layer
 from ..models.conditioning import Conditioning, stack
@@ -15,7 +16,6 @@ from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .end_to_end import EndToEndProblem, Moments
 from .layerwise import LayerProblem, Situation
-from .mask import Tensors
 from .robust import Hardening, RobustProblem, every_weight, hardened
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
 from .trainer import SelectiveTrainer
@@ -149,12 +149,10 @@ class Problems:
         assert self.score is not None  # checked before the run began
         return ClipSaliency(self.whole, self.score, self.prompts.targets)
 
-    def _fixed(self) -> dict[str, Tensors]:
+    def _fixed(self) -> dict[str, Tensor]:
         """Take the whole UNet's saliency once, at theta_0, for the local engine's layers."""
         source = self.clip_saliency() if self.spec.saliency == "clip" else NoiseSaliency(self.whole)
-        found = averaged(source, tuple(b.clone().requires_grad_(True) for b in self.whole.base))
-        layers: dict[str, Tensors] = {}
-        for key, saliency in zip(self.whole.keys, found, strict=True):
-            name = key.rsplit(".to_", 1)[0]
-            layers[name] = (*layers.get(name, ()), saliency)
-        return layers
+        found = averaged(source, self.whole.base.clone().requires_grad_(True))
+        parts = iter(self.whole.layout.split(found))
+        names = cross_attention_modules(self.denoiser)
+        return {name: torch.cat([next(parts) for _ in "qkv"]) for name in names}

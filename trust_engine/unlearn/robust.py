@@ -32,7 +32,6 @@ from ..models.sampler import SamplerSettings, ddim, initial_noise
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .end_to_end import Differentiable
-from .mask import Tensors
 from .objective import distance
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Part, Recording, batches
@@ -157,7 +156,7 @@ class RobustProblem(Differentiable):
             found = [self.effect(self.base, -1 - i) for i in range(SCALED)]
             self.scale = torch.stack(found).mean().clamp(min=1e-12)
 
-    def effect(self, theta: Tensors, step: int) -> Tensor:
+    def effect(self, theta: Tensor, step: int) -> Tensor:
         """E: how far the noised concept is from being seen as its anchor, about 1 at theta_0."""
         generator = self._generator(2 * step)
         x, t, some, _ = self._noised(self.told, EARLIEST, generator, BATCH)
@@ -170,7 +169,7 @@ class RobustProblem(Differentiable):
         seen, _ = schedule.split(x, t, self.predict(theta, x, t, cond))
         return distance(weight * seen, weight * goal, self.scale)
 
-    def harm(self, theta: Tensors, step: int) -> Tensor:
+    def harm(self, theta: Tensor, step: int) -> Tensor:
         """Measure the distance to theta_0's predictions on what must stay, in the same units."""
         generator = self._generator(2 * step + 1)
         x, t, some, _ = self._noised(self.kept, 0, generator, BATCH)
@@ -178,27 +177,24 @@ class RobustProblem(Differentiable):
         cond = self._look_up(self.kept.prompt[some].masked_fill(blank, self.empty))
         return distance(self.predict(theta, x, t, cond), self.frozen(x, t, cond), self.scale)
 
-    def fisher(self, pictures: Pictures) -> Tensors:
+    def fisher(self, pictures: Pictures) -> Tensor:
         """Return each weight's mean squared gradient of the denoising loss on pictures."""
         generator = self._generator(-1)
-        found = tuple(torch.zeros_like(b) for b in self.base)
+        found = torch.zeros_like(self.base)
         for _ in range(MEASURED):
             x, t, some, noise = self._noised(pictures, EARLIEST, generator, MEASURED_BATCH)
-            theta = tuple(b.clone().requires_grad_() for b in self.base)
+            theta = self.base.clone().requires_grad_()
             seen = self.predict(theta, x, t, self._look_up(pictures.prompt[some]))
             _, eps = self.denoiser.schedule.split(x, t, seen)
-            gradients = torch.autograd.grad((eps - noise).square().mean(), theta)
-            for total, g in zip(found, gradients, strict=True):
-                total.addcmul_(g, g, value=1 / MEASURED)
+            (g,) = torch.autograd.grad((eps - noise).square().mean(), theta)
+            found.addcmul_(g, g, value=1 / MEASURED)
         return found
 
-    def dampened(self) -> Tensors:
+    def dampened(self) -> Tensor:
         """Return by how much to shrink weights that tell the concept from the rest (SSD, eq. 6)."""
         own, rest = self.fisher(self.concept), self.fisher(self.kept)
-        return tuple(
-            torch.where(o > STANDS_OUT * r, (r / o.clamp(min=TINY) - 1) * b, 0.0)
-            for b, o, r in zip(self.base, own, rest, strict=True)
-        )
+        less = (rest / own.clamp(min=TINY) - 1) * self.base
+        return torch.where(own > STANDS_OUT * rest, less, 0.0)
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
@@ -234,8 +230,7 @@ class Hardening(SelectiveTrainer):
 
     def _step(self) -> Metrics:
         if not self.done:  # here and not at the start, so that a resumed run does not pay again
-            for offset, start in zip(self.offset, self.problem.dampened(), strict=True):
-                offset.copy_(start)
+            self.offset.copy_(self.problem.dampened())
         return super()._step()
 
 

@@ -284,7 +284,8 @@ class Unlearning:
             return  # it diverged before its first step was over
         current = run.keep_to_budget(current)
         self.final[piece.name] = standing
-        parts = zip(piece.keys, run.offset, current, first, run.mask.reports, strict=True)
+        views = map(run.problem.layout.parts, (run.offset, current, first))
+        parts = zip(piece.keys, *views, run.mask.reports, strict=True)
         for key, offset, mask, start, report in parts:
             self._offsets[key] = SparseOffset.of(offset)
             if projection_of(key) is None:
@@ -293,7 +294,7 @@ class Unlearning:
                 "entries": mask.numel(),
                 "first": int(start.sum()),
                 "last": int(mask.sum()),
-                "overlap": round(overlap((start,), (mask,)), 4),
+                "overlap": round(overlap(start, mask), 4),
                 "drift": thinned(report.drift),
                 "counts": thinned(report.counts),
             }

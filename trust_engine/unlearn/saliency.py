@@ -16,7 +16,6 @@ from torch import Tensor
 from ..models.lent import Score
 from .end_to_end import EndToEndProblem
 from .layerwise import LayerProblem
-from .mask import Tensors
 
 BATCHES = 8  # averaged for a saliency that is taken once
 
@@ -24,8 +23,8 @@ BATCHES = 8  # averaged for a saliency that is taken once
 class Source(Protocol):
     """A saliency of all weights at theta."""
 
-    def __call__(self, theta: Tensors, step: int) -> Tensors:
-        """Return |dS/dtheta| for every tensor."""
+    def __call__(self, theta: Tensor, step: int) -> Tensor:
+        """Return |dS/dtheta| (n,)."""
         ...
 
 
@@ -35,13 +34,11 @@ class AttentionSaliency:
     def __init__(self, layers: Sequence[LayerProblem]) -> None:
         self.layers = layers
 
-    def __call__(self, theta: Tensors, step: int) -> Tensors:
-        """Return |dE_l/dtheta| for every tensor."""
-        found: list[Tensor] = []
-        for i, layer in enumerate(self.layers):
-            own = theta[3 * i : 3 * i + 3]
-            found += _sizes(torch.autograd.grad(layer.effect(own, step), own))
-        return tuple(found)
+    def __call__(self, theta: Tensor, step: int) -> Tensor:
+        """Return |dE_l/dtheta| (n,)."""
+        parts = theta.split([layer.layout.size for layer in self.layers])
+        pairs = zip(self.layers, parts, strict=True)
+        return torch.cat([_size(layer.effect(own, step), own) for layer, own in pairs])
 
 
 class NoiseSaliency:
@@ -50,9 +47,9 @@ class NoiseSaliency:
     def __init__(self, problem: EndToEndProblem) -> None:
         self.problem = problem
 
-    def __call__(self, theta: Tensors, step: int) -> Tensors:
-        """Return |dE/dtheta| for every tensor."""
-        return _sizes(torch.autograd.grad(self.problem.effect(theta, step), theta))
+    def __call__(self, theta: Tensor, step: int) -> Tensor:
+        """Return |dE/dtheta| (n,)."""
+        return _size(self.problem.effect(theta, step), theta)
 
 
 class ClipSaliency:
@@ -61,24 +58,25 @@ class ClipSaliency:
     def __init__(self, problem: EndToEndProblem, score: Score, targets: Sequence[str]) -> None:
         self.problem, self.score, self.targets = problem, score, targets
 
-    def __call__(self, theta: Tensors, step: int) -> Tensors:
-        """Return |dS/dtheta| for every tensor."""
+    def __call__(self, theta: Tensor, step: int) -> Tensor:
+        """Return |dS/dtheta| (n,)."""
         problem = self.problem
         some, x, t = problem.draw(problem.erase, 2 * step)
         now = problem.erase.now.select(some.to(problem.erase.now.context.device))
         output = problem.predict(theta, x, t, now)
         x0, _ = problem.denoiser.schedule.split(x, t, output)
         prompts = [self.targets[int(i) % len(self.targets)] for i in some]
-        return _sizes(torch.autograd.grad(self.score(x0, prompts).mean(), theta))
+        return _size(self.score(x0, prompts).mean(), theta)
 
 
-def averaged(source: Source, theta: Tensors, batches: int = BATCHES) -> Tensors:
+def averaged(source: Source, theta: Tensor, batches: int = BATCHES) -> Tensor:
     """Average a source's saliency at theta over some batches."""
     total = source(theta, 0)
     for step in range(1, batches):
-        total = tuple(a + b for a, b in zip(total, source(theta, step), strict=True))
-    return tuple(t / batches for t in total)
+        total = total + source(theta, step)
+    return total / batches
 
 
-def _sizes(gradient: Sequence[Tensor]) -> Tensors:
-    return tuple(g.detach().abs() for g in gradient)
+def _size(value: Tensor, theta: Tensor) -> Tensor:
+    """Return |dvalue/dtheta|."""
+    return torch.autograd.grad(value, theta)[0].detach().abs()

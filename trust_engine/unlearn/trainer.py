@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import DivergenceError, SpecError
 from ..models.precision import quick_products
 from ..spec import UnlearnSpec
-from .mask import Tensors, mask_for, overlap, share
+from .layout import Layout
+from .mask import mask_for, overlap, share
 from .objective import InfluenceScale, cip, csr, exact_product, finite_product, slope
 from .optimiser import SelectiveAdam
 from .saliency import Source
@@ -25,20 +26,20 @@ class Problem(Protocol):
     """What the weights do: differentiable in theta, the same sample for the same step."""
 
     @property
-    def base(self) -> Tensors:
-        """Return theta_0, float32."""
+    def base(self) -> Tensor:
+        """Return theta_0 (n,), float32."""
         ...
 
     @property
-    def heads(self) -> Sequence[int]:
-        """Tell how many heads share the rows of each tensor."""
+    def layout(self) -> Layout:
+        """Tell how the weights lie in it."""
         ...
 
-    def effect(self, theta: Tensors, step: int) -> Tensor:
+    def effect(self, theta: Tensor, step: int) -> Tensor:
         """Measure the concept effect E, about 1 at theta_0."""
         ...
 
-    def harm(self, theta: Tensors, step: int) -> Tensor:
+    def harm(self, theta: Tensor, step: int) -> Tensor:
         """Measure what happens to what must stay, in the same units; 0 at theta_0."""
         ...
 
@@ -61,13 +62,12 @@ class SelectiveTrainer:
         problem: Problem,
         spec: UnlearnSpec,
         source: Source | None = None,
-        fixed: Tensors | None = None,
+        fixed: Tensor | None = None,
     ) -> None:
         """Take saliency from a source or a fixed one; by default from the effect's gradient."""
         self.problem, self.spec, self.source = problem, spec, source
-        self.optimiser = SelectiveAdam(problem.base, spec.rate)
-        shapes = [b.shape for b in problem.base]
-        self.mask = mask_for(spec, shapes, problem.heads, fixed, costly=source is not None)
+        self.optimiser = SelectiveAdam(problem.base, problem.layout, spec.rate)
+        self.mask = mask_for(spec, problem.layout, fixed, costly=source is not None)
         self.done = 0
         self.steady = True  # False while a step is half taken: then there is nothing to save
         self.standing: Metrics | None = None
@@ -75,8 +75,8 @@ class SelectiveTrainer:
         self._smooth: tuple[float, float] | None = None
 
     @property
-    def offset(self) -> Tensors:
-        """Return theta - theta_0."""
+    def offset(self) -> Tensor:
+        """Return theta - theta_0 (n,)."""
         return self.optimiser.offset
 
     @property
@@ -101,7 +101,7 @@ class SelectiveTrainer:
         """
         scale, mask = self.scale, self.mask.mark()
         try:
-            with quick_products(self.offset[0].device):
+            with quick_products(self.offset.device):
                 return self._step()
         except BaseException:
             if self.steady:
@@ -114,19 +114,21 @@ class SelectiveTrainer:
         spec, problem, adam, step = self.spec, self.problem, self.optimiser, self.done
         theta = adam.theta()
         effect = problem.effect(theta, step)  # E
-        gradient = torch.autograd.grad(effect, theta, create_graph=spec.exact_hessian)  # g
+        (gradient,) = torch.autograd.grad(effect, theta, create_graph=spec.exact_hessian)  # g
         if self.scale is None:
-            self.scale = InfluenceScale.of(gradient)
+            self.scale = InfluenceScale.of(gradient, problem.layout)
         mask = self.mask.update(step, lambda: self.saliency(theta, gradient, step), adam.influence)
         if spec.objective == "zero":
             return self._zero(mask, step)
-        total = [g.detach() for g in gradient]
+        total = gradient.detach()
         if self.penalised:
-            total = added(total, spec.lam, self.penalty_gradient(theta, gradient, mask, step))
-        harm, preserving = self.preservation(theta, step)  # P
-        total = added(total, spec.beta, preserving)
+            total = total + spec.lam * self.penalty_gradient(theta, gradient, mask, step)
+        with torch.set_grad_enabled(spec.beta > 0):
+            harm = problem.harm(theta, step)  # P
+        if spec.beta > 0:
+            total = total + spec.beta * torch.autograd.grad(harm, theta)[0]
         effect, harm = effect.detach(), harm.detach()
-        if not all(bool(t.isfinite().all()) for t in (effect, harm, *total)):
+        if not all(bool(t.isfinite().all()) for t in (effect, harm, total)):
             raise DivergenceError(
                 f"the loss is not finite at step {step + 1} of {spec.steps}; "
                 f"lower the rate (now {spec.rate:g}) or lambda"
@@ -137,41 +139,37 @@ class SelectiveTrainer:
             mask = self.keep_to_budget(mask)
         return self._stand(float(effect), float(harm), mask)
 
-    def saliency(self, theta: Tensors, gradient: Sequence[Tensor], step: int) -> Tensors:
+    def saliency(self, theta: Tensor, gradient: Tensor, step: int) -> Tensor:
         """Return s = |dS/dtheta|: of the effect itself, or of another source if there is one."""
         if self.source is not None:
             return self.source(theta, step)
-        return tuple(g.detach().abs() for g in gradient)
+        return gradient.detach().abs()
 
     @property
     def penalised(self) -> bool:
         """Tell whether the objective has a penalty, CSR or CIP."""
         return self.spec.objective in ("csr", "cip") and self.spec.lam > 0
 
-    def penalty_gradient(
-        self, theta: Tensors, gradient: Sequence[Tensor], mask: Tensors, step: int
-    ) -> Tensors:
+    def penalty_gradient(self, theta: Tensor, gradient: Tensor, mask: Tensor, step: int) -> Tensor:
         """Return dR/dtheta = H w of the penalty R(g), with w = dR/dg and H the Hessian of E."""
-        spec, scale = self.spec, self.scale
+        spec, scale, layout = self.spec, self.scale, self.problem.layout
         assert scale is not None
 
-        def penalty(g: Tensors) -> Tensor:
-            return csr(g, mask) if spec.objective == "csr" else cip(g, scale, spec.gamma, spec.tau)
+        def penalty(g: Tensor) -> Tensor:
+            if spec.objective == "csr":
+                return csr(g, mask, layout)
+            return cip(g, scale, layout, spec.gamma, spec.tau)
 
         w = slope(penalty, gradient)
         if spec.exact_hessian:
             return exact_product(gradient, theta, w)
-        return finite_product(
-            lambda here: torch.autograd.grad(self.problem.effect(here, step), here), theta, w
-        )
 
-    def preservation(self, theta: Tensors, step: int) -> tuple[Tensor, Tensors]:
-        """Return P, what happens to the rest, and dP/dtheta; none where beta is 0."""
-        with torch.set_grad_enabled(self.spec.beta > 0):
-            harm = self.problem.harm(theta, step)
-        return harm, torch.autograd.grad(harm, theta) if self.spec.beta > 0 else ()
+        def gradient_at(here: Tensor) -> Tensor:
+            return torch.autograd.grad(self.problem.effect(here, step), here)[0]
 
-    def keep_to_budget(self, mask: Tensors) -> Tensors:
+        return finite_product(gradient_at, theta, w, layout)
+
+    def keep_to_budget(self, mask: Tensor) -> Tensor:
         """Take back what a run that ends before its mask has settled moved beyond the budget."""
         smaller = self.mask.finish(self.optimiser.influence)
         if smaller is None:
@@ -180,22 +178,21 @@ class SelectiveTrainer:
         return smaller
 
     @torch.no_grad()
-    def _zero(self, mask: Tensors, step: int) -> Metrics:
+    def _zero(self, mask: Tensor, step: int) -> Metrics:
         """Set the neurons to zero, the ablation that needs no training; then see what is left."""
         self.steady = False
-        for offset, base, m in zip(self.offset, self.problem.base, mask, strict=True):
-            offset.copy_(-base * m)
+        self.offset.copy_(-self.problem.base * mask)
         theta = self.optimiser.theta()
         effect, harm = self.problem.effect(theta, step), self.problem.harm(theta, step)
         return self._stand(float(effect), float(harm), mask)
 
-    def _stand(self, effect: float, harm: float, mask: Tensors) -> Metrics:
+    def _stand(self, effect: float, harm: float, mask: Tensor) -> Metrics:
         old = self._smooth or (effect, harm)
         self._smooth = (
             SMOOTH * old[0] + (1 - SMOOTH) * effect,
             SMOOTH * old[1] + (1 - SMOOTH) * harm,
         )
-        moved = overlap(self.mask.first or mask, mask)
+        moved = overlap(mask if self.mask.first is None else self.mask.first, mask)
         self.standing = Metrics(effect, harm, share(mask), moved)
         self.done += 1
         self.steady = True
@@ -212,8 +209,7 @@ class SelectiveTrainer:
             kept["standing"] = torch.tensor(
                 (here.effect, here.harm, here.share, here.overlap), dtype=torch.float64
             )
-            scale = zip(self.scale.mean, self.scale.deviation, strict=True)
-            kept["influence"] = torch.tensor([[float(m), float(d)] for m, d in scale])
+            kept["influence"] = torch.stack([self.scale.mean, self.scale.deviation], 1).cpu()
         return kept
 
     def load(self, kept: dict[str, Tensor]) -> None:
@@ -222,19 +218,19 @@ class SelectiveTrainer:
         self.done = int(kept["done"])
         if not self.done:
             return
-        device = self.offset[0].device
+        device = self.offset.device
         self.optimiser.load(_below(kept, "optimiser."))
         self.mask.load(_below(kept, "mask."), device)
         self._smooth = tuple(kept["smooth"].tolist())
         self.standing = Metrics(*kept["standing"].tolist())
         mean, deviation = kept["influence"].to(device).unbind(1)
-        self.scale = InfluenceScale(tuple(mean), tuple(deviation))
+        self.scale = InfluenceScale(mean, deviation)
 
     def _check(self, kept: dict[str, Tensor]) -> None:
         """Compare names, types and shapes with what this problem's own state would hold."""
         own = {f"optimiser.{k}": v for k, v in self.optimiser.state().items()}
-        masks = (f"mask.current.{i}" for i in range(len(self.problem.base)))
-        own |= dict(zip(masks, (b.bool() for b in self.problem.base), strict=True))
+        parts = self.problem.layout.parts(self.problem.base.bool())
+        own |= {f"mask.current.{i}": part for i, part in enumerate(parts)}
         if "done" not in kept or not 0 <= int(kept["done"]) <= self.spec.steps:
             raise SpecError("the saved state does not say how far it is; start without it")
         needed = own if int(kept["done"]) else {}
@@ -246,11 +242,6 @@ class SelectiveTrainer:
 
 def _below(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
-
-
-def added(total: Sequence[Tensor], weight: float, part: Sequence[Tensor]) -> list[Tensor]:
-    """Return total + weight * part, tensor by tensor; an empty part adds nothing."""
-    return [t + weight * p for t, p in zip(total, part, strict=True)] if part else list(total)
 
 
 def decay(progress: float) -> float:
