@@ -20,6 +20,7 @@ from ..trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_leve
 from ..trust_engine.audit.judges.base import check_judge, load_aligner, load_judge
 from ..trust_engine.audit.levels import Level
 from ..trust_engine.audit.report.verdict import BACK, is_gone
+from ..trust_engine.diff import payload_sha256
 from ..trust_engine.errors import ModelError, SpecError, TrustError
 from ..trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.frontend.wording import spelled
@@ -27,7 +28,7 @@ from ..trust_engine.io.files import write_atomically
 from ..trust_engine.models.load import LoadedModel
 from ..trust_engine.spec import ConceptSpec
 from ..trust_engine.unlearn.estimate import pass_seconds
-from .changes import between_models
+from .changes import between_models, diffs_between
 from .charts import to_image
 from .declared import Output, node
 from .folders import report_file
@@ -150,6 +151,10 @@ class TrustAudit:
 
         smaller = f"{SMALL} rows at a time, also for attackers who train"
         report, said = sparing(unique_id, work, smaller, _advice(level))
+        # Drawn was under what the two models differ in; a diff is known by its own hash.
+        applied = [{"sha256": payload_sha256(diff), "strength": strength}
+                   for diff, strength in diffs_between(before, after)]  # fmt: skip
+        report.figures.update({"diffs": applied} if applied else {})
         write_atomically(page, render_page(report).encode())
         figures = report.figures
         tell(unique_id, kind="finished", concept=topic.name)

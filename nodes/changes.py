@@ -8,7 +8,10 @@ import torch
 
 from ..trust_engine.diff import SparseOffset, WeightDiff
 from ..trust_engine.errors import ModelError
+from .patching import is_ours
 from .weights import PREFIX, Weights
+
+Applied = tuple[WeightDiff, float]  # a diff and its strength
 
 
 def between_models(before: Any, after: Any) -> WeightDiff:
@@ -29,6 +32,41 @@ def between_models(before: Any, after: Any) -> WeightDiff:
             "the one under a diff to `after`"
         )
     return WeightDiff(offsets, {"base": old.fingerprint()})
+
+
+def diffs_between(before: Any, after: Any) -> list[Applied]:
+    """List the diffs that are all that `after` has and `before` has not; else none.
+
+    Another node's patch, a diff that is there in part, and another base leave nothing to name.
+    """
+    if getattr(before, "model", 0) is not getattr(after, "model", 1):
+        return []
+    found: dict[tuple[int, float], tuple[WeightDiff, list[str]]] = {}
+    for name in {*before.patches, *after.patches}:
+        for strength, source in _added(before.patches.get(name, []), after.patches.get(name, [])):
+            if source is None:
+                return []
+            found.setdefault((id(source), strength), (source, []))[1].append(name)
+    for source, names in found.values():
+        whole = {PREFIX + key for key, offset in source.offsets.items() if len(offset.indices)}
+        if len(names) != len(whole) or set(names) != whole:
+            return []
+    return [(source, strength) for (_, strength), (source, _) in found.items()]
+
+
+def _added(old: list, new: list) -> list[tuple[float, WeightDiff | None]]:
+    """List (strength, diff) of what stands behind the old patches; None for what is not ours."""
+    if len(new) < len(old) or any(a is not b for a, b in zip(old, new, strict=False)):
+        return [(0.0, None)]
+    return [
+        (float(entry[0]), getattr(entry[1], "source", None) if _plain(entry) else None)
+        for entry in new[len(old) :]
+    ]
+
+
+def _plain(entry: Any) -> bool:
+    """Tell whether a patch is a diff of ours, put on by its strength alone."""
+    return is_ours(entry) and entry[2] == 1.0 and not any(entry[3:5])
 
 
 def _differ(before: Any, after: Any, name: str) -> bool:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class DensePatch(tuple):
     """A plain ("diff", (tensor,)) patch that we can tell from others' patches."""
 
-    __slots__ = ()
+    source: WeightDiff | None = None
 
 
 if _Adapter is not None:
@@ -40,6 +40,7 @@ if _Adapter is not None:
         """
 
         name = "trust"
+        source: WeightDiff | None = None
 
         def __init__(self, loaded_keys: set[str], weights: Sequence[Tensor]) -> None:
             self.loaded_keys = loaded_keys
@@ -75,15 +76,17 @@ def is_ours(patch: Sequence[Any]) -> bool:
 
 
 def patches_of(diff: WeightDiff) -> dict[str, Any]:
-    """Turn a diff into the host's patches, by full name."""
+    """Turn a diff into the host's patches, by full name; each knows the diff as its source."""
     patches: dict[str, Any] = {}
     for key, offset in diff.offsets.items():
         if not len(offset.indices):
             continue
         if _Adapter is not None:
-            patches[PREFIX + key] = SparsePatch(set(), [offset.indices, offset.values])
+            patch: Any = SparsePatch(set(), [offset.indices, offset.values])
         else:
-            patches[PREFIX + key] = DensePatch(("diff", (offset.dense(),)))
+            patch = DensePatch(("diff", (offset.dense(),)))
+        patch.source = diff
+        patches[PREFIX + key] = patch
     return patches
 
 

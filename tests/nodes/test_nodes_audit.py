@@ -28,7 +28,7 @@ def audit(part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatc
     """Return the node at work on small pictures."""
     monkeypatch.setattr(part("nodes.lending"), "latent_side", lambda *_: 4)
     monkeypatch.setattr(part("nodes.progress"), "EVERY", 0.0)
-    after = unlearn(part, model)[0]
+    after, diff = unlearn(part, model)[:2]
     host.passes = host.updates = 0
     host.events.clear()
 
@@ -39,6 +39,7 @@ def audit(part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatc
         with torch.inference_mode():
             return part("nodes.audit").TrustAudit().audit(model, after, **told)
 
+    run.diff = diff  # type: ignore[attr-defined]
     return run
 
 
@@ -47,7 +48,9 @@ def pages(models: Path) -> list[Path]:
     return sorted((models / "output").glob("page*.html"))
 
 
-def test_audits_and_leaves_the_model(audit: Any, host: Host, model: Patcher, models: Path) -> None:
+def test_audits_and_leaves_the_model(
+    part: Part, audit: Any, host: Host, model: Patcher, models: Path
+) -> None:
     before = frozen(model)
     told = audit()
     figures, sheet, verdict = told["result"]
@@ -59,6 +62,31 @@ def test_audits_and_leaves_the_model(audit: Any, host: Host, model: Patcher, mod
     assert told[0]["done"] == 0 and "UNet passes" in told[0]["needs"] and "GB" in told[0]["needs"]
     assert told[1]["left"] is not None
     assert told[-1]["kind"] == "finished"
+    saved = part("nodes.saving").TrustSaveDiff().save(audit.diff, "gun", report=figures)
+    label = saved["ui"]["text"][0]
+    assert f"{100 * figures['ua']['value']:.0f}" in label, "the figures go onto the diff's label"
+
+
+def test_an_audit_names_the_diffs_that_were_drawn_under(part: Part, model: Patcher) -> None:
+    find, patched = part("nodes.changes").diffs_between, part("nodes.patching").patched
+    diff = unlearn(part, model)[1]
+    assert find(model, patched(model, diff)) == [(diff, 1.0)]
+    twice = patched(patched(model, diff, 0.5), diff, -1.0)
+    assert find(model, twice) == [(diff, 0.5), (diff, -1.0)]
+    assert find(patched(model, diff, 0.5), twice) == [], "other patches, though the first is alike"
+    assert find(patched(model, diff), model) == [] and find(model, model.clone()) == []
+
+    key = next(iter(diff.offsets))
+    lora = patched(model, diff)
+    lora.add_patches({"diffusion_model." + key: ("diff", (torch.ones(diff.offsets[key].shape),))})
+    assert find(model, lora) == [], "a LoRA changed the picture, too"
+    less = patched(model, diff)
+    del less.patches["diffusion_model." + key]
+    assert find(model, less) == [], "a part of it is missing"
+    half = patched(model, diff)
+    strength, value, _, *rest = half.patches["diffusion_model." + key][0]
+    half.patches["diffusion_model." + key] = [(strength, value, 0.5, *rest)]
+    assert find(model, half) == [], "the host also scales the weight"
 
 
 def test_cancel_stops_before_the_next_pass(
