@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.attention import CrossAttention, cross_attention_modules, read_layer
 from ..models.conditioning import Conditioning
+from ..models.denoiser import ModuleDenoiser
 from ..models.diffusers_unet import diffusers_denoiser
 from ..models.load import blank_unet
 from ..models.memory import batch_for
@@ -50,32 +52,38 @@ WORD = Work(ConceptSpec(("gun",)), 13, 192)
 PAIR = Work(ConceptSpec(("baby",), "combination", companion="beer"), 24, 464)
 
 
-@dataclass(frozen=True)
-class Counted:
-    """What one call of a UNet takes at full size: TFLOP, and GB of tensors besides its weights."""
+def pass_tflop(family: str, samples: int) -> float:
+    """Count the TFLOP of one call of a UNet at full size, without doing it."""
+    denoiser, inputs = _full_size_call(family, samples)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        denoiser(*inputs)
+    return counter.get_total_flops() / 1e12
 
-    tflop: float
-    gb: float
+
+def pass_gb(family: str, samples: int) -> float:
+    """Count the GB of float16 tensors that a call takes besides the weights, attention fused."""
+    denoiser, inputs = _full_size_call(family, samples)
+    with torch.device("meta"), torch.no_grad(), fused_attention_assumed(), LiveTensors() as live:
+        denoiser(*inputs)
+    return live.peak / GB
 
 
-def count_pass(family: str, samples: int) -> Counted:
-    """Count a call's work and float16 tensors, attention fused, without doing it."""
+def _full_size_call(
+    family: str, samples: int
+) -> tuple[ModuleDenoiser, tuple[Tensor, Tensor, Conditioning]]:
+    """Build a family's UNet on the meta device, and what it is called with."""
     described = family_for(family)
     unet = blank_unet(described).half().requires_grad_(False)
     denoiser = diffusers_denoiser(unet, schedule_for(family), described.unet.shape)
     side = described.sizes[denoiser.schedule.prediction == "v"]
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         vector = None
         if described.sized:
             pooled = described.towers[-1].config["projection_dim"]
             vector = torch.zeros(samples, pooled + 6 * TIME_WIDTH)
         cond = Conditioning(torch.zeros(samples, 77, described.unet.context), vector)
         x, t = torch.zeros(samples, 4, *side), torch.zeros(samples, dtype=torch.long)
-        with FlopCounterMode(display=False) as counter:
-            denoiser(x, t, cond)
-        with fused_attention_assumed(), LiveTensors() as live:
-            denoiser(x, t, cond)
-    return Counted(counter.get_total_flops() / 1e12, live.peak / GB)
+    return denoiser, (x, t, cond)
 
 
 def count_training(family: str, work: Work = WORD) -> float:
@@ -192,15 +200,16 @@ def count_full_size(family: str, works: Sequence[Work] = (WORD, PAIR)) -> list[F
     """Count work and memory of concepts; a picture is sampled as two samples, guided."""
     latent = family_for(family).sizes[schedule_for(family).prediction == "v"]
     batch = batch_for("auto", latent, torch.float16)
-    single, sampling, recording = (count_pass(family, n) for n in (1, 2, 2 * batch))
+    single = pass_tflop(family, 1)
+    sampling, recording = (pass_gb(family, n) for n in (2, 2 * batch))
     return [
         FullSize(
             8 * latent[0],
-            single.tflop,
+            single,
             _recorded(work.spec) * sampler_of(work.spec).passes(1),
             work.spec.steps * count_training(family, work),
-            sampling.gb,
-            recording.gb,
+            sampling,
+            recording,
             count_layer(family, work),
         )
         for work in works

@@ -16,7 +16,15 @@ import trust_engine.benchmark.run as speed
 from toys.tiny import frozen_bits
 from toys.tiny_families import tiny_family
 from trust_engine.benchmark.baselines import esd_update, salun_update, sample_for, uce
-from trust_engine.benchmark.counting import PAIR, WORD, Work, count_layer, count_pass, problem_for
+from trust_engine.benchmark.counting import (
+    PAIR,
+    WORD,
+    Work,
+    count_layer,
+    pass_gb,
+    pass_tflop,
+    problem_for,
+)
 from trust_engine.benchmark.random_models import FAMILY_NAMES, random_model
 from trust_engine.benchmark.tensor_memory import LiveTensors
 from trust_engine.cli.main import main
@@ -25,6 +33,7 @@ from trust_engine.models.denoiser import projections
 from trust_engine.models.load import LoadedModel
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn.knowledge import Knowledge
 from trust_engine.unlearn.layerwise import Situation
 from trust_engine.unlearn.run import Unlearning
 
@@ -95,7 +104,7 @@ def test_what_is_counted_is_what_a_layer_is_trained_on(
 
     monkeypatch.setattr("trust_engine.unlearn.problems.LayerProblem", stop)
     with pytest.raises(Stopped):
-        list(Unlearning(model.lend(), UnlearnSpec((work.concept,))))
+        list(Unlearning(model.lend(), UnlearnSpec((work.concept,)), knowledge=Knowledge()))
     layer, erase, keep, eta = met
     counted = problem_for(layer, work)
     assert counted.eta == eta
@@ -181,15 +190,15 @@ def test_uce_takes_no_pass_and_solves_its_equation() -> None:
 
 def test_counted_work_is_that_of_the_real_thing() -> None:
     """Work and tensors grow with the samples; the tiny model's pass is counted by hand, too."""
-    one, four = count_pass("sdxl", 1), count_pass("sdxl", 4)
-    assert four.tflop == pytest.approx(4 * one.tflop, rel=0.01)
-    assert four.gb == pytest.approx(4 * one.gb, rel=0.05)
+    one = pass_tflop("sdxl", 1)
+    assert pass_tflop("sdxl", 4) == pytest.approx(4 * one, rel=0.01)
+    assert pass_gb("sdxl", 4) == pytest.approx(4 * pass_gb("sdxl", 1), rel=0.05)
     model = random_model("sdxl", CPU)
     batch = sample_for(model)
     plain = sdpa_kernel(SDPBackend.MATH)  # of a CPU's fused kernel the counter knows nothing
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         model.denoiser(batch.x, batch.t, batch.cond)
-    assert one.tflop == pytest.approx(counter.get_total_flops() / 1e12)
+    assert one == pytest.approx(counter.get_total_flops() / 1e12)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -10,7 +10,7 @@ import torch
 
 import trust_engine.models.memory as memory
 from toys.tiny import tiny_model, tiny_spec
-from trust_engine.benchmark.counting import count_pass
+from trust_engine.benchmark.counting import pass_gb
 from trust_engine.benchmark.random_models import family_for, schedule_for
 from trust_engine.benchmark.tensor_memory import LiveTensors
 from trust_engine.errors import ModelError, OutputError
@@ -46,7 +46,7 @@ def test_the_estimate_of_a_call_holds_at_full_size(name: str) -> None:
     """Never too low, and not more than twice what is counted tensor by tensor."""
     family = family_for(name)
     assert family.sizes[schedule_for(name).prediction == "v"] == SIZES[name]
-    counted = count_pass(name, 2).gb
+    counted = pass_gb(name, 2)
     assert counted <= recording_needs(1, SIZES[name], torch.float16) / GB < 2 * counted
 
 
