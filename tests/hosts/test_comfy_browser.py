@@ -189,7 +189,7 @@ def test_badge_and_label(page: Any, tmp_path: Path) -> None:
     assert page.evaluate(LOAD, [graph, "chain"]) == []
     page.evaluate(FIT)
     line = page.wait_for_selector("text=/forgets gun · demo · not audited/")
-    assert "TRUST diff gun_00001_" in line.get_attribute("title")
+    assert "TRUST diff demo_gun.safetensors" in line.get_attribute("title")
     shot(page, "chain", tmp_path)
 
 
