@@ -26,18 +26,20 @@ from ..trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.frontend.wording import spelled
 from ..trust_engine.io.files import write_atomically
 from ..trust_engine.models.load import LoadedModel
-from ..trust_engine.spec import ConceptSpec
+from ..trust_engine.models.sampler import SamplerSettings, sampled
+from ..trust_engine.spec import ConceptSpec, Sampling
 from ..trust_engine.unlearn.estimate import pass_seconds
 from .changes import between_models, diffs_between
 from .charts import to_image
 from .declared import Output, node
 from .folders import report_file
-from .inputs import choice, number, seed, socket, text, verdict
+from .inputs import choice, number, seed, setting, socket, text, verdict
 from .kinds import CONCEPT, REPORT
 from .lending import Lent, lend
 from .names import check_prefix
 from .private import private_denoiser
 from .progress import Bar, sparing, tell
+from .runs import store
 
 log = logging.getLogger(__name__)
 TILE = 160
@@ -93,6 +95,7 @@ class TrustAudit:
     OPTIONAL: ClassVar = {
         "retain": text("", "For judges other than demo: what should stay, one a line.",
                        multiline=True, hint="what should stay (optional)"),
+        "sampling": setting("sampling"),
     }  # fmt: skip
     HIDDEN: ClassVar = {"unique_id": "UNIQUE_ID"}
 
@@ -127,6 +130,7 @@ class TrustAudit:
         seed: int,
         filename_prefix: str,
         retain: str = "",
+        sampling: Sampling = "guided",
         unique_id: str | None = None,
     ) -> dict[str, Any]:
         """Run the audit, write its page, and show the verdict."""
@@ -134,6 +138,13 @@ class TrustAudit:
         topic = topic_of(concept[-1], judge, retain)
         page = report_file(filename_prefix, ".html")  # refuse a bad name before any work
         diff = between_models(before, after)
+
+        noted: list[str] = []
+
+        def say(text: str) -> None:
+            log.info("%s", text)
+            tell(unique_id, kind="notice", text=text)
+            noted.append(f"{text[0].upper()}{text[1:]}.")
 
         def work(small: bool) -> Any:
             lent = lend(before, clip)
@@ -145,7 +156,8 @@ class TrustAudit:
             seer = load_judge(judge, topic, "cpu")
             chosen = slim(pick_level(level)) if small else pick_level(level)
             run = Audit(model, seer, [(diff, 1.0)], topic, chosen, images, seed,
-                        aligner=load_aligner(judge, seer))  # fmt: skip
+                        sampled(SamplerSettings(), sampling),
+                        aligner=load_aligner(judge, seer), state=store(), say=say)  # fmt: skip
             _follow(run, lent, Bar(unique_id, run.total))
             return run.report
 
@@ -158,7 +170,7 @@ class TrustAudit:
         write_atomically(page, render_page(report).encode())
         figures = report.figures
         tell(unique_id, kind="finished", concept=topic.name)
-        verdict = "\n".join([figures["verdict"], *said])
+        verdict = "\n".join([figures["verdict"], *said, *dict.fromkeys(noted)])
         ui = {"text": [verdict], "trust_audit": [json.dumps(badge(figures, page.name))]}
         sheet = to_image(_sheet(report.pictures))
         return {"ui": ui, "result": (figures, sheet, verdict)}

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..trust_engine.models.sampler import SamplerSettings, ddim, initial_noise
+from ..trust_engine.models.sampler import SamplerSettings, initial_noise, sample, sampled
+from ..trust_engine.spec import Sampling
 from .charts import from_image
 from .lending import Lent
 
@@ -17,13 +18,20 @@ SEED = 500_000  # pictures shown start apart from the engine's seeds, which are 
 MOMENTS = (801, 601, 401, 201)  # timesteps at which attention is looked at
 
 
-def draw(lent: Lent, prompts: Sequence[str], seed: int, on_step: Callable[[], None]) -> Tensor:
+def draw(
+    lent: Lent,
+    prompts: Sequence[str],
+    seed: int,
+    on_step: Callable[[], None],
+    sampling: Sampling = "guided",
+) -> Tensor:
     """Draw one picture a prompt; returns latents (b, 4, h, w)."""
-    settings = SamplerSettings()
+    settings = sampled(SamplerSettings(), sampling)
     cond, uncond = lent.encoder.encode(prompts), lent.encoder.encode([""])
-    noise = initial_noise([SEED + seed + i for i in range(len(prompts))], lent.model.latent_size)
+    seeds = [SEED + seed + i for i in range(len(prompts))]
+    noise = initial_noise(seeds, lent.model.latent_size)
     drawn = noise
-    for _, latents in ddim(lent.host, noise, cond, uncond, settings):
+    for _, latents in sample(lent.host, noise, cond, uncond, settings, seeds):
         drawn = latents
         on_step()
     return drawn

@@ -105,7 +105,7 @@ def _attention(
 
     prompt, word = ran.run.prompts.targets[0], spec.concepts[0].words[0]
     lent = replace(lent, encoder=ran.run.model.encoder)
-    latents = draw(lent, [prompt], spec.seed, on_step)[:1]
+    latents = draw(lent, [prompt], spec.seed, on_step, spec.sampling)[:1]
     places = lent.encoder.places_of(prompt, word)
     places = places or list(range(1, 1 + max(1, lent.encoder.count_tokens(prompt))))
     with torch.inference_mode():

@@ -25,7 +25,7 @@ from .runs import store
 log = logging.getLogger(__name__)
 SHOWN = 60  # points of a finished curve in the browser
 # What decides what is recorded.
-RECORDED = ("concepts", "trajectory_steps", "cfg", "passes", "robust", "seed")
+RECORDED = ("concepts", "trajectory_steps", "cfg", "passes", "robust", "sampling", "seed")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 from ..trust_engine.errors import TrustError
 from ..trust_engine.frontend.before_after import BeforeAfter, compared, judge_for
 from ..trust_engine.frontend.subjects import Subject, draw, passes, subjects
+from ..trust_engine.spec import Sampling
 from .audit import HostDecoder
 from .host import family_named
 from .lending import Lent, lend
@@ -28,7 +29,7 @@ def look(
     if not asked:
         return None, []
     try:
-        return _looked(lent, models, clip, vae, asked, node), []
+        return _looked(lent, models, clip, vae, asked, node, run.spec.sampling), []
     except TrustError as error:
         why = str(error)
     except Exception as error:
@@ -40,10 +41,16 @@ def look(
 
 
 def _looked(
-    lent: Lent, models: Models, clip: Any, vae: Any, asked: tuple[Subject, ...], node: str | None
+    lent: Lent,
+    models: Models,
+    clip: Any,
+    vae: Any,
+    asked: tuple[Subject, ...],
+    node: str | None,
+    sampling: Sampling,
 ) -> BeforeAfter:
     judge = judge_for(family_named(lent.host.weights) or "", asked) if vae is not None else None
-    total, done, drawn = passes(len(asked)), 0, []
+    total, done, drawn = passes(len(asked), sampling), 0, []
     bar = Bar(node, total)
 
     def on_pass(made: int) -> None:
@@ -55,5 +62,6 @@ def _looked(
     for model in models:
         mine = lend(model, clip, 8 * size[0])
         mine.host.rows = lent.host.rows
-        drawn.append(draw(mine.host, mine.encoder, size, asked, on_pass))
-    return compared(asked, *drawn, judge, None if vae is None else HostDecoder(vae, models[0]))
+        drawn.append(draw(mine.host, mine.encoder, size, asked, on_pass, sampling=sampling))
+    decoder = None if vae is None else HostDecoder(vae, models[0])
+    return compared(asked, *drawn, judge, decoder, sampling)

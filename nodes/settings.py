@@ -44,6 +44,7 @@ class TrustUnlearnSettings:
         "resolution": number(0, 0, 2048, 8, "Side in pixels of what is recorded. 0: the "
                              "size that the model was trained at. Smaller: less memory."),
         "syntax": setting("syntax"),
+        "sampling": setting("sampling"),
     }  # fmt: skip
 
     def collect(self, resolution: int, **fields: Any) -> tuple[Settings]:

@@ -106,7 +106,8 @@ class TrustUnlearn:
             if small:
                 lent.host.rows = SMALL
             start = neurons if mine is spec else None
-            return lent, run_engine(lent, mine, unique_id, start, passes(pictures), keep=True)
+            drawing = passes(pictures, spec.sampling)
+            return lent, run_engine(lent, mine, unique_id, start, drawing, keep=True)
 
         (lent, ran), said = sparing(unique_id, work, f"{SMALL} rows at a time", _advice(spec))
         diff = labelled(ran.run.diff, lent)

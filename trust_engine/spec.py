@@ -33,6 +33,7 @@ Pool = Literal["layer", "projection"]
 Granularity = Literal["entry", "row", "head"]
 Schedule = Literal["shrinking", "bounded"]
 Syntax = Literal["literal", "host"]
+Sampling = Literal["guided", "lightning", "hyper", "turbo", "lcm"]
 KINDS: tuple[str, ...] = get_args(Kind)
 SPEC_VERSION = 1
 
@@ -241,6 +242,12 @@ class UnlearnSpec:
         help="literal: words mean what they spell, in every program alike. host: emphasis such as "
         "(word:1.2), embeddings and BREAK are read as the program's own prompts are.",
     )  # fmt: skip
+    sampling: Sampling = choice(
+        "guided", get_args(Sampling), label="How the model is sampled", flag=True,
+        help="guided: as usual, with guidance. The others are for models distilled to draw in a "
+        "few steps without it: what is recorded is drawn as they draw, in 4 steps; turbo and lcm "
+        "add fresh noise between them.",
+    )  # fmt: skip
     seed: int = number(
         0, 0, 2**63 - 1, 1, "Another seed gives another run; the same one the same diff, on the "
         "same machine with the same versions and number of threads.",
@@ -316,8 +323,9 @@ class UnlearnSpec:
     def to_json(self) -> str:
         """Serialise to one line of JSON, stable for equal specs."""
         told = {"version": SPEC_VERSION, **dataclasses.asdict(self)}
-        if self.syntax == "literal":
-            del told["syntax"]  # as it always was: a spec is compared by its text
+        for name in ("syntax", "sampling"):
+            if told[name] == DEFAULTS[name]:
+                del told[name]  # as it always was: a spec is compared by its text
         return json.dumps(told, sort_keys=True)
 
     @classmethod

@@ -20,7 +20,7 @@ from trust_engine.phrases import bare
 from trust_engine.settings import in_range
 from trust_engine.spec import ConceptSpec
 
-from . import applying, folders
+from . import applying, folders, runs
 from .host import Host, current
 from .jobs import Job
 from .lines import one_line
@@ -222,7 +222,8 @@ def _audit(host: Host, job: Job, question: Question, diffs: Iterable[tuple[Any, 
     if question.level == LEVELS[0]:
         level = replace(level, name=LEVELS[0], attacks=())
     return Audit(model, judge, list(diffs), topic, level, question.images, question.seed,
-                 aligner=load_aligner(question.judge, judge))  # fmt: skip
+                 aligner=load_aligner(question.judge, judge), state=runs.store(),
+                 say=lambda text: job.said.append(f"{text[0].upper()}{text[1:]}."))  # fmt: skip
 
 
 def _follow(host: Host, job: Job, run: Audit) -> None:

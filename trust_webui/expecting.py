@@ -20,6 +20,7 @@ from trust_engine.unlearn.estimate import (
     layers_of,
     recording_passes,
 )
+from trust_engine.unlearn.record import sampler_of
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.trajectory import POSITIONS
 
@@ -123,7 +124,7 @@ class _Counting:
 
 def _expected(run: Unlearning, order: Order, speed: Speed) -> Expected:
     recording, training = expected_seconds(run, speed)
-    drawing = passes(order.pictures) * speed.one
+    drawing = passes(order.pictures, order.spec.sampling) * speed.one
     return Expected(recording, training, drawing, _memory(run.model, run, order.spec),
                     len(run.prompts.targets) * 2 + len(run.prompts.preserve),
                     run.prompts.kept)  # fmt: skip
@@ -135,8 +136,9 @@ def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
     if spec.robust:
         return 4 * TRAINED * sum(p.numel() for p in lent.denoiser.module.parameters())
     widths = sum(module.to_q.weight.shape[1] for module in layers.values())  # type: ignore[union-attr]
-    kept = recording_passes(run) // (spec.trajectory_steps * (2 if spec.cfg != 1 else 1))
-    states = 2 * 2 * kept * spec.trajectory_steps * POSITIONS * widths  # told and free, float16
+    how = sampler_of(spec)
+    kept = recording_passes(run) // how.passes(1)
+    states = 2 * 2 * kept * how.steps * POSITIONS * widths  # told and free, float16
     sizes = [sum(getattr(m, f"to_{c}").weight.numel() for c in "qkv") for m in layers.values()]
     if spec.through_unet:
         whole = sum(p.numel() * p.element_size() for p in lent.denoiser.module.parameters())

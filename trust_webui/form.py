@@ -54,6 +54,7 @@ class Form:
     lam: float = DEFAULTS["lam"]
     passes: int = DEFAULTS["passes"]
     syntax: str = DEFAULTS["syntax"]
+    sampling: str = DEFAULTS["sampling"]
 
     @property
     def concepts(self) -> tuple[ConceptSpec, ...]:
@@ -66,7 +67,7 @@ class Form:
     def spec(self) -> UnlearnSpec:
         """Return the engine's spec; raises SpecError."""
         same = ("objective", "budget", "engine", "robust", "rate", "beta", "eta", "lam",
-                "syntax")  # fmt: skip
+                "syntax", "sampling")  # fmt: skip
         settings: dict[str, Any] = {name: getattr(self, name) for name in same}
         whole = {name: int(getattr(self, name)) for name in ("seed", "passes")}
         spec = UnlearnSpec(self.concepts, steps=steps_of(self.effort), **settings, **whole)

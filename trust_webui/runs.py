@@ -29,8 +29,9 @@ def store() -> RunStore | None:
 def build() -> None:
     """Build the part of the tab that shows what is kept and clears it."""
     gr.Markdown(
-        "A run is kept while it works: stopped, by whatever, it goes on when it is started again "
-        "with the same inputs. A finished one is not trained again. Settings switches this off."
+        "A run or an audit is kept while it works: stopped, by whatever, it goes on when it is "
+        "started again with the same inputs. A finished one is not computed again. Settings "
+        "switches this off."
     )
     told = gr.HTML(elem_id="trust_runs")
     with gr.Row():

@@ -131,7 +131,8 @@ def _more() -> dict[str, Any]:
     made["seed"] = gr.Number(value=about.default, precision=0, label=about.label, info=about.help)
     for name in ("rate", "beta", "eta", "lam"):
         made[name] = _slider(name)
-    made["syntax"] = _choice("syntax", SETTINGS["syntax"].label)
+    for name in ("syntax", "sampling"):
+        made[name] = _choice(name, SETTINGS[name].label)
     return made
 
 

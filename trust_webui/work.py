@@ -120,7 +120,7 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
             _check_engine(host, order.spec)
             with Keeping(run, runs.store(), say=lambda text: _note(job, text)) as kept:
                 _ask(host, job, run, asked)
-                _follow(host, job, kept, passes(len(asked)))
+                _follow(host, job, kept, passes(len(asked), order.spec.sampling))
                 diff = run.diff
                 path = folders.fresh(folders.diffs(), order.name or order.spec.name)
                 save_or_rescue(diff, path, kept.store)
@@ -224,7 +224,8 @@ def _looked(
     host: Host, job: Job, lent: LentModel, run: Unlearning, diff: WeightDiff, asked: Asked
 ) -> BeforeAfter:
     judge = judge_for(host.family.unet.name, asked)
-    done, total, drawn = run.total, run.total + passes(len(asked)), []
+    how = run.spec.sampling
+    done, total, drawn = run.total, run.total + passes(len(asked), how), []
     for diffs, stage in ((), "drawing before"), (((diff, 1.0),), "drawing after"):
 
         def on_pass(made: int, stage: str = stage) -> None:
@@ -235,8 +236,9 @@ def _looked(
         host.bring()
         with under(lent.denoiser, diffs):  # type: ignore[arg-type]
             # One by one: that always fits.
-            drawn.append(draw(lent.denoiser, lent.encoder, lent.latent_size, asked, on_pass, 1))
-    return compared(asked, *drawn, judge, lambda latents: _decoded(host, job, latents))
+            size = lent.latent_size
+            drawn.append(draw(lent.denoiser, lent.encoder, size, asked, on_pass, 1, how))
+    return compared(asked, *drawn, judge, lambda latents: _decoded(host, job, latents), how)
 
 
 def shown(seen: BeforeAfter | None) -> list[tuple[Image.Image, str]]:

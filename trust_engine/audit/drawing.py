@@ -17,7 +17,7 @@ from ..distributed import SINGLE, Workers
 from ..models.conditioning import Conditioning
 from ..models.denoiser import device_of
 from ..models.load import LoadedModel
-from ..models.sampler import SamplerSettings, initial_noise, sample, timesteps
+from ..models.sampler import SamplerSettings, initial_noise, sample
 
 Result = TypeVar("Result")
 Work = Generator[int, None, Result]
@@ -59,7 +59,7 @@ def paint(
             continue
         x = initial_noise(mine, model.latent_size)
         if canvas is not None:
-            grid = timesteps(settings.steps, model.denoiser.schedule.spacing)
+            grid = settings.grid(model.denoiser)
             t = torch.full((len(mine),), grid[skip])
             x = model.denoiser.schedule.noised(canvas.latents[rows].cpu(), t, x)
         away = uncond if len(uncond) == 1 else uncond.select(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 
 from ..diff import WeightDiff
 from ..diff.overrides import patched
+from ..diff.sampling import sampling_of
 from ..distributed import SINGLE, Workers
 from ..errors import SpecError
 from ..models.load import LoadedModel
 from ..models.precision import in_float32
-from ..models.sampler import SamplerSettings
+from ..models.sampler import SamplerSettings, sampled
 from ..models.token_embeddings import token_space
 from .attacks.base import attack_check
 from .attacks.catalogue import make_attack
@@ -28,9 +29,9 @@ from .context import AuditContext
 from .judges.base import Aligner, as_judge, is_coupled
 from .levels import QUICK, Level
 from .metrics.images import ImageMetric
-from .probes import core_probes
+from .probes import core_probes, paraphrase_shots
 from .report.summary import Report, assemble
-from .state import State, identity
+from .state import CellStore, State, identity
 from .topic import Topic
 
 
@@ -47,7 +48,8 @@ class Audit:
     """One audit of a model under diffs, beside the untouched model.
 
     Iterate for progress; to cancel, stop iterating: nothing needs restoring, and with `state`, a
-    folder, the finished cells are found again. The lent model's weights are only ever read.
+    folder or the store of a user's runs, the finished cells are found again; `say` is told so. The
+    lent model's weights are only ever read.
     """
 
     def __init__(
@@ -61,9 +63,10 @@ class Audit:
         seed: int = 0,
         settings: SamplerSettings | None = None,
         aligner: Aligner | None = None,
-        state: Path | None = None,
+        state: Path | CellStore | None = None,
         eyes: Sequence[ImageMetric] = (),
         team: Workers = SINGLE,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
         images = level.images if images is None else images
         shots = core_probes(topic, images, seed)  # refuses bad input before any work
@@ -72,16 +75,19 @@ class Audit:
             if not judge.knows(label):
                 raise SpecError(f"the judge {judge.name} does not know {label!r}")
         models = {"untouched": model, "edited": patched(model, diffs)}
-        settings = settings or SamplerSettings()
+        if settings is None:
+            settings = sampled(SamplerSettings(), sampling_of(diff for diff, _ in diffs))
         self.studio = AuditContext(
             models, judge, topic, settings, seed, images, aligner, eyes, team
         )
         self.level, self.coupled = level, is_coupled(judge, diffs)
         self.measured = measured(model, diffs)
         self.skipped: list[str] = []
+        self._shots = shots
         self.cells = [core_cell(self.studio, shots), *self._others()]
         kept = state if team.first else None
-        self._state = State(kept, identity(self.studio)) if kept else None
+        self._state = State(kept, identity(self.studio), say) if kept is not None else None
+        self._say = say
         self._found: dict[str, tuple[CheckResult, float]] = {}
 
     def _others(self) -> Iterator[Check]:
@@ -110,6 +116,7 @@ class Audit:
         done, total, team = 0, self.total, self.studio.team
         self._found = {}
         known = team.of_first({c.name: self._state.read(c) for c in self.cells if self._state})
+        self._say_known([cell for cell in self.cells if known.get(cell.name)])
         for number, cell in enumerate(self.cells):
             ready = known.get(cell.name)
             if ready is None and cell.alone and not team.mine(number):
@@ -132,6 +139,22 @@ class Audit:
             done += cell.passes
             yield AuditStep(done, total, cell.name)
         team.unite(self._found, [cell.name for cell in self.cells])
+
+    def _say_known(self, known: Sequence[Check]) -> None:
+        share = sum(cell.passes for cell in known) / max(1, self.total)
+        if len(known) == len(self.cells):
+            self._say("this audit was finished before with the same inputs: its figures are taken "
+                      "over")  # fmt: skip
+        elif known:
+            self._say(f"going on with an audit that was stopped at {min(0.99, share):.0%}")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """List the prompts that ask for the concept and for what stays, attackers' own left out."""
+        shots, topic = self._shots, self.studio.topic
+        more = paraphrase_shots(topic, 2 * self.level.shots, self.studio.seed)
+        asked = (*shots.target, *shots.synonyms, *shots.others, *more)
+        return tuple(dict.fromkeys(shot.prompt for shot in asked))
 
     @property
     def report(self) -> Report:

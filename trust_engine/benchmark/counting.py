@@ -129,7 +129,7 @@ def problem_for(layer: CrossAttention, work: Work) -> LayerProblem:
     free = len(range(0, told, max(1, told // UNGUIDED)))
 
     def states(count: int) -> torch.Tensor:
-        return torch.zeros(count, spec.trajectory_steps * POSITIONS, layer.q.shape[1])
+        return torch.zeros(count, sampler_of(spec).steps * POSITIONS, layer.q.shape[1])
 
     def contexts(count: int) -> torch.Tensor:
         return torch.zeros(count, 77, layer.k.shape[1])

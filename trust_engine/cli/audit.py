@@ -12,7 +12,8 @@ from ..errors import OutputError, SpecError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs, check_suffix
 from ..spec import KINDS
-from .inputs import check_all_fit, named, read_diffs
+from .inputs import add_sampler, check_all_fit, named, read_diffs, sampler_settings, say_cut
+from .runs import add_store, open_store, say
 
 
 def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -53,8 +54,7 @@ def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None
     _add_words(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--images", type=int, help="pictures an object (quick: 1, full: 4)")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
-    parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default: 4)")
+    add_sampler(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
     parser.add_argument(
@@ -64,8 +64,12 @@ def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None
         help="blur the page's pictures at first (auto: when the concept is sensitive)",
     )
     parser.add_argument(
-        "--state", type=Path, metavar="DIR", help="keep finished cells, and go on from them"
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="keep finished cells there instead of in the run store, and go on from them",
     )
+    add_store(parser)
     parser.set_defaults(run=run_audit)
 
 
@@ -119,13 +123,13 @@ def run_audit(args: argparse.Namespace) -> None:
     from ..audit.metrics.images import check_eye, load_eye
     from ..audit.probes import core_probes
     from ..models.load import load_model
-    from ..models.sampler import SamplerSettings
     from .progress import passes_bar
 
     check_judge(args.judge)
     for eye in args.eye:
         check_eye(eye)
-    topic, settings = read_topic(args), SamplerSettings(args.steps, args.cfg)
+    topic = read_topic(args)
+    sampler_settings(args, [])
     level = pick_level(args.level)
     images = level.images if args.images is None else args.images
     core_probes(topic, images, args.seed)  # refuse bad input before loading anything
@@ -137,16 +141,26 @@ def run_audit(args: argparse.Namespace) -> None:
         check_suffix(args.json, ".json")
         check_suffix(args.html, ".html", ".htm")
     diffs, eyes = read_diffs(args.diff), [load_eye(eye) for eye in args.eye]
-    model = load_model(args.model, args.device)
+    settings = sampler_settings(args, diffs)
+    model = load_model(args.model, args.device, settings.distilled)
     check_all_fit(args.diff, diffs, model, args.strict)
     judge = load_judge(args.judge, topic, model.encoder.device)
+    place = args.state or (open_store(args) if args.team.first else None)
+    tell = say if args.team.first else lambda text: None
     run = Audit(
         model, judge, diffs, topic, level, images, args.seed, settings,
-        load_aligner(args.judge, judge), args.state, eyes, args.team,
+        load_aligner(args.judge, judge), place, eyes, args.team, tell,
     )  # fmt: skip
-    with passes_bar("auditing") as on_step:
-        for step in run:
-            on_step(step.done, step.total)
+    if args.team.first:
+        say_cut(model.encoder, run.prompts)
+    try:
+        with passes_bar("auditing") as on_step:
+            for step in run:
+                on_step(step.done, step.total)
+    except KeyboardInterrupt:
+        if place is not None:
+            tell("the parts of the audit that are finished are kept; the same audit goes on there")
+        raise
     if not args.team.first:
         return
     report = run.report

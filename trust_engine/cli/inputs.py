@@ -87,6 +87,30 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", help=text, **told)
 
 
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """Declare how pictures are drawn: `--steps`, `--cfg` and `--sampling`."""
+    about = SETTINGS["sampling"]
+    parser.add_argument("--steps", type=int, help="sampling steps (default: 20; distilled: 4)")
+    parser.add_argument("--cfg", type=float, help="guidance scale (default: 4; distilled: none)")
+    parser.add_argument(
+        "--sampling",
+        choices=about.options,
+        help="guided, or which kind of model distilled to draw in a few steps it is (default: as "
+        "the diffs' own spec says, else guided)",
+    )
+
+
+def sampler_settings(args: argparse.Namespace, diffs: Sequence[tuple[Any, float]]) -> Any:
+    """Return the settings that `add_sampler`'s flags ask for; raises SpecError."""
+    from ..diff.sampling import sampling_of
+    from ..models.sampler import SamplerSettings, sampled
+
+    how = args.sampling or sampling_of(diff for diff, _ in diffs)
+    asked = {k: v for k in ("steps", "cfg") if (v := getattr(args, k)) is not None}
+    settings = sampled(SamplerSettings(**asked), how)
+    return replace(settings, **asked)
+
+
 def read_diffs(texts: Sequence[str]) -> list[tuple[Any, float]]:
     """Read FILE[:STRENGTH]..., in order; whether they fit a model is not known yet."""
     from ..diff import load_diff

@@ -22,11 +22,13 @@ from .console import console, missing
 from .diff import add_diff
 from .inputs import (
     add_memory,
+    add_sampler,
     add_settings,
     check_all_fit,
     named,
     read_diffs,
     read_spec,
+    sampler_settings,
     say_applied,
     say_cut,
 )
@@ -146,8 +148,7 @@ def _add_generate(commands: Any) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="refuse a diff for another base")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
-    parser.add_argument("--steps", type=int, default=20, help="DDIM steps (default: 20)")
-    parser.add_argument("--cfg", type=float, default=4.0, help="guidance scale (default: 4)")
+    add_sampler(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     parser.set_defaults(run=_generate)
 
@@ -250,15 +251,15 @@ def _generate(args: argparse.Namespace) -> None:
     from ..diff import applied
     from ..frontend.pictures import FORMATS, encoded
     from ..models.load import load_model
-    from ..models.sampler import SamplerSettings
     from .progress import passes_bar
 
-    settings = SamplerSettings(args.steps, args.cfg)
+    sampler_settings(args, [])
     in_range("seed", args.seed, 0, 2**48, whole=True)
     check_outputs([args.out], {"the model": args.model, **named(args.diff)})
     check_suffix(args.out, *FORMATS)
     diffs = read_diffs(args.diff)
-    model = load_model(args.model, args.device)
+    settings = sampler_settings(args, diffs)
+    model = load_model(args.model, args.device, settings.distilled)
     check_all_fit(args.diff, diffs, model, args.strict)
     say_cut(model.encoder, args.prompt)
     seeds = range(args.seed, args.seed + len(args.prompt))
@@ -286,7 +287,7 @@ def _unlearn(args: argparse.Namespace) -> None:
     store = open_store(args) if team.first else None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(StateFile(state)) if state else None
-        model = load_model(args.model, args.device)
+        model = load_model(args.model, args.device, spec.sampling != "guided")
         model.check_room(spec, args.memory)
         run = Unlearning(model.lend(args.memory), spec, team=team, strict=args.strict)
         say_applied(args.model, model.applied)

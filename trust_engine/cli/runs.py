@@ -53,9 +53,9 @@ def add_runs(commands: Any) -> None:
     parser = commands.add_parser(
         "runs",
         help="show what is kept of earlier runs, or clear it",
-        description="A run of unlearn or demo is kept while it works: stopped, by whatever, it "
-        "goes on when it is started again with the same inputs. A finished one is not computed "
-        f"again. {SETTING}=off switches this off, {SETTING}=FOLDER keeps runs elsewhere, "
+        description="A run of unlearn or demo, or an audit, is kept while it works: stopped, by "
+        "whatever, it goes on when it is started again with the same inputs. A finished one is not "
+        f"computed again. {SETTING}=off switches this off, {SETTING}=FOLDER keeps runs elsewhere, "
         f"{SETTING}_GB=N bounds their size (default: 10).",
     )
     parser.add_argument("--clear", action="store_true", help="remove all that is kept")
@@ -73,7 +73,7 @@ def _runs(args: argparse.Namespace) -> None:
         return
     found = store.clear() if args.clear else store.contents
     told = {"folder": str(store.folder), "finished": found.finished,
-            "stopped": found.stopped, "bytes": found.size}  # fmt: skip
+            "stopped": found.stopped, "audit_parts": found.cells, "bytes": found.size}  # fmt: skip
     done = "removed" if args.clear else "kept"
     print(json.dumps(told) if args.json else f"{store.folder}: {done} {found}")
 

@@ -18,6 +18,7 @@ from ..audit.judges.clip import ClipJudge
 from ..audit.topic import COMMON
 from ..demo.judge import load_judge
 from ..errors import ModelError
+from ..spec import Sampling
 from .pictures import contact_sheet
 from .subjects import Subject, passes
 from .wording import some
@@ -170,11 +171,13 @@ def compared(
     after: Tensor,
     judge: Judge | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
+    sampling: Sampling = "guided",
 ) -> BeforeAfter:
     """Look at latents (n, 4, h, w) drawn without and with a diff, from the same seeds.
 
     decode: latents -> pictures (n, 3, h, w) in -1..1; without it nobody judges, and the distance
-    between the latents decides. So it does for what the judge does not know.
+    between the latents decides. So it does for what the judge does not know. sampling: how they
+    were drawn.
     """
     moved = distances(before, after)
     pictures = [None if decode is None else decode(x).float().cpu() for x in (before, after)]
@@ -187,7 +190,7 @@ def compared(
             answers = [bool(judge.sees(p[i : i + 1], subject.labels).all()) for p in pictures]  # type: ignore[union-attr,index]
         found.append(Seen(subject, answers[0], answers[1], float(moved[i])))
     name = judge.name if asked_any else SEES_NONE  # type: ignore[union-attr]
-    return BeforeAfter(tuple(found), _named(name), passes(len(asked)), *pictures)
+    return BeforeAfter(tuple(found), _named(name), passes(len(asked), sampling), *pictures)
 
 
 def _named(judge: str) -> str:

@@ -9,6 +9,7 @@ from ..diff import WeightDiff, applied
 from ..models.denoiser import device_of
 from ..models.load import LoadedModel
 from ..models.vae import NoDecoder
+from ..spec import Sampling
 from ..unlearn.run import Unlearning
 from .before_after import BeforeAfter, compared, judge_for
 from .subjects import COUNT, Subject, draw, passes, subjects
@@ -27,7 +28,8 @@ def look(
     judge: auto, none, demo or clip:PATH; on_step: called with (done, total) UNet passes.
     """
     asked = subjects(run.spec, run.prompts, model.vocabulary, model.styles, count)
-    return look_at(model, diff, asked, judge, on_step) if asked else None
+    how = run.spec.sampling
+    return look_at(model, diff, asked, judge, on_step, how) if asked else None
 
 
 def look_at(
@@ -36,10 +38,11 @@ def look_at(
     asked: tuple[Subject, ...],
     judge: str = "auto",
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    sampling: Sampling = "guided",
 ) -> BeforeAfter:
     """Do the same for subjects of one's own."""
     eye = judge_for(model.family, asked, judge, device_of(model.denoiser))
-    total, done = passes(len(asked)), 0
+    total, done = passes(len(asked), sampling), 0
 
     def on_pass(made: int) -> None:
         nonlocal done
@@ -48,8 +51,9 @@ def look_at(
 
     encoder, size = model.encoder, model.latent_size
     at_once = max(1, model.batch // 2)
-    before = draw(model.denoiser, encoder, size, asked, on_pass, at_once)
+    before = draw(model.denoiser, encoder, size, asked, on_pass, at_once, sampling)
     with applied(model.denoiser, [(diff, 1.0)]):
-        after = draw(model.denoiser, encoder, size, asked, on_pass, at_once)
+        after = draw(model.denoiser, encoder, size, asked, on_pass, at_once, sampling)
     blind = isinstance(model.decoder, NoDecoder)
-    return compared(asked, before, after, eye, None if blind else lambda x: decode(model, x))
+    see = None if blind else lambda x: decode(model, x)
+    return compared(asked, before, after, eye, see, sampling)

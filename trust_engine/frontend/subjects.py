@@ -12,11 +12,11 @@ from ..audit.topic import Topic
 from ..demo.vocabulary import OBJECTS, UNSEEN
 from ..models.conditioning import TextEncoder
 from ..models.denoiser import Denoiser
-from ..models.sampler import SamplerSettings, ddim, initial_noise
+from ..models.sampler import SamplerSettings, initial_noise, sample, sampled
 from ..phrases import holds, with_article, words_of
 from ..prompts.concept import PromptSet
 from ..prompts.templates import TEMPLATES
-from ..spec import ConceptSpec, UnlearnSpec
+from ..spec import ConceptSpec, Sampling, UnlearnSpec
 
 COUNT = 8  # pictures without the diff, and as many with it
 MOST = 16
@@ -39,9 +39,9 @@ class Subject:
     concept: str = ""
 
 
-def passes(pictures: int) -> int:
+def passes(pictures: int, sampling: Sampling = "guided") -> int:
     """Count UNet passes, one sample each, of drawing so many pictures without and with a diff."""
-    return 2 * SETTINGS.passes(pictures)
+    return 2 * sampled(SETTINGS, sampling).passes(pictures)
 
 
 def subjects(
@@ -173,19 +173,21 @@ def draw(
     asked: Sequence[Subject],
     on_pass: Callable[[int], None] = lambda passes: None,
     at_once: int = AT_ONCE,
+    sampling: Sampling = "guided",
 ) -> Tensor:
     """Draw test pictures by the engine's sampler; returns latents (n, 4, h, w) on the CPU.
 
     on_pass: called with the passes just made, and may raise to stop; at_once: pictures in one
-    UNet call, which with guidance holds twice as many samples.
+    UNet call, which with guidance holds twice as many samples; sampling: the spec's.
     """
-    uncond, made = encoder.encode([""]), []
+    uncond, made, how = encoder.encode([""]), [], sampled(SETTINGS, sampling)
     for start in range(0, len(asked), at_once):
         part = asked[start : start + at_once]
         cond = encoder.encode([subject.prompt for subject in part])
-        x = initial_noise([subject.seed for subject in part], size)
-        for _, step in ddim(denoiser, x, cond, uncond, SETTINGS):
+        seeds = [subject.seed for subject in part]
+        x = initial_noise(seeds, size)
+        for _, step in sample(denoiser, x, cond, uncond, how, seeds):
             x = step
-            on_pass(SETTINGS.passes(len(part)) // SETTINGS.steps)
+            on_pass(how.passes(len(part)) // how.steps)
         made.append(x.float().cpu())
     return torch.cat(made) if made else torch.empty(0, 4, *size)

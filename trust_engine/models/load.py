@@ -33,7 +33,7 @@ from .memory import (
 )
 from .names import LazyTensor, LazyTensors
 from .precision import in_float32
-from .sampler import SamplerSettings, ddim, initial_noise
+from .sampler import SamplerSettings, initial_noise, sample
 from .schedule import schedule_of
 from .text_encoders import ClipEncoder, SDXLEncoder, load_encoder, tower_stock
 from .vae import decoder_stock, load_decoder
@@ -111,9 +111,9 @@ class LoadedModel:
         total, done = settings.passes(len(prompts)), 0
         for start in range(0, len(prompts), self.batch):
             rows = slice(start, start + self.batch)
-            cond = self.encoder.encode(prompts[rows])
-            latents = noise = initial_noise(list(seeds[rows]), self.latent_size)
-            for _, step in ddim(self.denoiser, noise, cond, uncond, settings):
+            cond, own = self.encoder.encode(prompts[rows]), list(seeds[rows])
+            latents = noise = initial_noise(own, self.latent_size)
+            for _, step in sample(self.denoiser, noise, cond, uncond, settings, own):
                 latents = step
                 done += settings.passes(len(noise)) // settings.steps
                 if on_step:
@@ -123,11 +123,12 @@ class LoadedModel:
 
 
 @in_float32
-def load_model(source: str, device: str = "auto") -> LoadedModel:
+def load_model(source: str, device: str = "auto", distilled: bool = False) -> LoadedModel:
     """Load "demo", a single-file safetensors checkpoint or a diffusers folder; raises ModelError.
 
     The family is told by the tensors' names and shapes. Nothing is downloaded, weights keep the
-    dtype they are stored in, and those of one tensor at a time are in memory twice.
+    dtype they are stored in, and those of one tensor at a time are in memory twice. distilled: take
+    a model that says it draws in a few steps; it is refused otherwise.
     """
     _check_interpreter()
     place = pick_device(device)
@@ -139,7 +140,8 @@ def load_model(source: str, device: str = "auto") -> LoadedModel:
         decoder = decoder_stock(model, family)
         needed = sum(size_of(stock, family.whole) for stock in (unet, *towers, decoder))
         check_memory(needed, place, f"{path} ({family.title})")
-        schedule, applied = schedule_of(model, family), tuple(model.applied.get("diffs", ()))
+        schedule = schedule_of(model, family, distilled)
+        applied = tuple(model.applied.get("diffs", ()))
         loaded = assemble(family, unet, towers, decoder, schedule, place)
         return replace(loaded, applied=applied)
 

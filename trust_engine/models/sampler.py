@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -12,20 +12,27 @@ from torch import Tensor
 
 from ..errors import SpecError
 from ..settings import in_range
+from ..spec import Sampling
 from .conditioning import Conditioning, stack
 from .denoiser import Denoiser, Spacing, device_of
 
-SamplerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m"]
+SamplerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "lcm"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+FEW = 4  # steps of a distilled model
+STIRRED = ("turbo", "lcm")  # distilled models whose samplers add fresh noise between steps
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """Steps, guidance scale (1: no guidance, half the passes) and the sampler's name."""
+    """Steps, guidance scale (1: no guidance, half the passes) and the sampler's name.
+
+    spacing: of the timesteps, where it is not the schedule's own; a distilled model has one.
+    """
 
     steps: int = 20
     cfg: float = 4.0
     sampler: SamplerName = "ddim"
+    spacing: Spacing | None = None
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -35,9 +42,33 @@ class SamplerSettings:
         in_range("steps", self.steps, 1, 999, whole=True)
         in_range("cfg", self.cfg, 1.0, 30.0)
 
+    @property
+    def distilled(self) -> bool:
+        """Tell whether they are a distilled model's: few steps, without guidance."""
+        return self.spacing is not None
+
+    def grid(self, denoiser: Denoiser) -> list[int]:
+        """Return the timesteps at which a denoiser is called, falling."""
+        return timesteps(self.steps, self.spacing or denoiser.schedule.spacing)
+
     def passes(self, images: int) -> int:
         """Count UNet passes, one sample each, that drawing `images` pictures takes."""
         return images * self.steps * (1 if self.cfg == 1.0 else 2)
+
+
+def sampled(settings: SamplerSettings, sampling: Sampling) -> SamplerSettings:
+    """Return settings as a model is sampled: a distilled one in few steps, without guidance.
+
+    Its first step is at the last timestep, from pure noise. Lightning and Hyper-SD take what DDIM
+    does (Lin et al. 2024, arXiv 2402.13929; Ren et al. 2024, arXiv 2404.13686); Turbo and LCM add
+    fresh noise to the picture that each step predicts (Sauer et al. 2023, arXiv 2311.17042; Luo et
+    al. 2023, arXiv 2310.04378, algorithm 1).
+    """
+    if sampling == "guided":
+        return settings
+    name: SamplerName = "lcm" if sampling in STIRRED else "ddim"
+    few = min(FEW, settings.steps)
+    return replace(settings, steps=few, cfg=1.0, sampler=name, spacing="trailing")
 
 
 def timesteps(steps: int, spacing: Spacing = "leading") -> list[int]:
@@ -79,7 +110,7 @@ def ddim(
     """
     guided = Guided(denoiser, cond, uncond, settings, len(x))
     x, alphas = x.to(guided.device), denoiser.schedule.alphas.to(guided.device)
-    grid = timesteps(settings.steps, denoiser.schedule.spacing)
+    grid = settings.grid(denoiser)
     for now, then in list(zip(grid, [*grid[1:], 0], strict=True))[skip:]:
         x0, eps = guided.split(x, now)
         a = alphas[then]
@@ -129,13 +160,16 @@ def sample(
 
     The others step in k-diffusion's coordinates y = x / sqrt(alpha), sigma^2 = (1 - alpha) / alpha
     (Karras et al. 2022, arXiv 2206.00364) and end at sigma 0. `seeds`, one a picture, feed the
-    noise that euler_a adds.
+    noise that euler_a and lcm add.
     """
+    if settings.sampler == "lcm":
+        yield from _lcm(denoiser, x, cond, uncond, settings, seeds or list(range(len(x))), skip)
+        return
     if settings.sampler == "ddim":
         yield from ddim(denoiser, x, cond, uncond, settings, skip)
         return
     guided = Guided(denoiser, cond, uncond, settings, len(x))
-    grid = timesteps(settings.steps, denoiser.schedule.spacing)[skip:]
+    grid = settings.grid(denoiser)[skip:]
     alphas = denoiser.schedule.alphas.to(guided.device)
     sigmas = [float((1 / alphas[t] - 1).sqrt()) for t in grid] + [0.0]
     y = x.to(guided.device) * (1 + sigmas[0] ** 2) ** 0.5
@@ -150,6 +184,31 @@ def sample(
         else:
             y = _euler(y, x0, here, there, stir if settings.sampler == "euler_a" else [])
         yield now, y / (1 + there**2) ** 0.5
+
+
+def _lcm(
+    denoiser: Denoiser,
+    x: Tensor,
+    cond: Conditioning,
+    uncond: Conditioning,
+    settings: SamplerSettings,
+    seeds: list[int],
+    skip: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """Diffuse each predicted picture anew to the next timestep; the last one stays as it is.
+
+    The noise hangs on a picture's seed and on the step alone, so that a run that was interrupted
+    goes on with the same.
+    """
+    guided = Guided(denoiser, cond, uncond, settings, len(x))
+    x, grid = x.to(guided.device), settings.grid(denoiser)
+    for i in range(skip, len(grid)):
+        x, _ = guided.split(x, grid[i])
+        if i + 1 < len(grid):
+            fresh = initial_noise([(s * 1009 + i + 1) % 2**63 for s in seeds], tuple(x.shape[2:]))
+            t = torch.full((len(x),), grid[i + 1], device=x.device)
+            x = denoiser.schedule.noised(x, t, fresh.to(x.device))
+        yield grid[i], x
 
 
 def _euler(y: Tensor, x0: Tensor, here: float, there: float, stir: list[torch.Generator]) -> Tensor:

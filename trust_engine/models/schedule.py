@@ -33,16 +33,20 @@ _TRUE = {"true", "1", "yes"}
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max")
 
 
-def schedule_of(model: Checkpoint, family: ModelFamily) -> NoiseSchedule:
-    """Find the schedule; raises ModelError for one that is not Stable Diffusion's."""
+def schedule_of(model: Checkpoint, family: ModelFamily, distilled: bool = False) -> NoiseSchedule:
+    """Find the schedule; raises ModelError for one that is not Stable Diffusion's.
+
+    distilled: whoever asks knows that the model draws in a few steps, and samples it so.
+    """
     edm = [name for name in _EDM if name in model.rest]
     if edm:
         raise ModelError(
             f"{model.path}: a model on the EDM schedule ({edm[0]}: Playground 2.5 or CosXL), "
             "not supported"
         )
-    _check_class(model)
-    _check_distilled(model)
+    _check_class(model, distilled)
+    if not distilled:
+        _check_distilled(model)
     _check_betas(model)
     schedule = replace(scaled_linear(_prediction(model, family)), spacing=_spacing(model))
     said = model.metadata.get("ss_zero_terminal_snr", "").lower() in _TRUE
@@ -50,12 +54,14 @@ def schedule_of(model: Checkpoint, family: ModelFamily) -> NoiseSchedule:
     return zero_terminal(schedule) if rescaled else schedule
 
 
-def _check_class(model: Checkpoint) -> None:
+def _check_class(model: Checkpoint, distilled: bool) -> None:
     """Refuse a folder's scheduler that steps otherwise than Stable Diffusion's do, by its name."""
     name = model.scheduler.get("_class_name")
     if name is None or name in _DISCRETE:
         return
     if name in _FEW_STEPS:
+        if distilled:
+            return
         raise ModelError(_few_steps(model, _FEW_STEPS[name], f"its scheduler is {name}"))
     text = str(name)
     what = "the EDM schedule" if "EDM" in text else "a schedule that is not Stable Diffusion's"
@@ -76,8 +82,9 @@ def _check_distilled(model: Checkpoint) -> None:
 
 def _few_steps(model: Checkpoint, what: str, why: str) -> str:
     return (
-        f"{model.path}: {what} ({why}): it draws in a few steps without guidance, and adds fresh "
-        "noise at each, which is not recorded here; unlearn on the model that it was distilled from"
+        f"{model.path}: {what} ({why}), which draws in a few steps without guidance; say how it is "
+        "sampled (sampling lightning, hyper, turbo or lcm), or unlearn on the model that it was "
+        "distilled from"
     )
 
 

@@ -11,7 +11,7 @@ from ..models.conditioning import Conditioning
 from ..models.denoiser import compute_dtype
 from ..models.lent import LentModel
 from ..models.memory import batch_for
-from ..models.sampler import SamplerSettings
+from ..models.sampler import SamplerSettings, sampled
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from . import robust
@@ -22,7 +22,7 @@ def sampler_of(spec: UnlearnSpec) -> SamplerSettings:
     """Return how a spec's trajectories are sampled, or its pictures drawn."""
     if spec.robust:
         return robust.settings(spec)
-    return SamplerSettings(spec.trajectory_steps, spec.cfg)
+    return sampled(SamplerSettings(spec.trajectory_steps, spec.cfg), spec.sampling)
 
 
 def plan_of(spec: UnlearnSpec, prompts: PromptSet) -> Plan:

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..distributed import SINGLE, Workers
 from ..models.conditioning import Conditioning, stack
 from ..models.denoiser import Denoiser, device_of
-from ..models.sampler import SamplerSettings, ddim, initial_noise
+from ..models.sampler import SamplerSettings, initial_noise, sample, sampled
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .end_to_end import Differentiable
@@ -71,7 +71,7 @@ def told_of(pictures: int) -> int:
 
 def settings(spec: UnlearnSpec) -> SamplerSettings:
     """Return how the pictures are drawn."""
-    return SamplerSettings(DRAWING_STEPS, spec.cfg)
+    return sampled(SamplerSettings(DRAWING_STEPS, spec.cfg), spec.sampling)
 
 
 def draw(
@@ -106,7 +106,7 @@ def draw(
         recording.passes += each * part.done
         recording.parts.append(part)
         under = everything.select(torch.tensor(rows, device=cond.context.device))
-        for _, x in ddim(denoiser, part.x, under, uncond, how, part.done):
+        for _, x in sample(denoiser, part.x, under, uncond, how, seeds[span], part.done):
             part.stepped(x)
             recording.passes += each
             yield recording

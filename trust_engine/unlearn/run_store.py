@@ -1,4 +1,4 @@
-"""Runs that were stopped and runs that are finished, kept on disk by what they were asked.
+"""Runs, stopped or finished, and parts of audits, kept on disk by what they were asked.
 
 It knows no host: whoever opens one says where it lies. One file a run, all written by us under
 names of their own; anything else in the folder is left alone.
@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from .state import RunState, load_state, save_state
 SIZE = "TRUST_RUNS_GB"  # environment: how much it may take
 LIMIT = 10 * 10**9  # bytes
 STATE, FINISHED, LOCK = ".state", ".finished", ".lock"
+CELL = ".cell"  # a finished part of an audit
 UNSAVED = "unsaved"  # folder of diffs that could not be written where they were wanted
-_OURS = re.compile(r"[0-9a-f]{32}(\.state|\.finished|\.lock)")
+_OURS = re.compile(r"[0-9a-f]{32}(\.state|\.finished|\.cell|\.lock)")
 _OFF = ("off", "0", "no", "false", "none")
 
 
@@ -76,15 +78,17 @@ def user_store(folder: Path | None = None) -> RunStore | None:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a store holds: finished runs, stopped ones, and bytes in all."""
+    """What a store holds: finished runs, stopped ones, parts of audits, and bytes in all."""
 
     finished: int = 0
     stopped: int = 0
     size: int = 0
+    cells: int = 0
 
     def __str__(self) -> str:
         runs = f"{self.finished} finished and {self.stopped} unfinished"
-        return f"{runs} runs, {self.size / 1e6:,.1f} MB"
+        audits = f", {self.cells} parts of audits" if self.cells else ""
+        return f"{runs} runs{audits}, {self.size / 1e6:,.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -167,24 +171,16 @@ class RunStore:
     @property
     def contents(self) -> Contents:
         """Count what is kept."""
-        finished = stopped = size = 0
-        for _, taken, path in self._entries():
-            finished += path.suffix == FINISHED
-            stopped += path.suffix == STATE
-            size += taken
-        return Contents(finished, stopped, size)
+        return _counted((taken, path) for _, taken, path in self._entries())
 
     def clear(self) -> Contents:
         """Remove all that is kept but for runs at work; returns what was removed."""
-        finished = stopped = size = 0
+        removed = []
         for _, taken, path in list(self._entries()):
-            if self._in_use(path.name.split(".")[0]):
-                continue
-            self._remove(path)
-            finished += path.suffix == FINISHED
-            stopped += path.suffix == STATE
-            size += taken
-        return Contents(finished, stopped, size)
+            if not self._in_use(path.name.split(".")[0]):
+                self._remove(path)
+                removed.append((taken, path))
+        return _counted(removed)
 
     def _in_use(self, key: str) -> bool:
         path = self.path(key, LOCK)
@@ -218,3 +214,13 @@ class RunStore:
     def _remove(path: Path) -> None:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _counted(files: Iterable[tuple[int, Path]]) -> Contents:
+    """Count files by what they are, each with its bytes."""
+    kinds: Counter[str] = Counter()
+    size = 0
+    for taken, path in files:
+        kinds[path.suffix] += 1
+        size += taken
+    return Contents(kinds[FINISHED], kinds[STATE], size, kinds[CELL])

@@ -14,7 +14,7 @@ from ..errors import SpecError
 from ..models.attention import cross_attention_modules, watch_inputs
 from ..models.conditioning import Conditioning
 from ..models.denoiser import Denoiser
-from ..models.sampler import SamplerSettings, ddim, initial_noise, timesteps
+from ..models.sampler import SamplerSettings, initial_noise, sample
 
 GROUP = 8  # prompts that keep the same positions, however many are recorded at once
 POSITIONS = 24  # image positions kept a layer, prompt and step; each is an independent query
@@ -142,7 +142,8 @@ def record(
     """
     modules = cross_attention_modules(denoiser)
     recording, guided = Recording(), settings.cfg != 1.0
-    noise = initial_noise([(seed * 100_003 + i) % 2**63 for i in range(len(cond))], size)
+    seeds = [(seed * 100_003 + i) % 2**63 for i in range(len(cond))]
+    noise = initial_noise(seeds, size)
     before = begun.parts if begun and team.size == 1 else ()
     for number, (rows, part) in enumerate(batches(len(cond), batch, before)):
         each = settings.passes(len(noise[rows])) // settings.steps
@@ -153,7 +154,8 @@ def record(
         part = part.again() if part else Part(noise[rows], (seed * 7 + group) % 2**63)
         recording.passes += each * part.done
         recording.parts.append(part)
-        steps = ddim(denoiser, part.x, cond.select(rows), uncond, settings, part.done)
+        told, own = cond.select(rows), seeds[rows]
+        steps = sample(denoiser, part.x, told, uncond, settings, own, part.done)
 
         def see(layer: str, x: Tensor, part: Part = part) -> None:
             part.see(layer, x, guided)
@@ -170,7 +172,7 @@ def record(
     for name in modules:  # one by one, for what is exchanged is in memory more than once
         recording.told[name] = _together([torch.cat(p.told[name], 1) for p in parts], team)
         recording.free[name] = _together([torch.cat(p.free[name], 1) for p in parts], team)
-    recording.timesteps = torch.tensor(timesteps(settings.steps, denoiser.schedule.spacing))
+    recording.timesteps = torch.tensor(settings.grid(denoiser))
     recording.parts = []
     if len(before) == len(parts):
         yield recording  # nothing may have been left to do, but whoever iterates needs it

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import trust_engine.audit
+import trust_engine.cli.progress
 import trust_engine.models.load
 from toys.audit_toy import LEVEL, forgets_the_word, toy_model
 from trust_engine.cli.main import main
@@ -108,3 +109,42 @@ def test_bad_input_is_one_line(
     assert (code, captured.err.count("\n")) == (2, 1)
     assert says in captured.err
     assert sorted(Path().iterdir()) == before
+
+
+def test_an_audit_is_kept_in_the_run_store_unless_that_is_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    level = replace(LEVEL, shots=1, neutral=1, pairs=1, samplers=(), cfgs=(), steps=(), attacks=())
+    monkeypatch.setattr(trust_engine.audit, "pick_level", lambda _: level)
+    command = [*AUDIT, "--images", "1", "--steps", "1"]
+    monkeypatch.setenv("TRUST_RUNS", "kept")
+    assert main([*command, "--no-runs"]) == 0
+    assert not Path("kept").exists()
+    assert main(command) == 0
+    assert "finished before" not in capsys.readouterr().err
+    assert main(command) == 0
+    assert "this audit was finished before with the same inputs" in capsys.readouterr().err
+    assert main(["runs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["audit_parts"] == len(list(Path("kept").iterdir()))
+    assert main(["runs", "--clear"]) == 0 and not list(Path("kept").iterdir())
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_prompts_that_the_encoder_cuts_are_said_and_a_stop_says_what_is_kept(
+    kept: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The toy takes each word for ten tokens; Ctrl-C comes when the bar is drawn."""
+
+    def stopped(title: str) -> None:
+        raise KeyboardInterrupt
+
+    model = toy_model()
+    monkeypatch.setenv("TRUST_RUNS", "kept" if kept else "off")
+    monkeypatch.setattr(model.encoder, "count_tokens", lambda p: 10 * len(p.split()))
+    monkeypatch.setattr(trust_engine.models.load, "load_model", lambda *_: model)
+    monkeypatch.setattr(trust_engine.cli.progress, "passes_bar", stopped)
+    assert main([*AUDIT, "--images", "1", "--steps", "2"]) == 130
+    said = capsys.readouterr().err
+    assert "warning: the text encoder reads 75 tokens: of 'a" in said
+    assert "more prompts are cut" in said
+    assert ("the same audit goes on there" in said) == kept

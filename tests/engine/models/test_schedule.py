@@ -121,3 +121,14 @@ def test_a_run_samples_with_the_models_spacing() -> None:
     assert at == [999, 749, 499, 249]
     later = [now for now, _ in ddim(denoiser, torch.ones(1, 4, 2, 2), cond, cond, settings, 2)]
     assert later == at[2:]
+
+
+@pytest.mark.parametrize("told", [{"_class_name": "LCMScheduler"}, {"_class_name": "TCDScheduler"}])
+def test_a_distilled_model_is_taken_by_whoever_says_that_it_is_one(told: dict[str, str]) -> None:
+    model = Checkpoint(Path("m"), "diffusers", {}, {}, {"modelspec.tags": "LCM"}, dict(told))
+    with pytest.raises(ModelError, match=r"sampling lightning, hyper, turbo or lcm"):
+        schedule_of(model, MODELS[2])
+    assert torch.equal(schedule_of(model, MODELS[2], distilled=True).alphas, scaled_linear().alphas)
+    flow = Checkpoint(Path("m"), "diffusers", {}, {}, {}, {"_class_name": "FlowMatchLCMScheduler"})
+    with pytest.raises(ModelError, match="flow matching"):
+        schedule_of(flow, MODELS[2], distilled=True)

@@ -12,19 +12,19 @@ from ..probes import concept_shots, paraphrase_shots
 
 
 def forgetting_cells(studio: AuditContext, level: Level) -> Iterator[Check]:
-    """List the cells on forgetting."""
+    """List the cells on forgetting; a distilled model is drawn in its own way alone."""
     topic, seed, settings, few = studio.topic, studio.seed, studio.settings, level.shots
     paraphrases = paraphrase_shots(topic, level.shots * 2, seed)
     yield gone_cell("forgetting.paraphrases", studio, paraphrases)
-    for name in level.samplers:
+    for name in () if settings.distilled else level.samplers:
         shots = concept_shots(topic, "samplers", few, seed)
         yield gone_cell(
             f"forgetting.samplers.{name}", studio, shots, replace(settings, sampler=name)
         )
-    for cfg in level.cfgs:
+    for cfg in () if settings.distilled else level.cfgs:
         shots = concept_shots(topic, "cfg", few, seed)
         yield gone_cell(f"forgetting.cfg.{cfg:g}", studio, shots, replace(settings, cfg=cfg))
-    for steps in level.steps:
+    for steps in () if settings.distilled else level.steps:
         shots = concept_shots(topic, "steps", few, seed)
         yield gone_cell(f"forgetting.steps.{steps}", studio, shots, replace(settings, steps=steps))
     for strength in level.strengths:

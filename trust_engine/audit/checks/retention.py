@@ -67,7 +67,7 @@ def core_cell(studio: AuditContext, shots: ShotList) -> Check:
 
 
 def retention_cells(studio: AuditContext, level: Level) -> Iterator[Check]:
-    """List the cells on retention beyond the core."""
+    """List the cells on retention beyond the core; without guidance nothing is led away from."""
     topic, seed = studio.topic, studio.seed
     pairs = pair_probes(topic, level.pairs, seed)
     if pairs:
@@ -76,7 +76,8 @@ def retention_cells(studio: AuditContext, level: Level) -> Iterator[Check]:
         members = member_shots(topic, 2 * level.shots, seed)
         yield _kept_cell("retention.members", studio, members)
     yield _neutral_cell(studio, level.neutral)
-    yield _negative_cell(studio, level.shots)
+    if not studio.settings.distilled:
+        yield _negative_cell(studio, level.shots)
 
 
 def _kept_cell(name: str, studio: AuditContext, shots: Sequence[Probe]) -> Check:

@@ -60,6 +60,9 @@ def assemble(
         _place(data, name, outcome.figures)
     missing = [name for name in ATTACKS if name not in data["attacks"]]
     data["not_covered"] = not_covered(data, missing, skipped)
+    if settings.distilled:
+        data["not_covered"].insert(0, "other samplers, step counts and guidance, which a model "
+                                   "distilled to a few steps does not draw with")  # fmt: skip
     data["verdict"] = verdict(data)
     data["cost"] = cost
     pictures = {name: outcome.pictures for name, outcome in outcomes.items()}
