@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hosts.webui_page import DRAWN, choose, draw, fill, go, opened, same, saved, shot
+from hosts.webui_page import DRAWN, choose, draw, fill, go, opened, same, saved, shot, shows
 from hosts.webui_server import Server
 from trust_engine.diff import load_diff
 
@@ -96,8 +96,8 @@ def test_on_off_pasted_and_refused(page: Any, webui_page: Server, tmp_path: Path
     assert same(webui_page, draw(page, webui_page), plain)
     fill(page, "#txt2img_prompt textarea", under.info["parameters"])
     page.locator("#paste:visible").first.click()
-    page.wait_for_timeout(3000)
-    assert page.locator(f"{OURS}_diff_1 input").first.input_value() == "gun.safetensors"
+    shows(page, f"{OURS}_diff_1 input", "gun.safetensors")
+    shows(page, "#txt2img_prompt textarea", "a gun on a red background")
     assert same(webui_page, draw(page, webui_page), under)
     file = webui_page.data / "models" / "trust_diffs" / "gun.safetensors"
     count = len(saved(webui_page))
@@ -117,10 +117,10 @@ def test_sent_to_img2img(page: Any, webui_page: Server, tmp_path: Path) -> None:
     under = draw(page, webui_page)
     assert "TRUST diffs: gun.safetensors@" in under.info["parameters"]
     page.locator("#txt2img_send_to_img2img").click()
-    page.wait_for_timeout(3000)
     theirs = OURS.replace("txt2img", "img2img")
+    shows(page, f"{theirs}_diff_1 input", "gun.safetensors")
+    page.wait_for_timeout(1000)  # the picture, too
     page.locator(f"{theirs} .label-wrap").first.click()
-    assert page.locator(f"{theirs}_diff_1 input").first.input_value() == "gun.safetensors"
     with_it = draw(page, webui_page, "img2img")
     assert "TRUST diffs: gun.safetensors@" in with_it.info["parameters"]
     shot(page, webui_page, "img2img", tmp_path)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hosts.webui_drawing import first, made
-from hosts.webui_page import choose, fill, go, opened, shot, unfold
+from hosts.webui_page import choose, fill, go, opened, shot, shows, unfold
 from hosts.webui_server import PATIENCE, Server
 
 SOON = 15.0  # seconds for a page to show that a Stop was obeyed, while tests share the processor
@@ -113,8 +113,7 @@ def test_a_page_opened_before_takes_nothing_off(
     told(two, "#settings_result", "settings changed")
     assert first(webui_page)[0] == under
     go(two, "TRUST")
-    two.wait_for_timeout(2000)  # opening the tab asks for what is on
-    assert "gun" in two.locator("#trust_standing textarea").first.input_value()
+    shows(two, "#trust_standing textarea", "gun*")  # opening the tab asks for what is on
     one.locator("#trust_standing_clear").click()
     told(one, "#trust_standing_told", "nothing")
     two.locator("#trust_standing_clear").click()

@@ -11,6 +11,7 @@ from PIL import Image, ImageChops
 
 from hosts.webui_server import PATIENCE, Server
 
+SHOWN = 120  # seconds that a page may take to show what it was told
 DRAWN = {"steps": 20, "width": 128, "height": 128, "cfg_scale": 4}
 
 
@@ -60,6 +61,17 @@ def choose(page: Any, box: str, value: str) -> None:
     """Choose from a dropdown."""
     page.locator(f"{box} input").first.click()
     page.locator("ul.options li", has_text=value).first.click()
+
+
+def shows(page: Any, field: str, value: str) -> None:
+    """Wait until a field shows a value; the page of a busy machine takes its time."""
+    page.wait_for_function(
+        """([field, value]) => [...document.querySelectorAll(field)].some(
+            found => found.value === value || value.endsWith("*") &&
+                found.value.startsWith(value.slice(0, -1)))""",
+        arg=[field, value],
+        timeout=SHOWN * 1000,
+    )
 
 
 def unfold(page: Any, title: str) -> None:
