@@ -46,9 +46,9 @@ EVERY = {**CONCEPTS, **HELD_OUT}
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "phrases", "spec", "models/attention", "models/sampler", "prompts/concept",
-    "prompts/templates", "unlearn/end_to_end", "unlearn/layerwise", "unlearn/layout", "unlearn/mask",
-    "unlearn/objective", "unlearn/optimiser", "unlearn/problems", "unlearn/record",
-    "unlearn/resolve", "unlearn/run", "unlearn/saliency", "unlearn/trainer",
+    "prompts/templates", "unlearn/end_to_end", "seeds", "unlearn/layerwise", "unlearn/layout",
+    "unlearn/mask", "unlearn/objective", "unlearn/optimiser", "unlearn/problems", "unlearn/record",
+    "unlearn/resolve", "unlearn/results", "unlearn/run", "unlearn/saliency", "unlearn/trainer",
     "unlearn/trajectory",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""

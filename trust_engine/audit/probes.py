@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .. import seeds
 from ..demo.vocabulary import OBJECTS, Scene, caption
 from ..errors import SpecError
 from ..settings import in_range
@@ -12,7 +13,6 @@ from .topic import Topic, World, demo_topic, named
 
 TARGET_FACTOR = 4  # pictures of the target for each picture of another object
 LEAST = 12  # pictures of the target, however few of the others
-EXTRA = 2**50  # first seed of everything but the core figures
 GROUPS = (
     "paraphrases", "samplers", "cfg", "steps", "image_to_image", "pairs", "neutral", "bait",
     "attack", "benign", "negative", "storage", "condition",
@@ -81,8 +81,7 @@ def core_probes(topic: Topic, images: int, seed: int) -> ShotList:
     """
     in_range("images", images, 1, 140, whole=True)  # more would share seeds between groups
     in_range("seed", seed, 0, 2**48, whole=True)
-    # Audit seeds are apart from the engine's, which start near zero.
-    base = 1_000_000 + seed * 10_000
+    base = seeds.core_pictures(seed)
     many = max(LEAST, images * TARGET_FACTOR)
     synonyms = topic.synonyms if topic.kind != "style" else ()
     return ShotList(
@@ -199,8 +198,8 @@ def around(topic: Topic, shot: Probe) -> tuple[str, str]:
 
 
 def base_of(group: str, seed: int) -> int:
-    """Return the first of a group's 10,000 seeds."""
-    return EXTRA + (seed * len(GROUPS) + GROUPS.index(group)) * 10_000
+    """Return the first of a group's seeds."""
+    return seeds.group_pictures(seed, GROUPS.index(group), len(GROUPS))
 
 
 def _target(topic: Topic, words: str, index: int, base: int) -> Probe:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .. import seeds
 from ..errors import OutputError
 from ..io.files import write_atomically
 from ..models.conditioning import Conditioning
@@ -149,6 +150,6 @@ def identity(studio: AuditContext) -> str:
 def _add_lent(digest: Digest, studio: AuditContext, cond: Conditioning) -> None:
     """Add what a host's model does: patches and a decoder that do not show in its weights."""
     model = studio.models["untouched"]
-    x = torch.randn(1, 4, *model.latent_size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 4, *model.latent_size, generator=seeds.generator(seeds.PROBE))
     digest.text(probe(model.denoiser, cond, model.latent_size))
     digest.tensor("decoded", model.decoder(x.to(device_of(model.denoiser))).float())

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import seeds
 from ..models.conditioning import Conditioning
 from ..models.denoiser import Denoiser, device_of, projections
 from ..models.keys import projection_of
@@ -37,7 +38,7 @@ class Batch:
 def sample_for(model: LoadedModel) -> Batch:
     """Draw one sample of the model's latent size."""
     device = device_of(model.denoiser)
-    noise = torch.randn(1, 4, *model.latent_size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, *model.latent_size, generator=seeds.generator(seeds.PROBE))
     cond = model.encoder.encode(["a picture of a gun"])
     t = torch.tensor([500], device=device)
     return Batch(noise.to(device), t, cond, model.encoder.encode([""]))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from .. import seeds
 from ..models.denoiser import NoiseSchedule, scaled_linear
 from ..models.families import MODELS, ModelFamily
 from ..models.load import LoadedModel, assemble, blank_unet
@@ -67,7 +68,7 @@ def _drawn(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> LazyTensor:
             return torch.full(shape, float(name.endswith("weight")), dtype=dtype)
         # By this spread the output of a layer is as large as its input.
         spread = torch.Size(shape[1:]).numel() ** -0.5
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        generator = seeds.generator(zlib.crc32(name.encode()))
         return (spread * torch.randn(shape, generator=generator)).to(dtype)
 
     return LazyTensor(name, shape, dtype, read)

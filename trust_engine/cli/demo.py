@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import seeds
 from ..audit import audit, plan
 from ..demo.judge import load_judge
 from ..demo.vocabulary import OBJECTS, caption
@@ -14,7 +15,7 @@ from ..frontend.before_after import before_after_sheet
 from ..frontend.looking import look_at
 from ..frontend.pictures import neuron_map, png
 from ..frontend.run_report import run_report
-from ..frontend.subjects import SEED, Subject
+from ..frontend.subjects import Subject
 from ..frontend.wording import some
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs
@@ -88,7 +89,7 @@ def shown(concept: str, seed: int, preserve: tuple[str, ...]) -> tuple[Subject, 
         Subject(
             name,
             caption([name], ground, styles[i % len(styles)]),
-            SEED + seed * 100 + i,
+            seeds.before_after(seed) + i,
             (name,),
             concept if name == concept else "",
         )

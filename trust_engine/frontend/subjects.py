@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import seeds
 from ..audit.topic import Topic
 from ..demo.vocabulary import OBJECTS, UNSEEN
 from ..models.conditioning import TextEncoder
@@ -21,7 +22,6 @@ from ..spec import ConceptSpec, Sampling, UnlearnSpec
 COUNT = 8  # pictures without the diff, and as many with it
 MOST = 16
 SETTINGS = SamplerSettings(12, 4.0)
-SEED = 500_000  # they start apart from the engine's seeds, which are near zero
 AT_ONCE = 4  # pictures
 
 
@@ -61,7 +61,7 @@ def subjects(
     few = min(count // 2, 4 * len(kept))
     erased = [*_erased(spec.concepts, prompts, max(count - few, len(spec.concepts)))]
     asked = [*spread(erased, MOST), *(_asked(kept, few) if kept else ())]
-    first = SEED + 100 * spec.seed
+    first = seeds.before_after(spec.seed)
     return tuple(
         Subject(name, prompt, first + i, labels, concept)
         for i, (name, prompt, labels, concept) in enumerate(asked)

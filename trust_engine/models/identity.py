@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
+from .. import __version__, seeds
 from ..io.safetensors import tensor_bytes
 from .conditioning import Conditioning
 from .denoiser import Denoiser, NoiseSchedule, compute_dtype, device_of
@@ -79,7 +79,7 @@ def probe(denoiser: Denoiser, cond: Conditioning, size: tuple[int, int]) -> str:
     For UNets whose weights do not tell all, as hosts lend them; takes three passes of one sample.
     """
     digest = Digest()
-    x = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 4, *size, generator=seeds.generator(seeds.PROBE))
     one, place = cond.select(slice(0, 1)), device_of(denoiser)
     for t in PROBED:
         digest.tensor(str(t), denoiser(x.to(place), torch.tensor([t], device=place), one).float())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SpecError
+from ..seeds import ancestral_noise, generator, redrawn_noise
 from ..settings import in_range
 from ..spec import Sampling
 from .conditioning import Conditioning, stack
@@ -88,10 +89,7 @@ def timesteps(steps: int, spacing: Spacing = "leading") -> list[int]:
 
 def initial_noise(seeds: list[int], size: tuple[int, int]) -> Tensor:
     """Draw each picture's starting noise from its own seed, (b, 4, h, w) on the CPU."""
-    rows = [
-        torch.randn(4, *size, dtype=torch.float32, generator=torch.Generator().manual_seed(s))
-        for s in seeds
-    ]
+    rows = [torch.randn(4, *size, dtype=torch.float32, generator=generator(s)) for s in seeds]
     return torch.stack(rows)
 
 
@@ -173,7 +171,7 @@ def sample(
     alphas = denoiser.schedule.alphas.to(guided.device)
     sigmas = [float((1 / alphas[t] - 1).sqrt()) for t in grid] + [0.0]
     y = x.to(guided.device) * (1 + sigmas[0] ** 2) ** 0.5
-    stir = [torch.Generator().manual_seed(s + 1) for s in (seeds or range(len(x)))]
+    stir = [generator(ancestral_noise(s)) for s in (seeds or range(len(x)))]
     earlier: Tensor | None = None
     for i, now in enumerate(grid):
         here, there = sigmas[i], sigmas[i + 1]
@@ -205,7 +203,8 @@ def _lcm(
     for i in range(skip, len(grid)):
         x, _ = guided.split(x, grid[i])
         if i + 1 < len(grid):
-            fresh = initial_noise([(s * 1009 + i + 1) % 2**63 for s in seeds], tuple(x.shape[2:]))
+            again = [redrawn_noise(s, i) for s in seeds]
+            fresh = initial_noise(again, (x.shape[2], x.shape[3]))
             t = torch.full((len(x),), grid[i + 1], device=x.device)
             x = denoiser.schedule.noised(x, t, fresh.to(x.device))
         yield grid[i], x

@@ -39,6 +39,11 @@ class PromptSet:
     kept: tuple[str, ...] = ()
     proposed: tuple[tuple[str, ...], ...] = ()
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """List all prompts, in the order in which a run encodes them."""
+        return (*self.targets, *self.anchors, *self.preserve)
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -94,7 +99,7 @@ def build_prompts(
     prompts = PromptSet(
         tuple(anchored), anchors, pushes, tuple(keep), tuple(words), tuple(proposed)
     )
-    for prompt in (*prompts.targets, *prompts.anchors, *prompts.preserve):
+    for prompt in prompts.texts:
         count = encoder.count_tokens(prompt)
         if count > MAX_TOKENS:
             raise SpecError(

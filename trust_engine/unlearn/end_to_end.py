@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .. import seeds
 from ..errors import SpecError
 from ..models.conditioning import Conditioning
 from ..models.denoiser import Denoiser, compute_dtype, device_of
@@ -96,15 +97,19 @@ class EndToEndProblem(Differentiable):
 
     def effect(self, theta: Tensor, step: int) -> Tensor:
         """E: the distance from the prediction to the anchor's, about 1 at theta_0."""
-        return self._measure(self.erase, theta, 2 * step)
+        return self._measure(self.erase, theta, self.sample(step))
 
     def harm(self, theta: Tensor, step: int) -> Tensor:
         """Measure the distance to theta_0's own predictions, in the same units."""
-        return self._measure(self.keep, theta, 2 * step + 1)
+        return self._measure(self.keep, theta, self.sample(step, seeds.HARM))
 
-    def draw(self, moments: Moments, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    def sample(self, step: int, which: int = seeds.EFFECT) -> int:
+        """Seed what a step looks at."""
+        return seeds.sample(self.spec.seed, step, which)
+
+    def draw(self, moments: Moments, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Choose prompts (b,), their latents (b, 4, h, w) and timesteps (b,)."""
-        generator = torch.Generator().manual_seed((self.spec.seed * 1_000_003 + number) % 2**63)
+        generator = seeds.generator(seed)
         count = len(moments.rows)
         some = torch.randperm(count, generator=generator)[:BATCH]
         when = torch.randint(len(self.timesteps), (len(some),), generator=generator)
@@ -112,8 +117,8 @@ class EndToEndProblem(Differentiable):
         x = self.latents[moments.rows[some], when].to(device)
         return some, x, self.timesteps[when].to(device)
 
-    def _measure(self, moments: Moments, theta: Tensor, number: int) -> Tensor:
-        some, x, t = self.draw(moments, number)
+    def _measure(self, moments: Moments, theta: Tensor, sample: int) -> Tensor:
+        some, x, t = self.draw(moments, sample)
         now = moments.now.select(some.to(moments.now.context.device))
         goal = self._goal(moments, some, x, t)
         return distance(self.predict(theta, x, t, now), goal, self.scale)
@@ -134,7 +139,7 @@ class EndToEndProblem(Differentiable):
     def _scale(self, batches: int = 4) -> Tensor:
         sizes = []
         for number in range(batches):
-            some, x, t = self.draw(self.erase, -1 - number)
+            some, x, t = self.draw(self.erase, seeds.before_training(self.spec.seed, number))
             now = self.erase.now.select(some.to(self.erase.now.context.device))
             before = self.frozen(x, t, now)
             sizes.append(distance(before, self._goal(self.erase, some, x, t), 1.0))

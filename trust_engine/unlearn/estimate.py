@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import seeds
 from ..models.attention import cross_attention_modules, read_layer
 from ..models.denoiser import device_of
 from ..models.lent import LentModel
@@ -43,7 +44,7 @@ class Speed:
 def pass_seconds(lent: LentModel | LoadedModel) -> float:
     """Time a pass, the faster of two; one before them may still bring the UNet to its device."""
     cond = lent.encoder.encode(["a picture"] * ROWS)
-    x = torch.randn(ROWS, 4, *lent.latent_size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(ROWS, 4, *lent.latent_size, generator=seeds.generator(seeds.PROBE))
     t, spent = torch.full((ROWS,), 500), list[float]()
     with torch.no_grad():
         for _ in range(3):
@@ -63,7 +64,7 @@ def step_seconds(lent: LentModel, objective: str) -> float:
     kinds = {name: tuple(module.to_q.weight.shape) for name, module in layers.items()}
     counts, firsts = Counter(kinds.values()), {kind: name for name, kind in kinds.items()}
     device, spent = device_of(lent.denoiser), 0.0
-    chance = torch.Generator().manual_seed(0)
+    chance = seeds.generator(seeds.PROBE)
     context = lent.encoder.encode([""]).context.float().to(device)
     for kind, name in firsts.items():
         layer, states = read_layer(layers[name]), spec.trajectory_steps * POSITIONS

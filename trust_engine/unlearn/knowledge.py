@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import seeds
 from ..errors import SpecError
 from ..models.conditioning import Conditioning
 from ..models.denoiser import compute_dtype, device_of
@@ -36,7 +37,6 @@ AGREEMENT = 8  # power of the cosine between a word's effects in two sentences
 
 TIMESTEP = 781  # little but noise yet: what a picture shows is decided here
 NOISES = 2
-SEED = 0x7E57_0DD5  # a stream of its own, whatever the run's seed
 REFERENCES = 9  # known words that are asked
 WEAKER = 0.25  # quantile of their effects that counts as known: some words move little
 NONSENSE = ("ynbiqpmzj", "lsgqejeyd", "rwztejdx", "vkprdl", "ktugrpoqi")
@@ -182,7 +182,7 @@ class Inquiry:
         """Predict every text's noise at one timestep, from the same few latents."""
         model, passes = self.model, 0
         device, size = device_of(model.denoiser), model.latent_size
-        noise = initial_noise([SEED + i for i in range(NOISES)], size).to(device)
+        noise = initial_noise([seeds.knowledge(i) for i in range(NOISES)], size).to(device)
         batch = model.batch or batch_for("auto", size, compute_dtype(model.denoiser.module))
         batch = max(1, batch // NOISES)
         fresh = [text for text in self.texts if text not in self._predicted]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .. import seeds
 from ..models.attention import CrossAttention
 from .layout import Layout
 from .objective import distance, pushed
@@ -84,15 +85,14 @@ class LayerProblem:
 
     def effect(self, theta: Tensor, step: int) -> Tensor:
         """E_l: the distance from the layer's answer to the anchor's, 1 on average at theta_0."""
-        return self._measure(self.erase, theta, 2 * step)
+        return self._measure(self.erase, theta, seeds.sample(self.seed, step, seeds.EFFECT))
 
     def harm(self, theta: Tensor, step: int) -> Tensor:
         """Measure the distance to theta_0's own answers, in the same units."""
-        return self._measure(self.keep, theta, 2 * step + 1)
+        return self._measure(self.keep, theta, seeds.sample(self.seed, step, seeds.HARM))
 
-    def _measure(self, situation: Situation, theta: Tensor, draw: int) -> Tensor:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + draw) % 2**63)
-        seen = situation.draw(generator)
+    def _measure(self, situation: Situation, theta: Tensor, sample: int) -> Tensor:
+        seen = situation.draw(seeds.generator(sample))
         with torch.no_grad():
             goal = self._goal(seen)
         layer = self._under(self.layer, theta)

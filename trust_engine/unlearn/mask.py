@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import seeds
 from ..spec import UnlearnSpec
 from .layout import Layout
 
@@ -241,7 +242,7 @@ class BoundedMask(Mask):
         return self._top(self.groups.means(self._noise(saliency)), -torch.inf, self.count)
 
     def _noise(self, like: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(self.spec.seed)
+        generator = seeds.generator(seeds.random_mask(self.spec.seed))
         parts = (torch.rand(n, generator=generator) for n in self.layout.sizes)
         return self.layout.join(parts).to(like.device)
 

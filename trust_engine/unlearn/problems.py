@@ -14,7 +14,7 @@ from ..models.conditioning import Conditioning, stack
 from ..models.denoiser import Denoiser, device_of
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
-from .end_to_end import EndToEndProblem, Moments
+from .end_to_end import Cost, EndToEndProblem, Moments
 from .layerwise import LayerProblem, Situation
 from .robust import Hardening, RobustProblem, every_weight, hardened
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
@@ -51,6 +51,15 @@ class Problems:
         """Tell whether gradients will pass through the UNet."""
         return self.spec.through_unet
 
+    def paid(self, cost: Cost) -> None:
+        """Set the whole UNet's problem up at the cost of a run before this one."""
+        self.through.cost = cost
+
+    @property
+    def cost(self) -> Cost:
+        """Return the UNet passes that gradients have cost, setting up included."""
+        return self.through.cost if self.needs_whole else Cost()
+
     @property
     def through(self) -> RobustProblem | EndToEndProblem:
         """Return the problem whose gradients pass through the UNet."""
@@ -82,18 +91,18 @@ class Problems:
 
     def layer(self, name: str) -> LayerProblem:
         """Set one layer's problem up."""
-        n, told, free = len(self.prompts.targets), *self.recording.states(name)
+        n, guided, unguided = len(self.prompts.targets), *self.recording.states(name)
         cond, uncond = self.cond.context.float().cpu(), self.uncond.context.float().cpu()
         target, anchor, stay = cond[:n], cond[n : 2 * n], cond[n:]
         # The concept is answered as its anchor on states of both trajectories: while the model
         # forgets, what enters a layer moves from the first kind to the second.
         now, goal = torch.cat([target, target]), torch.cat([anchor, anchor])
         push = torch.tensor(self.prompts.push).repeat(2)
-        erase = Situation(told, self.plan.rows[: 2 * n], now, goal, push)
-        some = free[:: max(1, len(free) // UNGUIDED)]
+        erase = Situation(guided, self.plan.rows[: 2 * n], now, goal, push)
+        some = unguided[:: max(1, len(unguided) // UNGUIDED)]
         kept = torch.cat([stay, uncond.expand(len(some), -1, -1)])
-        rows = torch.cat([self.plan.rows[n:], len(told) + torch.arange(len(some))])
-        keep = Situation(torch.cat([told, some]), rows, kept)
+        rows = torch.cat([self.plan.rows[n:], len(guided) + torch.arange(len(some))])
+        keep = Situation(torch.cat([guided, some]), rows, kept)
         device = device_of(self.denoiser)
         layer = read_layer(cross_attention_modules(self.denoiser)[name])
         return LayerProblem(layer, erase.to(device), keep.to(device), self.spec.eta, self.spec.seed)

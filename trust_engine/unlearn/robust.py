@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .. import seeds
 from ..distributed import SINGLE, Workers
 from ..models.conditioning import Conditioning, stack
 from ..models.denoiser import Denoiser, device_of
@@ -43,7 +44,7 @@ SNR_CAP = 5.0
 TINY = 1e-30  # instead of dividing by a gradient that is zero
 SEEN = 750  # timesteps below it show what is drawn, whatever the prompt
 EARLIEST = 20  # below it there is no noise to speak of
-UNTOLD, OTHERS, ANCHORS = 0.15, 0.15, 0.1  # of them meet no, another, the anchor's prompt
+UNCOND, OTHERS, ANCHORS = 0.15, 0.15, 0.1  # of them meet no, another, the anchor's prompt
 SCALED = 8  # batches that tell how large E is at the start
 RATE = 0.12  # of the spec's: every weight moves, not one in thirty
 STANDS_OUT = 4.0  # Fisher information on the concept over that on the rest, to be dampened
@@ -54,17 +55,17 @@ BUDGET = 0.3  # share of all weights that may change, unless the spec asks for m
 def pictured(prompts: PromptSet, spec: UnlearnSpec) -> list[int]:
     """Choose the prompts to draw, by their number among targets, anchors, kept, and "" at last.
 
-    A quarter shows the concept, as many its anchor, the rest what must stay; `told_of` knows it.
+    A quarter shows the concept, as many its anchor, the rest what must stay; `erased_of` knows it.
     """
     room = max(4, PASSES * spec.passes // settings(spec).passes(1))
     n, kept = len(prompts.targets), len(prompts.preserve) or 1
-    told = [i % n for i in range(told_of(room))]
-    count = room - 2 * len(told)
+    erased = [i % n for i in range(erased_of(room))]
+    count = room - 2 * len(erased)
     stay = (2 * n + i * kept // count for i in range(count))
-    return [*told, *(n + i for i in told), *stay]
+    return [*erased, *(n + i for i in erased), *stay]
 
 
-def told_of(pictures: int) -> int:
+def erased_of(pictures: int) -> int:
     """Tell how many of the pictures show the concept: the first ones."""
     return pictures // 4
 
@@ -92,9 +93,9 @@ def draw(
     this one had drawn.
     """
     recording, how, everything = Recording(), settings(spec), stack([cond, uncond])
-    told = told_of(len(chosen))
-    numbers = [i % told if i < 2 * told else i for i in range(len(chosen))]
-    seeds = [(spec.seed * 100_003 + i) % 2**63 for i in numbers]
+    erased = erased_of(len(chosen))
+    numbers = [i % erased if i < 2 * erased else i for i in range(len(chosen))]
+    noises = [seeds.recording_noise(spec.seed, i) for i in numbers]
     before = begun.parts if begun and team.size == 1 else ()
     for number, (span, part) in enumerate(batches(len(chosen), batch, before)):
         rows = chosen[span]
@@ -102,11 +103,11 @@ def draw(
         if not team.mine(number):
             recording.passes += each * how.steps
             continue
-        part = part.again() if part else Part(initial_noise(seeds[span], size))
+        part = part.again() if part else Part(initial_noise(noises[span], size))
         recording.passes += each * part.done
         recording.parts.append(part)
         under = everything.select(torch.tensor(rows, device=cond.context.device))
-        for _, x in sample(denoiser, part.x, under, uncond, how, seeds[span], part.done):
+        for _, x in sample(denoiser, part.x, under, uncond, how, noises[span], part.done):
             part.stepped(x)
             recording.passes += each
             yield recording
@@ -143,14 +144,14 @@ class RobustProblem(Differentiable):
         super().__init__(denoiser, weights)
         self.conditions, self.targets, self.seed = stack([cond, uncond]), targets, spec.seed
         self.empty = len(cond)
-        rows, told = torch.tensor(chosen), told_of(len(chosen))
-        anchors = pictures[told : 2 * told]
-        self.concept = Pictures(pictures[:told], rows[:told])
-        # An anchor's picture is told under the concept's prompt, too: there it must not turn back.
-        self.told = Pictures(
-            pictures[: 2 * told], rows[:told].repeat(2), torch.cat([anchors, anchors])
+        rows, erased = torch.tensor(chosen), erased_of(len(chosen))
+        anchors = pictures[erased : 2 * erased]
+        self.concept = Pictures(pictures[:erased], rows[:erased])
+        # An anchor's picture meets the concept's prompt, too: there it must not turn back.
+        self.erased = Pictures(
+            pictures[: 2 * erased], rows[:erased].repeat(2), torch.cat([anchors, anchors])
         )
-        self.kept = Pictures(pictures[2 * told :], rows[2 * told :])
+        self.kept = Pictures(pictures[2 * erased :], rows[2 * erased :])
         with torch.no_grad():
             self.scale = torch.tensor(1.0)
             found = [self.effect(self.base, -1 - i) for i in range(SCALED)]
@@ -158,11 +159,11 @@ class RobustProblem(Differentiable):
 
     def effect(self, theta: Tensor, step: int) -> Tensor:
         """E: how far the noised concept is from being seen as its anchor, about 1 at theta_0."""
-        generator = self._generator(2 * step)
-        x, t, some, _ = self._noised(self.told, EARLIEST, generator, BATCH)
-        cond = self._under(self.told.prompt[some], t.cpu(), generator)
-        assert self.told.goal is not None
-        goal = self.told.goal[some].to(x.device)
+        generator = seeds.generator(seeds.sample(self.seed, step, seeds.EFFECT))
+        x, t, some, _ = self._noised(self.erased, EARLIEST, generator, BATCH)
+        cond = self._under(self.erased.prompt[some], t.cpu(), generator)
+        assert self.erased.goal is not None
+        goal = self.erased.goal[some].to(x.device)
         schedule = self.denoiser.schedule
         a = schedule.alphas.to(x.device, torch.float32)[t]
         weight = (a / (1 - a)).clamp(max=SNR_CAP).sqrt().view(-1, 1, 1, 1)
@@ -171,15 +172,15 @@ class RobustProblem(Differentiable):
 
     def harm(self, theta: Tensor, step: int) -> Tensor:
         """Measure the distance to theta_0's predictions on what must stay, in the same units."""
-        generator = self._generator(2 * step + 1)
+        generator = seeds.generator(seeds.sample(self.seed, step, seeds.HARM))
         x, t, some, _ = self._noised(self.kept, 0, generator, BATCH)
-        blank = torch.rand(len(some), generator=generator) < UNTOLD
+        blank = torch.rand(len(some), generator=generator) < UNCOND
         cond = self._look_up(self.kept.prompt[some].masked_fill(blank, self.empty))
         return distance(self.predict(theta, x, t, cond), self.frozen(x, t, cond), self.scale)
 
     def fisher(self, pictures: Pictures) -> Tensor:
         """Return each weight's mean squared gradient of the denoising loss on pictures."""
-        generator = self._generator(-1)
+        generator = seeds.generator(seeds.fisher(self.seed))
         found = torch.zeros_like(self.base)
         for _ in range(MEASURED):
             x, t, some, noise = self._noised(pictures, EARLIEST, generator, MEASURED_BATCH)
@@ -196,9 +197,6 @@ class RobustProblem(Differentiable):
         less = (rest / own.clamp(min=TINY) - 1) * self.base
         return torch.where(own > STANDS_OUT * rest, less, 0.0)
 
-    def _generator(self, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
-
     def _noised(
         self, pictures: Pictures, earliest: int, generator: torch.Generator, count: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -213,7 +211,7 @@ class RobustProblem(Differentiable):
         """Choose the prompts that noised pictures of the concept meet."""
         chance = torch.rand(len(own), generator=generator)
         other = torch.randint(2 * self.targets, self.empty + 1, (len(own),), generator=generator)
-        limits = torch.tensor([UNTOLD, UNTOLD + OTHERS, UNTOLD + OTHERS + ANCHORS])
+        limits = torch.tensor([UNCOND, UNCOND + OTHERS, UNCOND + OTHERS + ANCHORS])
         empty = torch.full_like(own, self.empty)
         options = torch.stack([empty, other, own + self.targets, own])
         rows = options.gather(0, torch.bucketize(chance, limits, right=True)[None])[0]

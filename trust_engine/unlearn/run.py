@@ -1,4 +1,18 @@
-"""The main job: concepts -> prompts -> recorded states -> selective fine-tuning -> diff."""
+"""Algorithm 1: from concepts to a diff, by selective fine-tuning of their neurons.
+
+    write prompts c, their anchors a, and what must stay               prompts
+    record x_l, z_t on trajectories of theta_0                         record, trajectory
+    for every unit of weights theta (a layer, or the whole UNet):      problems
+        for every step:                                                trainer
+            E = effect(theta),  g = dE/dtheta                          layerwise, end_to_end
+            m = neurons(|g|), or those whose change has done most      mask
+            L = E + lambda R(g, m) + beta P(theta)                     objective
+            theta = Adam(theta, dL/dtheta) within m, theta_0 outside   optimiser
+    diff = theta - theta_0                                             results
+
+Around it: what was asked becomes what is done in `resolve`, once; `results` holds what has come of
+it, also of several processes; `resume` and `state` are for going on, `provenance` for the label.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +23,28 @@ from typing import Any
 
 import torch
 
-from .. import __version__
-from ..diff import SparseOffset, WeightDiff, describe_base
+from ..diff import WeightDiff, describe_base
 from ..distributed import SINGLE, Workers
 from ..errors import DivergenceError, SpecError
 from ..models.attention import cross_attention_modules
 from ..models.conditioning import Conditioning, with_syntax
-from ..models.denoiser import Denoiser, device_of
-from ..models.identity import Digest, model_identity, run_key
-from ..models.keys import projection_of
+from ..models.denoiser import device_of
+from ..models.identity import run_key
 from ..models.lent import LentModel
 from ..models.precision import in_float32
 from ..prompts.concept import PromptSet, build_prompts
 from ..spec import UnlearnSpec
 from .end_to_end import Cost, differentiable
 from .knowledge import Inquiry, Knowledge, plainly_encoded
-from .mask import overlap, thinned
 from .problems import Problems, Unit
+from .provenance import identity_of, provenance_of
 from .record import plan_of, recorded, sampler_of
 from .resolve import followed
+from .results import Results
+from .resume import check_extent, check_origin
 from .state import RunState
 from .trainer import Metrics, SelectiveTrainer
-from .trajectory import Plan, Recording
+from .trajectory import Recording
 
 
 @dataclass(frozen=True)
@@ -67,18 +81,13 @@ class Unlearning:
     strict: bool = False
     knowledge: Knowledge | None = None
     prompts: PromptSet = field(init=False)
-    final: dict[str, Metrics] = field(default_factory=dict)
-    neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    passes: int = 0
-    backward: int = 0
-    _offsets: dict[str, SparseOffset] = field(default_factory=dict)
+    plan: UnlearnSpec = field(init=False)  # the spec resolved: what is done
+    results: Results = field(default_factory=Results)
+    ground: Problems | None = None
     _base: dict[str, Any] = field(default_factory=dict)
     _finished: bool = False
     _recording: Recording | None = None
     _piece: tuple[str, SelectiveTrainer] | None = None
-    ground: Problems | None = None
-    _settled: bool = False
     _encoded: tuple[Conditioning, Conditioning] | None = None
     _identity: str = ""
     _asks: bool = True
@@ -95,6 +104,7 @@ class Unlearning:
             raise SpecError("an exact Hessian and checkpointing do not go together; use finite")
         if spec.syntax == "host":
             self.model = model = replace(model, encoder=with_syntax(model.encoder))
+        self.plan = followed(spec)
         self._asks = self.knowledge is None
         self.prompts = self._named = self._build_prompts()
         self._inquiry = Inquiry(model, spec, self.prompts)
@@ -142,9 +152,34 @@ class Unlearning:
             self.prompts, self._encoded = self._build_prompts(), None
 
     @property
+    def final(self) -> dict[str, Metrics]:
+        """Return the last figures of each unit that is done."""
+        return self.results.final
+
+    @property
+    def neurons(self) -> dict[str, dict[str, Any]]:
+        """Tell by projection how many neurons there are and how they moved."""
+        return self.results.neurons
+
+    @property
+    def curves(self) -> dict[str, list[tuple[float, float]]]:
+        """Return effect and harm after each step, by unit."""
+        return self.results.curves
+
+    @property
+    def passes(self) -> int:
+        """Count UNet passes, one sample each, but for those that asked."""
+        return self.results.passes
+
+    @property
+    def backward(self) -> int:
+        """Count UNet passes back."""
+        return self.results.backward
+
+    @property
     def effect(self) -> float:
         """Return how much of the concept's effect is left, the mean over what has been trained."""
-        return sum(step.effect for step in self.final.values()) / max(1, len(self.final))
+        return self.results.effect
 
     @property
     def failure(self) -> str | None:
@@ -160,26 +195,25 @@ class Unlearning:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Say what is wrong with the run so far, a sentence each."""
-        told = self.knowledge.warnings if self.knowledge else ()
-        return (*told, *filter(None, [self.failure]))
+        known = self.knowledge.warnings if self.knowledge else ()
+        return (*known, *filter(None, [self.failure]))
 
     @property
     def total(self) -> int:
         """Units of work: UNet passes that ask and record, and updates."""
-        layers = len(cross_attention_modules(self.model.denoiser))
-        pieces = 1 if self.spec.together else layers
-        drawn = sampler_of(self.spec).passes(self.recorded)
-        return self.asking + drawn + pieces * followed(self.spec).steps
+        units = 1 if self.plan.together else len(cross_attention_modules(self.model.denoiser))
+        drawn = sampler_of(self.plan).passes(self.recorded)
+        return self.asking + drawn + units * self.plan.steps
 
     @property
     def steps(self) -> int:
         """Updates of each layer, or of all together."""
-        return followed(self.spec).steps
+        return self.plan.steps
 
     @property
     def recorded(self) -> int:
         """Count the prompts that are recorded, or, in robust mode, drawn."""
-        return len(plan_of(followed(self.spec), self.prompts).recorded)
+        return len(plan_of(self.plan, self.prompts).recorded)
 
     # A host may run us in inference mode, whose tensors cannot be differentiated. Decorators
     # switch it for each resumption alone; a `with` would last into the host's own code.
@@ -188,118 +222,112 @@ class Unlearning:
     @in_float32
     def __iter__(self) -> Iterator[StepReport]:
         yield from self.ask()
-        model, spec, team, total = self.model, followed(self.spec), self.team, self.total
-        self._finished = self._settled = False
-        self._base = describe_base(model.denoiser)
-        cond, uncond = self._encode()
-        plan = plan_of(spec, self.prompts)
-        kept = self._restore(plan)
+        kept, total = self._begin(), self.total
         if kept is not None and kept.finished:
             self._finished = True
             yield StepReport(total, total, "finished before", self.passes, self.backward)
             return
-        if self._recording is None or not self._recording.over:
-            for states in recorded(model, spec, plan, cond, uncond, team, self._recording):
-                self._recording, self.passes = states, states.passes
-                done = self.asking + self.passes
-                yield StepReport(done, total, "recording", self.passes)
-        assert self._recording is not None
-        # A team's last batch may be another process's, of which no report came.
-        self.passes = max(self.passes, self._recording.passes)
-        done = self.asking + self._recording.passes
-        score = model.score
-        self.ground = Problems(
-            spec, model.denoiser, self.prompts, cond, uncond, plan, self._recording, score
-        )
-        names: list[str] = []
-        for number, piece in enumerate(self.ground.pieces()):
-            self._settle_cost(kept)
-            end = done + spec.steps
-            names.append(piece.name)
-            if piece.name not in self.final and team.mine(number):
-                for standing in self._work(piece, kept):
-                    run = self._piece[1] if self._piece else None
-                    now = end if run and run.finished else done + (run.done if run else 0)
-                    stage = f"unlearning {piece.name}"
-                    yield StepReport(now, total, stage, self.passes, self.backward, standing)
-            done = end
-        self._pool(names)
-        if not any(len(offset.indices) for offset in self._offsets.values()):
+        yield from self._record(total)
+        units: list[str] = []
+        self.ground = self._problems()
+        for unit in self.ground.pieces():
+            if not units:
+                self._count(kept)
+            units.append(unit.name)
+            mine = self.team.mine(len(units) - 1) and unit.name not in self.final
+            for standing in self._train(unit, kept) if mine else ():
+                done = self._done(len(units) - 1)
+                stage, spent = f"unlearning {unit.name}", (self.passes, self.backward)
+                yield StepReport(done, total, stage, *spent, standing)
+        self.results.pool(self.team, units)
+        if not self.results.changed:
             raise SpecError(
-                f"no entry stands out as a neuron of {spec.name!r} (xi = {spec.xi:g}): "
+                f"no entry stands out as a neuron of {self.spec.name!r} (xi = {self.plan.xi:g}): "
                 "lower xi, raise the budget, or check that the model knows the concept"
             )
         self._finished = True
 
-    def _work(self, piece: Unit, kept: RunState | None) -> Iterator[Metrics]:
-        """Take a piece's steps and keep its result, or the last good one if it diverges."""
-        run, curve = piece.start(), list[tuple[float, float]]()
-        if kept is not None and kept.piece == piece.name:
-            run.load(kept.forgetting)
-            curve = list(kept.curves.get(piece.name, ()))
-        self.curves[piece.name] = curve
-        self._piece = (piece.name, run)
-        spec = self.spec
+    def _begin(self) -> RunState | None:
+        """Begin where the state to resume from left off, or at the beginning."""
+        self._finished = False
+        self._base, kept = describe_base(self.model.denoiser), self.resume
+        self._encode()
+        if kept is None:
+            self._recording, self.results = None, Results()
+            return None
+        self.check(kept)
+        check_extent(kept, plan_of(self.plan, self.prompts), self.model.denoiser)
+        self._recording, self.results = kept.recording, Results.of(kept)
+        return kept
+
+    def _record(self, total: int) -> Iterator[StepReport]:
+        """Record what is not recorded yet."""
+        if self._recording is not None and self._recording.over:
+            return
+        plan, (cond, uncond) = plan_of(self.plan, self.prompts), self._encode()
+        for states in recorded(
+            self.model, self.plan, plan, cond, uncond, self.team, self._recording
+        ):
+            self._recording, self.results.passes = states, states.passes
+            yield StepReport(self.asking + self.passes, total, "recording", self.passes)
+        assert self._recording is not None
+        # A team's last batch may be another process's, of which no report came.
+        self.results.passes = max(self.passes, self._recording.passes)
+
+    def _problems(self) -> Problems:
+        assert self._recording is not None
+        plan, (cond, uncond) = plan_of(self.plan, self.prompts), self._encode()
+        model = self.model
+        return Problems(
+            self.plan, model.denoiser, self.prompts, cond, uncond, plan, self._recording,
+            model.score,
+        )  # fmt: skip
+
+    def _train(self, unit: Unit, kept: RunState | None) -> Iterator[Metrics]:
+        """Take a unit's steps and keep its result, or the last good one if it diverges."""
+        trainer, curve = unit.start(), list[tuple[float, float]]()
+        if kept is not None and kept.piece == unit.name:
+            trainer.load(kept.forgetting)
+            curve = list(kept.curves.get(unit.name, ()))
+        self.curves[unit.name] = curve
+        self._piece = (unit.name, trainer)
         try:
-            while not run.finished:
-                with contextlib.ExitStack() as stack:  # never held while the host has the floor
-                    if spec.together:
-                        denoiser = self.model.denoiser
-                        fit = differentiable(denoiser, spec.exact_hessian, spec.checkpointing)
-                        stack.enter_context(fit)
-                    standing = run.step()
+            while not trainer.finished:
+                with self._fit():  # never held while the host has the floor
+                    standing = trainer.step()
                 self._count()
                 curve.append((standing.effect, standing.harm))
                 yield standing
         except DivergenceError as error:
-            self._keep(piece, run)
-            raise DivergenceError(f"{piece.name}: {error}") from error
-        self._keep(piece, run)
+            self.results.take(unit, trainer)
+            raise DivergenceError(f"{unit.name}: {error}") from error
+        self.results.take(unit, trainer)
         self._piece = None
 
-    def _settle_cost(self, kept: RunState | None) -> None:
-        """Count what it took to set up, unless a run before this one has paid for it."""
+    def _fit(self) -> contextlib.AbstractContextManager[None]:
+        """Make the UNet fit for gradients where they pass through it."""
+        plan = self.plan
+        if not plan.together:
+            return contextlib.nullcontext()
+        return differentiable(self.model.denoiser, plan.exact_hessian, plan.checkpointing)
+
+    def _done(self, before: int) -> int:
+        """Count the units of work that are done within a unit of weights, after `before` others."""
+        assert self._recording is not None
+        trainer, steps = self._piece[1] if self._piece else None, self.plan.steps
+        own = steps if trainer is None or trainer.finished else trainer.done
+        return self.asking + self._recording.passes + before * steps + own
+
+    def _count(self, kept: RunState | None = None) -> None:
+        """Count passes through the UNet; setting up is not paid for again if `kept` has been."""
         if self.ground is None or not self.ground.needs_whole:
             return
-        if kept is not None and not self._settled:
-            spent = kept.passes - kept.recording.passes
-            if spent > 0:
-                self.ground.through.cost = Cost(spent, kept.backward)
-        self._settled = True
-        self._count()
-
-    def _count(self) -> None:
-        if self.ground is not None and self.ground.needs_whole:
-            cost = self.ground.through.cost
-            self.passes = self.ground.recording.passes + cost.forward
-            self.backward = cost.backward
-
-    def _pool(self, names: Sequence[str]) -> None:
-        """Put together what the team's processes did, in the order in which one would have."""
-        for found in (self._offsets, self.neurons, self.final, self.curves):
-            self.team.unite(found, names)
-        self.passes, self.backward = max(self.team.gather((self.passes, self.backward)))
-
-    def _keep(self, piece: Unit, run: SelectiveTrainer) -> None:
-        current, first, standing = run.mask.current, run.mask.first, run.standing
-        if current is None or first is None or standing is None:
-            return  # it diverged before its first step was over
-        current = run.keep_to_budget(current)
-        self.final[piece.name] = standing
-        views = map(run.problem.layout.parts, (run.offset, current, first))
-        parts = zip(piece.keys, *views, run.mask.reports, strict=True)
-        for key, offset, mask, start, report in parts:
-            self._offsets[key] = SparseOffset.of(offset)
-            if projection_of(key) is None:
-                continue  # where neurons move is a question about q, k and v
-            self.neurons[key.removesuffix(".weight")] = {
-                "entries": mask.numel(),
-                "first": int(start.sum()),
-                "last": int(mask.sum()),
-                "overlap": round(overlap(start, mask), 4),
-                "drift": thinned(report.drift),
-                "counts": thinned(report.counts),
-            }
+        spent = kept.passes - kept.recording.passes if kept is not None else 0
+        if kept is not None and spent > 0:
+            self.ground.paid(Cost(spent, kept.backward))
+        cost = self.ground.cost
+        self.results.passes = self.ground.recording.passes + cost.forward
+        self.results.backward = cost.backward
 
     @property
     def resumable(self) -> bool:
@@ -318,18 +346,19 @@ class Unlearning:
         if run is not None and not run.steady:
             name, run = "", None  # stopped while its weights moved: this piece begins again
         known = {*self.final, name}
+        results = self.results
         return RunState(
             self.spec.to_json(),
             self.identity,
-            self.passes,
-            self.backward,
+            results.passes,
+            results.backward,
             self._recording,
-            dict(self._offsets),
-            dict(self.neurons),
-            dict(self.final),
+            dict(results.offsets),
+            dict(results.neurons),
+            dict(results.final),
             name,
             run.state() if run else {},
-            {piece: list(curve) for piece, curve in self.curves.items() if piece in known},
+            {unit: list(curve) for unit, curve in results.curves.items() if unit in known},
             knowledge=self.knowledge,
         )
 
@@ -346,18 +375,9 @@ class Unlearning:
     @in_float32
     def _identify(self) -> str:
         # By the prompts as they were before the model was asked: found the same at any time.
-        model, texts = self.model, _texts(self._named)
-        asked = self.prompts is self._named
-        cond, uncond = self._encode() if asked else _encoded(model, texts)
-        more = [model.more(cond)] if model.more else []
-        if self.spec.saliency == "clip" and model.score is not None:
-            # Decoder and CLIP are the host's own: they count by what they say of some latents.
-            x = torch.randn(1, 4, *model.latent_size, generator=torch.Generator().manual_seed(0))
-            score = model.score(x.to(device_of(model.denoiser)), self._named.targets[:1])
-            more.append(Digest().tensor("score", score.float()).hex())
-        return model_identity(
-            model.denoiser, model.latent_size, texts, cond, uncond, " ".join(more)
-        )
+        named = self._named
+        encoded = self._encode() if self.prompts is named else _encoded(self.model, named.texts)
+        return identity_of(self.model, self.spec, named, *encoded)
 
     @property
     def key(self) -> str:
@@ -373,40 +393,12 @@ class Unlearning:
 
     def _encode(self) -> tuple[Conditioning, Conditioning]:
         if self._encoded is None:
-            self._encoded = _encoded(self.model, _texts(self.prompts))
+            self._encoded = _encoded(self.model, self.prompts.texts)
         return self._encoded
-
-    def _restore(self, plan: Plan) -> RunState | None:
-        """Begin where the state to resume from left off, or at the beginning."""
-        kept = self.resume
-        if kept is None:
-            self._recording, self._offsets, self.neurons, self.final = None, {}, {}, {}
-            self.passes, self.backward, self.curves = 0, 0, {}
-            return None
-        self.check(kept)
-        _check_extent(kept, plan, self.model.denoiser)
-        self._recording, self.passes, self.backward = kept.recording, kept.passes, kept.backward
-        self._offsets, self.neurons = dict(kept.offsets), dict(kept.neurons)
-        self.final = dict(kept.final)
-        self.curves = {name: list(kept.curves.get(name, ())) for name in kept.final}
-        return kept
 
     def check(self, kept: RunState) -> None:
         """Raise SpecError for a state that this run cannot go on from to the same diff."""
-        if kept.spec != self.spec.to_json():
-            raise SpecError(
-                "the saved state belongs to another spec; start without it, or name another file"
-            )
-        if kept.engine != __version__:
-            raise SpecError(
-                f"the saved state is of TRUST Unlearn {kept.engine[:40]}, this is {__version__}; "
-                "finish it with that version, or start without it"
-            )
-        if kept.base != self.identity:
-            raise SpecError(
-                "the saved state belongs to another model (its UNet, text encoder or picture size "
-                "differ); start without it, or name another file"
-            )
+        check_origin(kept, self.spec.to_json(), lambda: self.identity)
 
     @property
     def diff(self) -> WeightDiff:
@@ -418,49 +410,14 @@ class Unlearning:
     @property
     def last_good(self) -> WeightDiff:
         """What a run that diverged had reached; raises SpecError when that is nothing."""
-        if not self._offsets:
+        if not self.results.offsets:
             raise SpecError("the run has not changed anything yet")
         return self._diff(complete=False)
 
     def _diff(self, complete: bool = True) -> WeightDiff:
-        provenance: dict[str, Any] = {
-            "engine": __version__,
-            "spec": self.spec.to_json(),
-            **self._base,
-            "neurons": self.neurons,
-            "passes": self.passes,
-            "backward": self.backward,
-        }
-        if self.model.applied:
-            kept = ("sha256", "strength", "spec", "parts", "how")
-            provenance["applied"] = [
-                {name: one[name] for name in kept if name in one} for one in self.model.applied
-            ]
-        if not complete:
-            provenance["complete"] = False
+        label = provenance_of(self.model, self.spec, self._base, self.results, complete)
         # Rounded now to what a file will hold, so that what is audited is what is saved.
-        return WeightDiff(self._offsets, provenance).compact()
-
-
-def _check_extent(kept: RunState, plan: Plan, denoiser: Denoiser) -> None:
-    """Compare a state's recording, layers and offsets with the model's; raises SpecError."""
-    recording = kept.recording
-    weights = dict(denoiser.module.named_parameters()) if kept.offsets else {}
-    rows = sum(len(part.x) for part in recording.parts)
-    sound = rows <= len(plan.recorded)
-    if recording.over:
-        layers = set(cross_attention_modules(denoiser))
-        sound = len(recording.latents) == len(plan.recorded)
-        sound = sound and (not recording.told or set(recording.told) == layers)
-    for key, offset in kept.offsets.items():
-        weight = weights.get(denoiser.parameter_name(key))
-        sound = sound and weight is not None and tuple(weight.shape) == offset.shape
-    if not sound:
-        raise SpecError("the saved state does not fit this model's layers; start without it")
-
-
-def _texts(prompts: PromptSet) -> list[str]:
-    return [*prompts.targets, *prompts.anchors, *prompts.preserve]
+        return WeightDiff(self.results.offsets, label).compact()
 
 
 def _encoded(model: LentModel, texts: Sequence[str]) -> tuple[Conditioning, Conditioning]:

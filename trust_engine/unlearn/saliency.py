@@ -61,7 +61,7 @@ class ClipSaliency:
     def __call__(self, theta: Tensor, step: int) -> Tensor:
         """Return |dS/dtheta| (n,)."""
         problem = self.problem
-        some, x, t = problem.draw(problem.erase, 2 * step)
+        some, x, t = problem.draw(problem.erase, problem.sample(step))
         now = problem.erase.now.select(some.to(problem.erase.now.context.device))
         output = problem.predict(theta, x, t, now)
         x0, _ = problem.denoiser.schedule.split(x, t, output)

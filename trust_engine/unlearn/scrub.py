@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .. import seeds
 from ..errors import SpecError
 from ..models.conditioning import Conditioning
 from ..models.denoiser import Denoiser, device_of
@@ -200,8 +201,8 @@ class Scrubbing:
         blocks = self._in_order(layers)
         for number, block in enumerate(blocks):
             here = {key: layers[key] for key in block}
-            concept = self._moments(here, self.concept, 2 * number)
-            rest = self._moments(here, self.rest, 2 * number + 1)
+            concept = self._moments(here, self.concept, seeds.sample(self.seed, number))
+            rest = self._moments(here, self.rest, seeds.sample(self.seed, number, seeds.HARM))
             for key in here:
                 found = directions(
                     concept[key], rest[key], self.plan.tau, self.plan.eps, self.plan.soft
@@ -225,18 +226,18 @@ class Scrubbing:
             for key, layer in layers.items():
                 handle = layer.register_forward_pre_hook(lambda _m, _a, key=key: order.append(key))
                 stack.callback(handle.remove)
-            self._pass(self.rest, slice(0, 1), torch.Generator().manual_seed(self.seed))
+            self._pass(self.rest, slice(0, 1), seeds.generator(seeds.scrubbed_order(self.seed)))
         blocks: dict[str, list[str]] = {}
         for key in dict.fromkeys(order):
             blocks.setdefault(_block_of(key), []).append(key)
         return list(blocks.values())
 
     def _moments(
-        self, layers: Mapping[str, nn.Module], shown: Shown, number: int
+        self, layers: Mapping[str, nn.Module], shown: Shown, seed: int
     ) -> dict[str, Tensor]:
         """Measure the inputs of a block's layers on noised pictures."""
         found = {key: Moments() for key in layers}
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+        generator = seeds.generator(seed)
         with contextlib.ExitStack() as stack:
             left = len(layers)
 
@@ -269,8 +270,7 @@ class Scrubbing:
         t = torch.randint(EARLIEST, LATEST, (len(x0),), generator=generator).to(place)
         noise = torch.randn(x0.shape, generator=generator).to(place)
         blank = torch.rand(len(x0), generator=generator) < self.plan.untold
-        told = shown.prompts.select(some)
-        cond = _replaced(told, self.uncond, blank)
+        cond = _replaced(shown.prompts.select(some), self.uncond, blank)
         x = self.denoiser.schedule.noised(x0.to(place), t, noise)
         self.passes += len(x0)
         dtype = next(self.denoiser.module.parameters()).dtype
@@ -285,10 +285,10 @@ def _block_of(key: str) -> str:
     return ".".join(parts[: 3 if parts[0].endswith("_blocks") else 2])
 
 
-def _replaced(told: Conditioning, uncond: Conditioning, blank: Tensor) -> Conditioning:
+def _replaced(cond: Conditioning, uncond: Conditioning, blank: Tensor) -> Conditioning:
     """Put the empty prompt where blank (b,) says so."""
-    rows = blank.to(told.context.device).view(-1, 1, 1)
-    context = torch.where(rows, uncond.context.to(told.context.dtype), told.context)
-    if told.vector is None or uncond.vector is None:
-        return Conditioning(context, told.vector)
-    return Conditioning(context, torch.where(rows[:, 0], uncond.vector, told.vector))
+    rows = blank.to(cond.context.device).view(-1, 1, 1)
+    context = torch.where(rows, uncond.context.to(cond.context.dtype), cond.context)
+    if cond.vector is None or uncond.vector is None:
+        return Conditioning(context, cond.vector)
+    return Conditioning(context, torch.where(rows[:, 0], uncond.vector, cond.vector))

@@ -71,13 +71,13 @@ class RunState:
     def size(self) -> int:
         """Estimate the bytes of its file."""
         recording = self.recording
-        tensors = [recording.latents, *recording.told.values(), *recording.free.values()]
+        tensors = [recording.latents, *recording.cond.values(), *recording.uncond.values()]
         tensors += self.forgetting.values()
         for offset in self.offsets.values():
             tensors += [offset.indices, offset.values]
         for part in recording.parts:
             tensors += [part.x, *part.latents]
-            for seen in (*part.told.values(), *part.free.values()):
+            for seen in (*part.cond.values(), *part.uncond.values()):
                 tensors += seen
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + (1 << 16)
 
@@ -110,8 +110,8 @@ def save_state(state: RunState, path: Path, digests: dict[int, Any] | None = Non
 def _tensors_of(state: RunState) -> dict[str, Tensor]:
     recording = state.recording
     tensors = {"latents": recording.latents, "timesteps": recording.timesteps}
-    tensors |= {f"told.{k}": v for k, v in recording.told.items()}
-    tensors |= {f"free.{k}": v for k, v in recording.free.items()}
+    tensors |= {f"told.{k}": v for k, v in recording.cond.items()}
+    tensors |= {f"free.{k}": v for k, v in recording.uncond.items()}
     if recording.parts:
         tensors = {}
     for i, part in enumerate(recording.parts):
@@ -156,8 +156,8 @@ def _digest(tensor: Tensor, known: dict[int, Any] | None) -> bytes:
 
 
 def _sha256(label: Mapping[str, Any], digests: Mapping[str, bytes]) -> str:
-    told = {key: value for key, value in label.items() if key != "sha256"}
-    whole = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    rest = {key: value for key, value in label.items() if key != "sha256"}
+    whole = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(digests):
         whole.update(f"{name}:".encode() + digests[name])
     return whole.hexdigest()
@@ -184,8 +184,8 @@ def load_state(path: Path) -> RunState:
             raise ValueError("its content does not match its checksum")
         return _build(label, tensors)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        told = " ".join(str(error).split())[:120]
-        raise SpecError(f"{path}: the state is damaged ({told}); start without it") from error
+        why = " ".join(str(error).split())[:120]
+        raise SpecError(f"{path}: the state is damaged ({why}); start without it") from error
     except (RecursionError, DiffError) as error:
         raise SpecError(f"{path}: the state is damaged; start without it") from error
 
@@ -243,12 +243,12 @@ def _recording(
     rows = len(recording.latents)
     _check(recording.latents.ndim == 5 and rows > 0, "its latents are damaged")
     _check(recording.over, "its recording is not over")
-    _check(recording.told.keys() == recording.free.keys(), "a layer's recording is missing")
-    for name, told in recording.told.items():
-        sound = told.ndim == 3 and len(told) == rows and told.dtype == torch.float16
+    _check(recording.cond.keys() == recording.uncond.keys(), "a layer's recording is missing")
+    for name, cond in recording.cond.items():
+        sound = cond.ndim == 3 and len(cond) == rows and cond.dtype == torch.float16
         _check(sound, f"the recording of {name} is damaged")
-        free = recording.free[name]
-        _check(free.dtype == told.dtype and free.shape == told.shape, f"{name} is damaged")
+        uncond = recording.uncond[name]
+        _check(uncond.dtype == cond.dtype and uncond.shape == cond.shape, f"{name} is damaged")
     return recording
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .. import seeds
 from ..distributed import SINGLE, Workers
 from ..errors import SpecError
 from ..models.attention import cross_attention_modules, watch_inputs
@@ -17,6 +18,7 @@ from ..models.denoiser import Denoiser
 from ..models.sampler import SamplerSettings, initial_noise, sample
 
 GROUP = 8  # prompts that keep the same positions, however many are recorded at once
+STORED = ("told", "free")  # what `cond` and `uncond` are called in a state's file
 POSITIONS = 24  # image positions kept a layer, prompt and step; each is an independent query
 
 
@@ -29,18 +31,18 @@ class Part:
     def __init__(self, x: Tensor, seed: int = 0) -> None:
         self.x, self.done = x, 0
         self.latents: list[Tensor] = []
-        self.told: dict[str, list[Tensor]] = defaultdict(list)
-        self.free: dict[str, list[Tensor]] = defaultdict(list)
-        self.chooser = torch.Generator().manual_seed(seed)
+        self.cond: dict[str, list[Tensor]] = defaultdict(list)
+        self.uncond: dict[str, list[Tensor]] = defaultdict(list)
+        self.chooser = seeds.generator(seed)
         self._mark = self.chooser.get_state()
 
     def see(self, layer: str, x: Tensor, guided: bool) -> None:
         """Keep a random subset of the positions x (b, n, d) that enter a layer."""
         kept = torch.randperm(x.shape[1], generator=self.chooser)[:POSITIONS].to(x.device)
         states = x[:, kept].half().cpu()
-        free, told = states.chunk(2) if guided else (states, states)
-        self.free[layer].append(free)
-        self.told[layer].append(told)
+        uncond, cond = states.chunk(2) if guided else (states, states)
+        self.uncond[layer].append(uncond)
+        self.cond[layer].append(cond)
 
     def stepped(self, x: Tensor) -> None:
         """Note that a step is over, and what the next one starts from."""
@@ -52,7 +54,7 @@ class Part:
         kept = {"x": self.x, "chooser": self._mark}
         if self.done and self.latents:
             kept["latents"] = torch.stack(self.latents[: self.done], 1)
-        for name, lists in (("told", self.told), ("free", self.free)):
+        for name, lists in zip(STORED, (self.cond, self.uncond), strict=True):
             for layer, seen in lists.items():
                 if self.done:
                     kept[f"{name}.{layer}"] = torch.cat(seen[: self.done], 1)
@@ -69,13 +71,13 @@ class Part:
             if kept["latents"].shape[1] != done:
                 raise ValueError("a batch's latents are not those of its steps")
             part.latents = list(kept["latents"].unbind(1))
-        for name, lists in (("told.", part.told), ("free.", part.free)):
+        for name, lists in zip(STORED, (part.cond, part.uncond), strict=True):
             for key, seen in kept.items():
-                if key.startswith(name):
+                if key.startswith(f"{name}."):
                     each, rest = divmod(seen.shape[1], done)
                     if rest:
                         raise ValueError(f"{key} is not of {done} steps")
-                    lists[key.removeprefix(name)] = list(seen.split(each, 1))
+                    lists[key.removeprefix(f"{name}.")] = list(seen.split(each, 1))
         return part
 
     def again(self) -> Part:
@@ -85,14 +87,14 @@ class Part:
 
 @dataclass
 class Recording:
-    """States by layer: `told` under each prompt and `free` under "", (prompts, n, d) float16.
+    """States by layer: `cond` under each prompt and `uncond` under "", (prompts, n, d) float16.
 
     latents: what the UNet was given, (prompts, steps, 4, h, w); timesteps: (steps,) in 0..999.
     All but `passes` is there when recording is over; until then `parts` holds the batches so far.
     """
 
-    told: dict[str, Tensor] = field(default_factory=dict)
-    free: dict[str, Tensor] = field(default_factory=dict)
+    cond: dict[str, Tensor] = field(default_factory=dict)
+    uncond: dict[str, Tensor] = field(default_factory=dict)
     latents: Tensor = field(default_factory=lambda: torch.empty(0))
     timesteps: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     passes: int = 0
@@ -104,8 +106,8 @@ class Recording:
         return not self.parts and len(self.timesteps) > 0
 
     def states(self, layer: str) -> tuple[Tensor, Tensor]:
-        """Return a layer's told and free states, each (prompts, steps * positions, d)."""
-        return self.told[layer].float(), self.free[layer].float()
+        """Return a layer's cond and uncond states, each (prompts, steps * positions, d)."""
+        return self.cond[layer].float(), self.uncond[layer].float()
 
 
 def batches(count: int, batch: int, begun: Sequence[Part]) -> Iterator[tuple[slice, Part | None]]:
@@ -142,8 +144,8 @@ def record(
     """
     modules = cross_attention_modules(denoiser)
     recording, guided = Recording(), settings.cfg != 1.0
-    seeds = [(seed * 100_003 + i) % 2**63 for i in range(len(cond))]
-    noise = initial_noise(seeds, size)
+    noises = [seeds.recording_noise(seed, i) for i in range(len(cond))]
+    noise = initial_noise(noises, size)
     before = begun.parts if begun and team.size == 1 else ()
     for number, (rows, part) in enumerate(batches(len(cond), batch, before)):
         each = settings.passes(len(noise[rows])) // settings.steps
@@ -151,11 +153,11 @@ def record(
             recording.passes += each * settings.steps
             continue
         group = rows.start - rows.start % GROUP
-        part = part.again() if part else Part(noise[rows], (seed * 7 + group) % 2**63)
+        part = part.again() if part else Part(noise[rows], seeds.recorded_positions(seed, group))
         recording.passes += each * part.done
         recording.parts.append(part)
-        told, own = cond.select(rows), seeds[rows]
-        steps = sample(denoiser, part.x, told, uncond, settings, own, part.done)
+        under, own = cond.select(rows), noises[rows]
+        steps = sample(denoiser, part.x, under, uncond, settings, own, part.done)
 
         def see(layer: str, x: Tensor, part: Part = part) -> None:
             part.see(layer, x, guided)
@@ -170,8 +172,8 @@ def record(
     parts = recording.parts
     recording.latents = _together([torch.stack(part.latents, 1) for part in parts], team)
     for name in modules:  # one by one, for what is exchanged is in memory more than once
-        recording.told[name] = _together([torch.cat(p.told[name], 1) for p in parts], team)
-        recording.free[name] = _together([torch.cat(p.free[name], 1) for p in parts], team)
+        recording.cond[name] = _together([torch.cat(p.cond[name], 1) for p in parts], team)
+        recording.uncond[name] = _together([torch.cat(p.uncond[name], 1) for p in parts], team)
     recording.timesteps = torch.tensor(settings.grid(denoiser))
     recording.parts = []
     if len(before) == len(parts):

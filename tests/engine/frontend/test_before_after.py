@@ -26,6 +26,7 @@ from trust_engine.models.vae import NoDecoder
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.knowledge import Knowledge
+from trust_engine.unlearn.results import Results
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.trainer import Metrics
 
@@ -142,7 +143,10 @@ def test_of_many_concepts_those_that_are_still_there_are_named() -> None:
 def finished(effect: float, harm: float = 0.0, **changes: Any) -> Any:
     """Pass off a run as finished, one that had nothing to ask."""
     run = Unlearning(tiny_model(), tiny_spec(**changes), knowledge=Knowledge())
-    run.passes, run.final, run._finished = 64, {"a": Metrics(effect, harm, 0.05, 1.0)}, True
+    run.results, run._finished = (
+        Results(final={"a": Metrics(effect, harm, 0.05, 1.0)}, passes=64),
+        True,
+    )
     return run
 
 

@@ -129,9 +129,9 @@ def test_how_many_are_recorded_at_once_changes_rounding_alone(batch: int) -> Non
     """The same positions are kept, and the passes are as many."""
     one, other = recorded(8), recorded(batch)
     assert other.passes == one.passes == 10 * 2 * 2
-    for name, states in one.told.items():
-        torch.testing.assert_close(other.told[name], states, atol=2e-2, rtol=1e-2)
-        torch.testing.assert_close(other.free[name], one.free[name], atol=2e-2, rtol=1e-2)
+    for name, states in one.cond.items():
+        torch.testing.assert_close(other.cond[name], states, atol=2e-2, rtol=1e-2)
+        torch.testing.assert_close(other.uncond[name], one.uncond[name], atol=2e-2, rtol=1e-2)
     torch.testing.assert_close(other.latents, one.latents, atol=1e-3, rtol=1e-3)
 
 

@@ -335,4 +335,4 @@ def test_an_edited_state_is_one_sentence_before_any_work(
         else:
             # Numbers that are possible can only be told by the checksum.
             assert checksum == "made anew", what
-            assert all(o.values.isfinite().all() for o in run._offsets.values()), what
+            assert all(o.values.isfinite().all() for o in run.results.offsets.values()), what

@@ -10,6 +10,7 @@ import torch
 
 import trust_engine.unlearn.robust as robust
 from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
+from trust_engine import seeds
 from trust_engine.diff import applied
 from trust_engine.models.denoiser import projections
 from trust_engine.models.lent import LentModel
@@ -27,10 +28,10 @@ from trust_engine.unlearn.robust import (
     Hardening,
     RobustProblem,
     draw,
+    erased_of,
     every_weight,
     hardened,
     pictured,
-    told_of,
 )
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.state import load_state, save_state
@@ -100,7 +101,7 @@ def test_it_forgets_with_all_kinds_of_weights_within_the_budget(
 def test_the_diff_does_what_was_learned(long: Unlearning, problem: RobustProblem) -> None:
     """Noised pictures of the concept are seen as the anchor's, also under prompts not trained."""
     run, model = long, tiny_model()
-    x0, goal = problem.concept.x0, problem.told.goal
+    x0, goal = problem.concept.x0, problem.erased.goal
     assert goal is not None
     stranger = model.encoder.encode(["words nobody trained on"] * len(x0))
     t = torch.full((len(stranger),), 300)
@@ -121,7 +122,7 @@ def test_fisher_information_is_the_mean_squared_gradient(problem: RobustProblem)
     """Worked out anew for one weight, batch by batch."""
     found = problem.fisher(problem.kept)
     base, *rest = problem.layout.split(problem.base)
-    chance, total = problem._generator(-1), torch.zeros_like(base)
+    chance, total = seeds.generator(seeds.fisher(0)), torch.zeros_like(base)
     for _ in range(MEASURED):
         some = torch.randint(len(problem.kept.x0), (MEASURED_BATCH,), generator=chance)
         t = torch.randint(EARLIEST, 1000, (MEASURED_BATCH,), generator=chance)
@@ -172,7 +173,7 @@ def test_what_is_recognised_meets_other_prompts_and_noise_only_its_own(
 
 def test_an_anchors_picture_is_told_to_stay_what_it_is(problem: RobustProblem) -> None:
     """Under the concept's own prompt: what is drawn has turned away from it by then."""
-    told, n = problem.told, len(problem.concept.x0)
+    told, n = problem.erased, len(problem.concept.x0)
     assert told.goal is not None
     torch.testing.assert_close(told.x0[:n], problem.concept.x0)
     torch.testing.assert_close(told.x0[n:], told.goal[n:])
@@ -184,7 +185,7 @@ def test_an_anchors_picture_is_told_to_stay_what_it_is(problem: RobustProblem) -
 def test_the_pictures_are_pairs_and_others(long: Unlearning) -> None:
     run, prompts, spec = long, long.prompts, long.spec
     chosen = pictured(prompts, spec)
-    told = told_of(len(chosen))
+    told = erased_of(len(chosen))
     assert len(chosen) == PASSES * spec.passes // DRAWN
     assert [i + len(prompts.targets) for i in chosen[:told]] == chosen[told : 2 * told]
     assert min(chosen[2 * told :]) >= 2 * len(prompts.targets)
@@ -196,7 +197,7 @@ def test_what_must_stay_is_drawn_evenly(kept: int) -> None:
     prompts = PromptSet(
         ("a gun",), ("a picture",), (0.0,), tuple(f"thing {i}" for i in range(kept))
     )
-    stay = pictured(prompts, robust_spec())[2 * told_of(11) :]
+    stay = pictured(prompts, robust_spec())[2 * erased_of(11) :]
     assert stay and all(2 <= i < 2 + kept for i in stay)
     assert len(set(stay)) == min(kept, len(stay))
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ... import seeds
 from ...diff.overrides import differentiable
 from ...models.conditioning import Conditioning
 from ...models.denoiser import device_of
@@ -141,7 +142,7 @@ def attack_prefixes(
     siege: Siege, loss: Loss, search: Any, tokens: int, iterations: int
 ) -> Work[Tensor]:
     """Optimise a prefix for each prompt; returns the best token ids (n, tokens)."""
-    generator = torch.Generator().manual_seed(siege.seed)
+    generator = seeds.generator(siege.seed)
     state = search(siege.space, len(siege.ids), tokens, generator)
     for _ in range(iterations):
         leaf = state.rows().detach().requires_grad_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ... import seeds
 from ...diff.overrides import differentiable
 from ...models.conditioning import Conditioning
 from ...models.load import LoadedModel
@@ -60,7 +61,7 @@ def invert(
     """Learn embeddings (tokens, d) that minimise the victim's denoising loss on the bait."""
     bait = yield from studio.bait(budgets.bait)
     model, steps = differentiable(model), budgets.inversion_steps
-    generator = torch.Generator().manual_seed(studio.seed)
+    generator = seeds.generator(studio.seed)
     start = space.table[space.tokens(SEEDWORD)[0]].float()
     spread = float(space.table.float().std())
     jitter = torch.randn(tokens, len(start), generator=generator) * spread * (tokens > 1)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ... import seeds
 from ...diff.overrides import weights_of, with_weights
 from ...models.conditioning import Conditioning
 from ...models.load import LoadedModel
@@ -139,7 +140,7 @@ def low_rank(rank: int, seed: int) -> Recipe:
     """Train W + B A on the attention projections (Hu et al. 2021, arXiv 2106.09685)."""
 
     def recipe(weights: Weights) -> tuple[list[Tensor], Callable[[], dict[str, Tensor]]]:
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeds.generator(seed)
         chosen = {n: w for n, w in weights.items() if n.endswith(SUFFIXES) and w.ndim == 2}
         chosen = chosen or {n: w for n, w in weights.items() if w.ndim == 2}
         downs, ups = {}, {}
@@ -163,7 +164,7 @@ def tune(
     start = {n: w.clone() if w.is_inference() else w for n, w in weights_of(model.denoiser).items()}
     trained, read = recipe(start)
     adam = torch.optim.Adam(trained, lr=tuning.rate)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator(seed)
     with torch.no_grad():
         cond = model.encoder.encode([shot.prompt for shot in shown.shots])
     cond = Conditioning(cond.context.clone(), None if cond.vector is None else cond.vector.clone())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ... import seeds
 from ...models.load import LoadedModel
 from ...models.token_embeddings import TokenSpace, embed, token_space
 from ..context import AuditContext
@@ -71,7 +72,7 @@ def search_all(studio: AuditContext, space: TokenSpace, budgets: Budgets) -> Wor
     found: list[list[int]] = []
     for i in range(budgets.goals):
         goal = _states(space, [space.tokens(GOALS[i % len(GOALS)])])[0] + ETA * arrow
-        generator = torch.Generator().manual_seed(studio.seed * 100 + i)
+        generator = seeds.generator(seeds.evolved_prompt(studio.seed, i))
         found += yield from evolve(space, goal, pool, budgets, generator)
     return found
 

@@ -1,0 +1,75 @@
+"""What a run has come to, unit by unit: offsets, neurons, last figures, curves and their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..diff import SparseOffset
+from ..distributed import Workers
+from ..models.keys import projection_of
+from .mask import overlap, thinned
+from .problems import Unit
+from .state import RunState
+from .trainer import Metrics, SelectiveTrainer
+
+
+@dataclass
+class Results:
+    """Offsets by weight, neurons by projection, and figures by unit; UNet passes, one sample each.
+
+    curves: effect and harm after each step.
+    """
+
+    offsets: dict[str, SparseOffset] = field(default_factory=dict)
+    neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
+    final: dict[str, Metrics] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    passes: int = 0
+    backward: int = 0
+
+    @classmethod
+    def of(cls, kept: RunState) -> Results:
+        """Take up a state's."""
+        curves = {name: list(kept.curves.get(name, ())) for name in kept.final}
+        final, neurons = dict(kept.final), dict(kept.neurons)
+        return cls(dict(kept.offsets), neurons, final, curves, kept.passes, kept.backward)
+
+    @property
+    def effect(self) -> float:
+        """Return how much of the concept's effect is left, the mean over what has been trained."""
+        return sum(step.effect for step in self.final.values()) / max(1, len(self.final))
+
+    @property
+    def changed(self) -> bool:
+        """Tell whether any entry has."""
+        return any(len(offset.indices) for offset in self.offsets.values())
+
+    def take(self, unit: Unit, trainer: SelectiveTrainer) -> None:
+        """Add a unit's result, or, if it diverged, its last good one."""
+        current, first, standing = trainer.mask.current, trainer.mask.first, trainer.standing
+        if current is None or first is None or standing is None:
+            return  # it diverged before its first step was over
+        current = trainer.keep_to_budget(current)
+        self.final[unit.name] = standing
+        views = map(trainer.problem.layout.parts, (trainer.offset, current, first))
+        parts = zip(unit.keys, *views, trainer.mask.reports, strict=True)
+        for key, offset, mask, start, report in parts:
+            self.offsets[key] = SparseOffset.of(offset)
+            if projection_of(key) is None:
+                continue  # where neurons move is a question about q, k and v
+            self.neurons[key.removesuffix(".weight")] = {
+                "entries": mask.numel(),
+                "first": int(start.sum()),
+                "last": int(mask.sum()),
+                "overlap": round(overlap(start, mask), 4),
+                "drift": thinned(report.drift),
+                "counts": thinned(report.counts),
+            }
+
+    def pool(self, team: Workers, units: Sequence[str]) -> None:
+        """Put together what the team's processes did, in the order in which one would have."""
+        for found in (self.offsets, self.neurons, self.final, self.curves):
+            team.unite(found, units)
+        self.passes, self.backward = max(team.gather((self.passes, self.backward)))
