@@ -46,6 +46,7 @@ EVERY = {**CONCEPTS, **HELD_OUT}
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "phrases", "spec", "models/attention", "models/sampler", "prompts/concept",
+    "prompts/kinds", "prompts/subset",
     "prompts/templates", "unlearn/end_to_end", "seeds", "unlearn/layerwise", "unlearn/layout",
     "unlearn/mask", "unlearn/objective", "unlearn/optimiser", "unlearn/problems", "unlearn/record",
     "unlearn/resolve", "unlearn/results", "unlearn/run", "unlearn/saliency", "unlearn/trainer",

@@ -1,4 +1,4 @@
-"""Streams of chance: one module derives them all, and their numbers stay, for diffs hang on them."""
+"""Streams of chance: one module derives them all; their numbers stay, for diffs hang on them."""
 
 from __future__ import annotations
 
