@@ -20,7 +20,7 @@ from trust_engine.prompts.concept import (
     build_prompts,
     nearest,
 )
-from trust_engine.prompts.kinds import KINDS
+from trust_engine.prompts.kinds import KINDS as WRITTEN
 from trust_engine.prompts.templates import LOOKS_KEPT, PAIRS, STYLES, TEMPLATES
 from trust_engine.spec import ConceptSpec
 
@@ -209,7 +209,7 @@ def test_kinds_are_overshot_by_as_much_as_each_bears() -> None:
     """Without its condition, chance may draw the very one that is to go; an anchor leaves none."""
     for kind in KINDS:
         prompts = built(KINDS[kind])
-        assert set(prompts.push) == {KINDS[kind].overshoot}
+        assert set(prompts.push) == {WRITTEN[kind].overshoot}
     assert set(built(replace(KINDS["conditional"], anchor="a tree")).push) == {1.0}
 
 
