@@ -12,7 +12,6 @@ from ..trust_engine.errors import SpecError
 from ..trust_engine.models.identity import model_identity, probe
 from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn.keeping import Keeping
-from ..trust_engine.unlearn.resolve import followed
 from ..trust_engine.unlearn.run import StepReport, Unlearning
 from ..trust_engine.unlearn.state import RunState
 from .charts import chart
@@ -74,10 +73,10 @@ def run_engine(
             watch.see(report)
             picture = None
             if bar.due:
-                picture = _picture(lent, spec, report, run.curves)
+                picture = _picture(lent, run, report)
                 left = bar.remaining(report.done, report.total, expected)
                 bar.tell(kind="run", stage=report.stage, done=report.done, total=report.total,
-                         left=round(left), steps=followed(spec).steps,
+                         left=round(left), steps=run.steps,
                          points=_fresh(run.curves, sent), neurons=shares(run.neurons))  # fmt: skip
             bar.update(report.done, report.total, picture)
     if not kept.said:  # it took its whole time here
@@ -120,7 +119,7 @@ def _announced(lent: Lent, run: Unlearning, bar: Bar, ran: Ran, drawing: int) ->
     """Say what a run will take before it starts; returns the seconds."""
     spec, whole = run.spec, lent.model.denoiser is not lent.host
     needed = needs(lent, spec, run.recorded, run.total, whole)
-    about = {"kind": "run", "done": 0, "total": run.total, "steps": followed(spec).steps,
+    about = {"kind": "run", "done": 0, "total": run.total, "steps": run.steps,
              "points": [], "neurons": {}, "needs": needed}  # fmt: skip
     bar.tell(**about, stage="timing", left=None)
     expected = expect(lent, run, drawing)
@@ -130,11 +129,11 @@ def _announced(lent: Lent, run: Unlearning, bar: Bar, ran: Ran, drawing: int) ->
     return expected.seconds
 
 
-def _picture(lent: Lent, spec: UnlearnSpec, report: StepReport, curves: Any) -> Any:
+def _picture(lent: Lent, run: Unlearning, report: StepReport) -> Any:
     """Show the picture that is being recorded, then the curves."""
-    if report.standing is None or spec.steps == 1:  # Find Neurons has no curve to show
+    if report.standing is None or run.spec.steps == 1:  # Find Neurons has no curve to show
         return previewed(lent.host.patcher, lent.host.preview)
-    return chart(f"Unlearning {spec.name}", curves, followed(spec).steps)
+    return chart(f"Unlearning {run.spec.name}", run.curves, run.steps)
 
 
 def _taken_up(start: Neurons, spec: UnlearnSpec, lent: Lent, run: Unlearning) -> RunState:
@@ -185,6 +184,6 @@ def for_browser(ran: Ran) -> dict[str, Any]:
         curves[piece] = [[i, *points[i]] for i in kept]
     return {
         "curves": curves,
-        "steps": followed(ran.run.spec).steps,
+        "steps": ran.run.steps,
         "neurons": shares(ran.run.neurons),
     }

@@ -12,7 +12,6 @@ from ..trust_engine.frontend.before_after import before_after_sheet
 from ..trust_engine.frontend.run_report import run_report
 from ..trust_engine.frontend.subjects import COUNT, MOST, passes
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
-from ..trust_engine.unlearn.resolve import followed
 from .charts import stacked, summary_picture, to_image
 from .declared import Output, node
 from .host import family_named
@@ -113,7 +112,7 @@ class TrustUnlearn:
         diff = labelled(ran.run.diff, lent)
         after = patched(model, diff)
         picture = summary_picture(
-            f"Unlearned: {spec.name}", ran.curves, followed(spec).steps, ran.run.neurons
+            f"Unlearned: {spec.name}", ran.curves, ran.run.steps, ran.run.neurons
         )
         seen, missed = look(lent, (model, after), clip, vae, ran, pictures, unique_id)
         if seen is not None and seen.before is not None:

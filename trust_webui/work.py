@@ -30,7 +30,6 @@ from trust_engine.models.parameters import exchanged
 from trust_engine.settings import in_range
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.keeping import Keeping, save_or_rescue
-from trust_engine.unlearn.resolve import followed
 from trust_engine.unlearn.run import StepReport, Unlearning
 
 from . import folders, runs
@@ -127,7 +126,7 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
             log.info("TRUST: %s unlearned, %s written", order.spec.name, path)
             seen, missed = look(host, job, lent, run, diff, asked)
         drawn = neuron_map("Where the concept neurons sit", run.neurons)
-        curves = chart(f"Unlearning {order.spec.name}", job.curves, followed(order.spec).steps)
+        curves = chart(f"Unlearning {order.spec.name}", job.curves, run.steps)
         said = [f"Saved as {path.name}.", *missed, *job.said]
         told = run_report(run, diff, seen, job.seconds, said)
         return Unlearned(order.spec, diff, path, curves, drawn, told, shown(seen))

@@ -20,7 +20,6 @@ from ..models.load import LoadedModel
 from ..spec import ConceptSpec, UnlearnSpec
 from .end_to_end import BATCH
 from .layerwise import PROMPTS_A_STEP, LayerProblem, Situation
-from .resolve import followed
 from .robust import BATCH as PICTURES
 from .robust import MEASURED, MEASURED_BATCH
 from .run import Unlearning
@@ -99,12 +98,12 @@ def layers_of(lent: LentModel) -> dict[str, nn.Module]:
 def recording_passes(run: Unlearning) -> int:
     """Count the UNet passes, one sample each, that a run records with."""
     pieces = 1 if run.spec.together else len(layers_of(run.model))
-    return run.total - run.asking - pieces * followed(run.spec).steps
+    return run.total - run.asking - pieces * run.plan.steps
 
 
 def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
     """Say how long a run records and trains if it does not stop early; a resumed one all of it."""
-    spec, one = followed(run.spec), speed.one
+    spec, one = run.plan, speed.one
     if spec.robust:
         # Two batches there and back, one there; and, before, those that dampening looks at.
         looked = 2 * MEASURED * MEASURED_BATCH * (1 + BACK)
