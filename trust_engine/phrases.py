@@ -49,6 +49,7 @@ _RULES = (
     (r"xes$", ("xis",)),  # axes
     (r"(?<=..)i$", ("us",)),  # cacti
     (r"(?<=[^siu])s$", ("",)),
+    (r"(?<=..[iu])s$", ("",)),  # taxis, menus
 )
 
 
@@ -63,6 +64,8 @@ def clean(text: str) -> str:
         kind = unicodedata.category(char)
         if kind == "Cc":
             kept.append(" " if char.isspace() else "")
+        elif kind == "Cs":
+            continue  # half a character: what a terminal or JSON passes on for bytes that are none
         elif kind != "Cf" or _joins(text, i) or ord(char) in _TAGS:
             kept.append(char)
     return unicodedata.normalize("NFC", " ".join("".join(kept).split()))

@@ -427,8 +427,9 @@ def _phrases(
         raise SpecError(f"{what} must be a list of texts")
     read = names_in if split else lambda value: (clean(value),)
     phrases = tuple(name for value in values for name in read(value))
+    templates = what == "templates"  # of which "{}" alone is one
     for phrase in phrases:
-        if empty(phrase) and "{" not in phrase and phrase:
+        if empty(phrase) and phrase and not (templates and "{" in phrase):
             raise SpecError(
                 f"{what} {quoted(phrase)} has no word in it; name it in a word or a phrase"
             )

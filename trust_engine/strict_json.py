@@ -9,7 +9,10 @@ from typing import Any
 def parse(text: str | bytes) -> Any:
     """Read JSON; raises ValueError for what is none, and for an object with a name twice."""
     if isinstance(text, bytes):
-        text = text.decode(json.detect_encoding(text))
+        try:
+            text = text.decode(json.detect_encoding(text))
+        except UnicodeDecodeError as error:
+            raise ValueError("it is no text in UTF-8 or UTF-16; save it as UTF-8") from error
     return json.loads(text.removeprefix("\ufeff"), object_pairs_hook=without_repeats)
 
 

@@ -238,7 +238,7 @@ def test_several_concepts_have_a_name() -> None:
     assert UnlearnSpec((GUN, CONCEPTS["combination"])).name == "gun, baby with beer"
 
 
-@pytest.mark.parametrize("nothing", ["a", "The", "...", "\u200b", "\x00", "\ufeff", "-"])
+@pytest.mark.parametrize("nothing", ["a", "The", "...", "\u200b", "\x00", "\ufeff", "-", "{}"])
 @pytest.mark.parametrize("field", ["words", "preserve", "companion", "condition", "anchor"])
 def test_what_names_nothing_is_refused(nothing: str, field: str) -> None:
     kinds = {"companion": "combination", "condition": "conditional"}

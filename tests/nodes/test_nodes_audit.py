@@ -121,3 +121,32 @@ def test_second_try_lets_attackers_see_less_at_once(part: Part) -> None:
         slim = part("nodes.audit").slim(level)
         assert slim.budgets.inversion_batch == slim.budgets.relearn_batch == 2
         assert slim.attacks == level.attacks
+
+
+def test_an_interrupted_audit_goes_on_unless_runs_are_not_kept(
+    part: Part, audit: Any, host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is finished is neither drawn nor judged again, and the verdict says so."""
+    shorter = part("trust_engine.audit").pick_level("quick", attacks=(), neutral=1, pairs=1)
+    settings = part("trust_engine.models.sampler").SamplerSettings(1, 1.0)
+    monkeypatch.setattr(part("nodes.audit"), "pick_level", lambda _: shorter)
+    monkeypatch.setattr(part("nodes.audit"), "SamplerSettings", lambda: settings)
+    monkeypatch.setenv("TRUST_RUNS", str(tmp_path / "runs"))
+    whole = audit(filename_prefix="page")["result"]
+    passes, cells = host.passes, len(list((tmp_path / "runs").glob("*.cell")))
+    assert cells > 3 and "stopped" not in whole[2] and "finished before" not in whole[2]
+    for path in (tmp_path / "runs").iterdir():
+        path.unlink()
+    host.passes, host.press_at = 0, passes - 1
+    with pytest.raises(InterruptProcessingException):
+        audit()
+    kept = len(list((tmp_path / "runs").glob("*.cell")))
+    assert 0 < kept < cells
+    host.passes, host.press_at = 0, 0
+    figures, _, verdict = audit()["result"]
+    assert "Going on with an audit that was stopped at" in verdict
+    assert host.passes < passes
+    assert {**figures, "cost": 0} == {**whole[0], "cost": 0}
+    assert "This audit was finished before with the same inputs" in audit()["result"][2]
+    monkeypatch.setenv("TRUST_RUNS", "off")
+    assert "finished before" not in audit()["result"][2]

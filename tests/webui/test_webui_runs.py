@@ -127,3 +127,52 @@ def test_a_diff_that_cannot_be_saved_is_not_lost(
     monkeypatch.setenv("TRUST_RUNS", str(fake.runs))
     again = run_job(small())
     assert again.state == "done" and any("finished before" in line for line in again.said)
+
+
+def audited(monkeypatch: pytest.MonkeyPatch, stop_at: str = "") -> Any:
+    """Audit a diff by a single step a picture; stopped, if asked, when a part of it begins."""
+    import time
+
+    from trust_engine.audit import run
+    from trust_engine.models.sampler import SamplerSettings
+    from trust_engine.spec import ConceptSpec
+    from trust_webui.auditing import Question, audit
+    from trust_webui.jobs import JOBS, Job
+
+    tick = Job.tick
+
+    def watched(job: Any, done: int, total: int, told: str) -> None:
+        if stop_at and told.startswith(stop_at):
+            job.stop()
+        tick(job, done, total, told)
+
+    asked = Question("a.safetensors", ConceptSpec(("gun",)), "demo", images=1, resolution=64)
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "tick", watched)
+        patch.setattr(run, "SamplerSettings", lambda: SamplerSettings(1, 1.0))
+        job, end = JOBS.start("audit", "gun", audit(asked)), time.monotonic() + 300
+        while not job.over:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    return job
+
+
+@pytest.mark.parametrize("fake", HOSTS[:1], indirect=True)
+def test_a_stopped_audit_goes_on(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toys.tiny import some_diff
+    from trust_engine.audit import pick_level
+    from trust_engine.diff import WeightDiff, save_diff
+    from trust_webui import auditing, folders
+
+    brief = pick_level("quick", neutral=1, pairs=1, shots=1)
+    monkeypatch.setattr(auditing, "pick_level", lambda _: brief)
+    diff = some_diff(fake.demo.denoiser)
+    save_diff(WeightDiff(diff.offsets, {"family": "demo"}), folders.diffs() / "a.safetensors")
+    stopped = audited(monkeypatch, "retention")
+    assert stopped.state == "stopped" and set(kinds(fake.runs)) == {".cell"}
+    job = audited(monkeypatch)
+    assert (job.state, job.message) == ("done", "")
+    assert any(line.startswith("Going on with an audit that was stopped") for line in job.said)
+    again = audited(monkeypatch)
+    assert any("finished before with the same inputs" in line for line in again.said)
+    assert again.result.figures == job.result.figures

@@ -12,7 +12,15 @@ from ..errors import OutputError, SpecError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs, check_suffix
 from ..spec import KINDS
-from .inputs import add_sampler, check_all_fit, named, read_diffs, sampler_settings, say_cut
+from .inputs import (
+    add_sampler,
+    check_all_fit,
+    check_texts,
+    named,
+    read_diffs,
+    sampler_settings,
+    say_cut,
+)
 from .runs import add_store, open_store, say
 
 
@@ -128,6 +136,8 @@ def run_audit(args: argparse.Namespace) -> None:
     check_judge(args.judge)
     for eye in args.eye:
         check_eye(eye)
+    words = [args.concept, args.companion or "", args.condition or ""]
+    check_texts("audit's words:", [*words, *args.synonym, *args.retain, *args.style])
     topic = read_topic(args)
     sampler_settings(args, [])
     level = pick_level(args.level)

@@ -32,7 +32,11 @@ def _read_spec(args: argparse.Namespace) -> UnlearnSpec:
             text = args.spec.read_bytes()
         except OSError as error:
             raise SpecError(f"{args.spec}: cannot be read ({error})") from error
-        return _with_xi(replace(UnlearnSpec.from_json(text), **changes), args.xi)
+        try:
+            read = UnlearnSpec.from_json(text)
+        except SpecError as error:
+            raise SpecError(f"{args.spec}: {error}") from error
+        return _with_xi(replace(read, **changes), args.xi)
     kind: Any = args.kind
     if kind is None and args.companion is not None:
         kind = "combination"
@@ -159,6 +163,17 @@ def say_applied(model: str, applied: Sequence[Any]) -> None:
         inside = names({"parts": list(applied)})
         say = f"{model} has {inside} in it already; the new diff is for the model as it is"
         print(f"trust_engine: note: {say}", file=sys.stderr)
+
+
+def check_texts(flag: str, texts: Sequence[str]) -> None:
+    """Raise SpecError for a text whose bytes are no characters, as no text encoder reads them."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise SpecError(
+                f"{flag} {text[:60]!r} is no text in this terminal's encoding; write it in UTF-8"
+            ) from error
 
 
 def say_cut(encoder: Any, prompts: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from .inputs import (
     add_sampler,
     add_settings,
     check_all_fit,
+    check_texts,
     named,
     read_diffs,
     read_spec,
@@ -254,6 +255,7 @@ def _generate(args: argparse.Namespace) -> None:
     from .progress import passes_bar
 
     sampler_settings(args, [])
+    check_texts("--prompt", args.prompt)
     in_range("seed", args.seed, 0, 2**48, whole=True)
     check_outputs([args.out], {"the model": args.model, **named(args.diff)})
     check_suffix(args.out, *FORMATS)

@@ -63,7 +63,8 @@ def open_regular(path: Path, kind: type[TrustError]) -> Iterator[BinaryIO]:
     """Open a file for reading bytes; raises `kind` unless it is a file and no pickle."""
     try:
         if not path.is_file():
-            raise kind(f"{path}: no such file")
+            is_else = "is a folder, not a file" if path.is_dir() else "is no regular file"
+            raise kind(f"{path}: {is_else if path.exists() else 'no such file'}")
         file = path.open("rb")
     except OSError as error:
         raise kind(f"{path}: cannot be read ({error.strerror})") from error

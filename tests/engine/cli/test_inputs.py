@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ from PIL import Image
 from toys.small_unet import small_checkpoint, small_diff
 from toys.tiny import tiny_model, tiny_spec
 from trust_engine import strict_json
-from trust_engine.cli.inputs import say_applied, say_cut
+from trust_engine.cli.inputs import CONCEPT_FLAGS, FLAGS, read_spec, say_applied, say_cut
 from trust_engine.cli.main import main
 from trust_engine.diff import payload_sha256, save_diff
 from trust_engine.errors import DiffError, OutputError, SpecError
 from trust_engine.frontend.pictures import FORMATS, encoded
+from trust_engine.io.files import open_regular
 from trust_engine.io.outputs import check_folder, check_suffix
 from trust_engine.models.precision import in_float32
 from trust_engine.models.text_encoders import part_read
@@ -178,3 +181,51 @@ def test_a_diff_that_is_in_the_model_is_not_drawn_twice() -> None:
         refuse_again({"diffs": [applied()]}, small_diff(), 0.5, "d", "the model")
     assert refuse_again({"diffs": [applied()]}, small_diff(), -1.0, "d", "the model")
     assert not refuse_again({"diffs": [applied()]}, small_diff(1), 1.0, "d", "the model")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"concept": {"words": ["g\u00fcn"]}}'.encode("latin-1"), "no text in UTF-8 or UTF-16"),
+        (b"\xb0\x00\x00\x00", "is not JSON"),
+        (b"[1]", "must be a JSON object"),
+        (b'{"concept": {"words": [""]}}', "concept is empty"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_is_named(content: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_bytes(content)
+    args = argparse.Namespace(spec=path, **dict.fromkeys((*CONCEPT_FLAGS, *FLAGS)))
+    with pytest.raises(SpecError, match=rf"mine\.json: .*{told}"):
+        read_spec(args)
+
+
+def test_what_is_no_file_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    for path, told in (
+        (tmp_path, "is a folder, not a file"),
+        (Path(os.devnull), "is no regular file"),
+        (tmp_path / "none", "no such file"),
+    ):
+        with pytest.raises(SpecError, match=told), open_regular(path, SpecError):
+            pass
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "--model", "demo", "--out", "x.png", "--prompt", "a \udcff cat"],
+        ["audit", "--model", "demo", "--diff", "d", "--concept", "gun\udcff"],
+        ["audit", "--model", "demo", "--diff", "d", "--concept", "gun", "--retain", "\ud800"],
+    ],
+)
+def test_bytes_that_are_no_text_are_refused(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 2
+    assert "is no text in this terminal's encoding; write it in UTF-8" in capsys.readouterr().err
+
+
+def test_bytes_that_are_no_text_are_no_part_of_a_concept() -> None:
+    assert ConceptSpec(("gun\udcff",), preserve=("\ud800 cat",)) == ConceptSpec(
+        ("gun",), preserve=("cat",)
+    )

@@ -389,8 +389,8 @@ def test_a_file_is_read_from_its_beginning(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"P\x80KPK content")
     with open_regular(tmp_path / "a", ModelError) as file:
         assert file.read() == b"P\x80KPK content"
-    for path in (tmp_path / "gone", tmp_path):
-        with pytest.raises(ModelError, match="no such file"), open_regular(path, ModelError):
+    for path, told in ((tmp_path / "gone", "no such file"), (tmp_path, "is a folder, not a file")):
+        with pytest.raises(ModelError, match=told), open_regular(path, ModelError):
             pytest.fail("it was opened")
 
 
