@@ -13,6 +13,7 @@ from torch import Tensor
 from toys.tiny import tiny_spec
 from trust_engine.unlearn.layout import Layout
 from trust_engine.unlearn.mask import (
+    MOMENTS,
     BoundedMask,
     Groups,
     Mask,
@@ -20,6 +21,7 @@ from trust_engine.unlearn.mask import (
     mask_for,
     overlap,
     share,
+    thinned,
     top_groups,
     z_scores,
 )
@@ -250,3 +252,12 @@ def test_a_run_that_is_too_short_ends_within_the_budget() -> None:
     ended = mask.finish(lambda: torch.arange(20.0))
     assert ended.nonzero().flatten().tolist() == [18, 19]
     assert mask.finish(lambda: pytest.fail("it has settled")) is None
+
+
+def test_a_curve_is_thinned_to_its_first_last_and_some_between() -> None:
+    assert thinned([0.123456, 1.0]) == [0.1235, 1.0]
+    many = [i + 0.123456 for i in range(10 * MOMENTS)]
+    kept = thinned(many)
+    assert len(kept) == MOMENTS and kept == sorted(set(kept))
+    assert (kept[0], kept[-1]) == (0.1235, round(many[-1], 4))
+    assert set(kept) <= {round(v, 4) for v in many}
