@@ -157,6 +157,7 @@ def audited(monkeypatch: pytest.MonkeyPatch, stop_at: str = "") -> Any:
     return job
 
 
+@pytest.mark.slow  # it draws the demo's audit twice; toys and the node prove the rest faster
 @pytest.mark.parametrize("fake", HOSTS[:1], indirect=True)
 def test_a_stopped_audit_goes_on(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from toys.tiny import some_diff

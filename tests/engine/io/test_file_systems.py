@@ -448,3 +448,16 @@ def test_an_owner_is_kept_where_it_is_another(
     monkeypatch.setattr(files.os, "chown", lambda _, uid, gid: given.append((uid, gid)))
     write_atomically(tmp_path / "a", b"new")
     assert given == ([(12345, group)] if other_owner else [])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(OSError("odd"), r"\(odd\)"), (OSError(5, "Input/output error"), r"\(Input/output error\)")],
+)
+def test_a_disk_that_fails_in_the_middle_is_said(error: OSError, told: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    with (
+        pytest.raises(ModelError, match=f"a: cannot be read {told}$"),
+        open_regular(tmp_path / "a", ModelError),
+    ):
+        raise error
