@@ -16,6 +16,7 @@ from ..models.keys import layer_of, projection_of
 from ..settings import in_range
 from ..spec import ConceptSpec, UnlearnSpec, contradiction
 from .file import payload_sha256
+from .sampling import sampling_of
 from .weight_diff import SparseOffset, WeightDiff, plain
 
 How = Literal["sum", "mean", "strongest"]
@@ -126,6 +127,7 @@ def _check_alike(diffs: Sequence[WeightDiff]) -> None:
     if len(families) > 1:
         named = plain(", ".join(sorted(families)), 80)
         raise DiffError(f"the diffs are of other families ({named}); merge diffs of one family")
+    sampling_of(diffs)  # raises where a model could not be drawn as all of them say
 
 
 def lineage(parts: Parts, how: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from toys.audit_toy import FEW, LEVEL, TOPIC, ToyJudge, forgets_the_thing, toy_model
 from toys.tiny import fake_denoiser, tiny_model, tiny_spec
 from trust_engine.audit import Audit
-from trust_engine.diff import WeightDiff
+from trust_engine.diff import WeightDiff, combine
 from trust_engine.diff.sampling import sampling_of
 from trust_engine.errors import SpecError
 from trust_engine.frontend.subjects import passes
@@ -115,6 +115,8 @@ def test_a_diff_says_how_its_model_is_sampled() -> None:
     assert sampling_of([WeightDiff({}, {"spec": "[" * 9999})]) == "guided"
     with pytest.raises(SpecError, match=r"sampled otherwise \(lcm, turbo\)"):
         sampling_of([labelled("lcm"), merged])
+    with pytest.raises(SpecError, match=r"sampled otherwise \(guided, turbo\)"):
+        combine([(labelled("turbo"), 1.0), (WeightDiff({}, {"spec": tiny_spec().to_json()}), 1.0)])
 
 
 def test_an_audit_draws_a_distilled_model_as_it_is_meant_to_be() -> None:
