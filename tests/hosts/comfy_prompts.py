@@ -10,10 +10,10 @@ from trust_engine.spec import UnlearnSpec
 Prompt = dict[str, dict[str, Any]]
 DIRECT = ["1", 0]  # the demo's MODEL
 PATCHED = ["11", 0]
-SETTINGS = (
+SETTINGS = (  # as the node's widgets are ordered
     "saliency", "xi", "granularity", "pool", "schedule", "refresh", "rate", "beta", "lam", "gamma",
     "tau", "eta", "trajectory_steps", "cfg", "passes", "stop_effect", "stop_harm", "hessian",
-    "checkpointing", "syntax",
+    "checkpointing", "resolution", "syntax", "sampling",
 )  # fmt: skip
 
 
@@ -42,9 +42,8 @@ def hurry(**changes: Any) -> dict[str, Any]:
     """Set everything so that a run takes seconds: few passes, small pictures, an early stop."""
     spec = {field.name: field.default for field in dataclasses.fields(UnlearnSpec)}
     quick = {"trajectory_steps": 1, "passes": 16, "stop_effect": 10.0, "stop_harm": 10.0}
-    values = {name: spec[name] for name in SETTINGS}
-    last = {"resolution": 64, "syntax": values.pop("syntax")}  # as the node's widgets are ordered
-    return node("TrustUnlearnSettings", **{**values, **last, **quick, **changes})
+    values = {name: 64 if name == "resolution" else spec[name] for name in SETTINGS}
+    return node("TrustUnlearnSettings", **{**values, **quick, **changes})
 
 
 def unlearned(word: str = "gun", seed: int = 0, settings: Any = None, **more: Any) -> Prompt:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from fakes.comfy_pack import Part, host, models, part  # noqa: F401
+from hosts.comfy_prompts import hurry
 from trust_engine.spec import UnlearnSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,10 @@ def english(part: Part) -> dict[str, Any]:
 def test_ids_stay(part: Part, nodes: dict[str, Any]) -> None:
     assert set(nodes) == IDS, "ids are in users' workflows"
     assert all(node.CATEGORY == "TRUST" for node in nodes.values())
+
+
+def test_the_hosts_tests_fill_all_settings(nodes: dict[str, Any]) -> None:
+    assert list(hurry()["inputs"]) == list(declared(nodes["TrustUnlearnSettings"]))
 
 
 def test_every_input_is_explained_and_taken(part: Part, nodes: dict[str, Any]) -> None:
