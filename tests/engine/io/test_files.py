@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import stat
 import sys
@@ -11,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from trust_engine.errors import ModelError, OutputError
+from trust_engine.errors import DiffError, ModelError, OutputError
 from trust_engine.io import files
 from trust_engine.io.files import check_writable, open_safetensors, write_atomically
+from trust_engine.io.safetensors import read_header
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file modes and devices")
 
@@ -184,3 +187,21 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         open_safetensors(tmp_path / "a", ModelError),
     ):
         pytest.fail("it was opened")
+
+
+def test_a_header_says_types_and_sizes_that_fit() -> None:
+    """Of a type that is not known only the place is checked, unless it has to be known."""
+
+    def read(dtype: str, length: int, known: bool) -> object:
+        told = {"w": {"dtype": dtype, "shape": [2], "data_offsets": [0, length]}}
+        header = json.dumps(told).encode()
+        content = len(header).to_bytes(8, "little") + header + bytes(length)
+        return read_header(io.BytesIO(content), "f", DiffError, 1 << 20, known=known)
+
+    for known in (True, False):
+        read("F32", 8, known)
+        with pytest.raises(DiffError, match="has another size than its shape says"):
+            read("F32", 4, known)
+    read("F4_STRANGE", 1, known=False)
+    with pytest.raises(DiffError, match="is of type"):
+        read("F4_STRANGE", 1, known=True)
