@@ -167,7 +167,7 @@ def test_the_report_begins_with_what_was_seen(part: Part, host: Host, model: Pat
 def test_pictures_that_cannot_be_drawn_lose_no_run(
     part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **_named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(part("nodes.seen"), "draw", full)

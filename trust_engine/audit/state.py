@@ -73,8 +73,9 @@ class State:
                 for row, listed in data["pictures"].items()
             }
             found = CheckResult(data["figures"], pictures, data["extra"]), float(data["seconds"])
-            with contextlib.suppress(OSError):
-                os.utime(path)  # a store removes first what was used longest ago
+            if self._store is not None:  # which removes first what was used longest ago
+                with contextlib.suppress(OSError):
+                    os.utime(path)
             return found
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

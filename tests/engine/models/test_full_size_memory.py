@@ -168,7 +168,7 @@ def test_goals_worked_out_once_are_those_of_each_step() -> None:
     assert problem.erase.answers is not None
     assert problem.erase.answers.shape == (6, 60, 8)
     again.erase, again.keep = situation(6), situation(50)
-    theta = tuple(w + 0.1 for w in problem.base)
+    theta = problem.base + 0.1
     for step in range(3):
         assert float(problem.effect(theta, step)) == pytest.approx(float(again.effect(theta, step)))
         assert float(problem.harm(theta, step)) == pytest.approx(float(again.harm(theta, step)))
