@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ def audit(part: Part, host: Host, model: Patcher, monkeypatch: pytest.MonkeyPatc
     """Return the node at work on small pictures."""
     monkeypatch.setattr(part("nodes.lending"), "latent_side", lambda *_: 4)
     monkeypatch.setattr(part("nodes.progress"), "EVERY", 0.0)
+    levels = part("trust_engine.audit.levels").LEVELS
+    brief = replace(levels["quick"], shots=2, neutral=2, pairs=2)
+    monkeypatch.setitem(levels, "quick", brief)
     after, diff = unlearn(part, model)[:2]
     host.passes = host.updates = 0
     host.events.clear()
