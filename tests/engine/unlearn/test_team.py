@@ -63,6 +63,7 @@ def forked(arguments: list[str], folder: Path) -> list[tuple[int, str, str]]:
             code = 70
             try:
                 os.chdir(folder)
+                torch.set_num_threads(1)  # threads do not outlive a fork
                 os.environ |= {**shared, "RANK": str(rank)}
                 sys.stdout, sys.stderr = (path.open("w") for path in said[rank])
                 code = main(arguments)
@@ -128,9 +129,21 @@ def test_an_error_of_one_process_is_everyones(tmp_path: Path) -> None:
     assert [error.count("is a folder") for _, _, error in ends] == [1, 0]
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("global", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("engine", "started"),
+    [
+        ("local", forked),
+        pytest.param("local", launched, marks=pytest.mark.slow),
+        pytest.param("global", launched, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_processes_make_the_diff_of_one(
-    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    engine: str,
+    started: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """To the bit, as long as each computes with as many threads."""
     gun, brief = (
@@ -149,7 +162,7 @@ def test_two_processes_make_the_diff_of_one(
     finally:
         torch.set_num_threads(threads)
     one = capsys.readouterr().out
-    first, second = launched([*command, "--out", "two.safetensors"], tmp_path)
+    first, second = started([*command, "--out", "two.safetensors"], tmp_path)
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert second[1:] == ("", "")
     whole, shared = json.loads(one), json.loads(first[1])
