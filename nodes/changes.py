@@ -42,7 +42,7 @@ def diffs_between(before: Any, after: Any) -> list[Applied]:
     if getattr(before, "model", 0) is not getattr(after, "model", 1):
         return []
     found: dict[tuple[int, float], tuple[WeightDiff, list[str]]] = {}
-    for name in {*before.patches, *after.patches}:
+    for name in dict.fromkeys([*before.patches, *after.patches]):
         for strength, source in _added(before.patches.get(name, []), after.patches.get(name, [])):
             if source is None:
                 return []

@@ -138,7 +138,7 @@ def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
     widths = sum(module.to_q.weight.shape[1] for module in layers.values())  # type: ignore[union-attr]
     how = sampler_of(spec)
     kept = recording_passes(run) // how.passes(1)
-    states = 2 * 2 * kept * how.steps * POSITIONS * widths  # told and free, float16
+    states = 2 * 2 * kept * how.steps * POSITIONS * widths  # cond and uncond, float16
     sizes = [sum(getattr(m, f"to_{c}").weight.numel() for c in "qkv") for m in layers.values()]
     if spec.through_unet:
         whole = sum(p.numel() * p.element_size() for p in lent.denoiser.module.parameters())
