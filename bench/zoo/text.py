@@ -27,7 +27,7 @@ from trust_engine.models.demo_clip import TinyClip, load_tokenizer, tokenize
 
 KEPT = RUNS / "english-text.pt"
 STEPS, BATCH, RATE = 750, 64, 1e-3
-"""With 2000 steps half of the validation dialect is lost again: the tower learns its dialects."""
+"""Many more lose the validation dialect again (bench/records/trials.md)."""
 ASKED = 8  # captions an object of the validation dialect
 NOISE = 1.0  # most noise on a word's row, as a share of its length: words near it mean the same
 STREWN, FILLERS = 0.5, 5000  # share of captions with words that say nothing, and how many there are
