@@ -21,10 +21,24 @@ def opened(server: Server, browser: Any) -> Any:
     page.set_default_timeout(PATIENCE * 1000)
     page.goto(server.url)
     page.wait_for_selector("#txt2img_prompt textarea")
-    page.add_style_tag(content="* { animation: none !important }")  # drawn without a GPU
+    still(page)
     get_demo(page)
     server.ask("/sdapi/v1/txt2img", {"steps": 1, "width": 128, "height": 128})
     return page
+
+
+def still(page: Any) -> None:
+    """Switch off the page's animations, which cost much where they are drawn without a GPU."""
+    page.add_style_tag(content="* { animation: none !important }")
+
+
+def reload_ui(page: Any) -> None:
+    """Press the host's button that builds the whole page anew, and wait for the new one."""
+    page.evaluate("() => { window.old = true }")
+    page.get_by_text("Reload UI").last.click()
+    page.wait_for_function("() => !window.old && document.querySelector('#trust_words textarea')")
+    still(page)
+    page.wait_for_timeout(3000)
 
 
 def get_demo(page: Any) -> None:
