@@ -93,9 +93,10 @@ def test_stop(page: Any, webui_page: Server) -> None:
 def test_on_off_pasted_and_refused(page: Any, webui_page: Server, tmp_path: Path) -> None:
     """On and off, from a picture's parameters, and without the file.
 
-    The first page that Forge Neo builds in a new folder pastes everything but the prompts, with and
-    without this extension: their fields have no value of a type until it has read the ui-config.json
-    that it has just written. A user has the second page after Reload UI, or after a restart.
+    The first page that Forge Neo builds in a new folder pastes everything but the prompts, with
+    and without this extension: their fields have no value of a type until it has read the
+    ui-config.json that it has just written. A user has the second page after Reload UI, or after
+    a restart.
     """
     if webui_page.variable == "FORGE_NEO_PATH":
         reload_ui(page)
