@@ -20,8 +20,8 @@ from itertools import combinations
 from torch import Tensor
 
 from trust_engine.demo.vocabulary import OBJECTS, UNSEEN
+from trust_engine.models.contract import LentModel
 from trust_engine.models.everyday import THINGS
-from trust_engine.models.lent import LentModel
 from trust_engine.models.load import load_model
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec

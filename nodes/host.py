@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..trust_engine.errors import ModelError
-from ..trust_engine.models.conditioning import Conditioning
-from ..trust_engine.models.denoiser import NoiseSchedule, Prediction
+from ..trust_engine.models.contract import Conditioning, NoiseSchedule, Prediction
 from ..trust_engine.models.unet_families import family_of
 from .weights import Weights
 

@@ -10,8 +10,8 @@ import torch
 from ..trust_engine.demo.vocabulary import OBJECTS, STYLES
 from ..trust_engine.errors import ModelError
 from ..trust_engine.models import everyday
+from ..trust_engine.models.contract import LentModel
 from ..trust_engine.models.identity import probe
-from ..trust_engine.models.lent import LentModel
 from .host import HostDenoiser, See, family_named, latent_side
 from .text import HostEncoder
 from .weights import Weights

@@ -9,8 +9,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ..trust_engine.models.conditioning import Conditioning
-from ..trust_engine.models.denoiser import ModuleDenoiser
+from ..trust_engine.models.contract import Conditioning, ModuleDenoiser
 from .host import schedule_of
 from .weights import Weights
 

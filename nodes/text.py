@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..trust_engine.errors import ModelError
-from ..trust_engine.models.conditioning import Conditioning, stack
+from ..trust_engine.models.contract import Conditioning, stack
 from .syntax import literal
 from .tokens import tokens_of
 

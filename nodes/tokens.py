@@ -10,7 +10,7 @@ import comfy.ops
 import torch
 from torch import Tensor, nn
 
-from ..trust_engine.models.conditioning import Conditioning
+from ..trust_engine.models.contract import Conditioning
 from .syntax import literal
 from .weights import Weights
 

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from trust_engine.diff.weight_diff import SparseOffset
 from trust_engine.errors import DiffError, ModelError
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import NoiseSchedule
+from trust_engine.models.contract import Conditioning, NoiseSchedule
 
 from . import demo_a1111
 from .host import HERE, Host, Part, kept_attributes, named_schedule

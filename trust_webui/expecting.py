@@ -10,8 +10,7 @@ import torch
 
 from trust_engine.frontend.subjects import passes
 from trust_engine.frontend.wording import some, spelled
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.lent import LentModel
+from trust_engine.models.contract import Conditioning, LentModel
 from trust_engine.models.memory import TRAINED
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.estimate import (

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from trust_engine.errors import DiffError, ModelError
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import NoiseSchedule
+from trust_engine.models.contract import Conditioning, NoiseSchedule
 
 from . import demo_forge, merging
 from .host import HERE, NOT_APPLIED, Host, Part, kept_attributes, named_schedule

@@ -18,10 +18,9 @@ from trust_engine.diff import WeightDiff
 from trust_engine.diff.apply import fingerprint_of
 from trust_engine.errors import ModelError
 from trust_engine.models import everyday
-from trust_engine.models.denoiser import ModuleDenoiser, NoiseSchedule
+from trust_engine.models.contract import LentModel, ModuleDenoiser, NoiseSchedule
 from trust_engine.models.families import SUPPORTED, ModelFamily, detect
 from trust_engine.models.keys import projection_of
-from trust_engine.models.lent import LentModel
 
 from . import kinds
 from .text import HostEncoder, literal, without_embeddings

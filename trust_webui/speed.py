@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trust_engine.models.lent import LentModel
+from trust_engine.models.contract import LentModel
 from trust_engine.spec import CHOICES
 from trust_engine.unlearn.estimate import Speed, pass_seconds, step_seconds
 

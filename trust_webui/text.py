@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trust_engine.errors import ModelError
-from trust_engine.models.conditioning import Conditioning, stack
+from trust_engine.models.contract import Conditioning, stack
 from trust_engine.prompts.concept import MAX_TOKENS
 
 LONGEST = 12 * 77  # tokens: prompts of one to four chunks, in any mixture

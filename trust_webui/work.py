@@ -22,10 +22,8 @@ from trust_engine.frontend.charts import chart
 from trust_engine.frontend.pictures import neuron_map
 from trust_engine.frontend.run_report import RunReport, run_report
 from trust_engine.frontend.subjects import COUNT, MOST, Subject, draw, passes, subjects
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import ModuleDenoiser
+from trust_engine.models.contract import Conditioning, LentModel, ModuleDenoiser
 from trust_engine.models.identity import probe
-from trust_engine.models.lent import LentModel
 from trust_engine.models.parameters import exchanged
 from trust_engine.settings import in_range
 from trust_engine.spec import UnlearnSpec

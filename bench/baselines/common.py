@@ -12,8 +12,7 @@ from torch import Tensor
 from trust_engine.audit.checks.core import follow
 from trust_engine.audit.drawing import paint
 from trust_engine.diff.overrides import weights_of, with_weights
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import ModuleDenoiser, device_of
+from trust_engine.models.contract import Conditioning, ModuleDenoiser, device_of
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings, ddim, timesteps
 from trust_engine.prompts.concept import PromptSet, build_prompts

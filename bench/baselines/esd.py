@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 

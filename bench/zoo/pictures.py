@@ -14,9 +14,8 @@ from bench.world.pack import shipped
 from bench.world.train_autoencoder import Codec
 from bench.zoo import sd3
 from bench.zoo.english import texts_of
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning, Denoiser, ModuleDenoiser, scaled_linear
 from trust_engine.models.demo_clip import load_clip
-from trust_engine.models.denoiser import Denoiser, ModuleDenoiser, scaled_linear
 from trust_engine.models.load import load_model
 from trust_engine.models.sampler import SamplerSettings, ddim, initial_noise
 

@@ -17,7 +17,7 @@ from bench.baselines.common import Meter, Task, Weights, denoise_to, keys_and_va
 from toys.task import task_of
 from toys.tiny import frozen_bits
 from trust_engine.diff.overrides import weights_of, with_weights
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec

@@ -443,7 +443,7 @@ def test_v_is_the_goal_that_gives_x0_back() -> None:
 
     torch.manual_seed(1)
     x, noise = torch.randn(64, 4, 2, 2), torch.randn(64, 4, 2, 2)
-    from trust_engine.models.denoiser import scaled_linear
+    from trust_engine.models.contract import scaled_linear
 
     for prediction in ("eps", "v"):
         mixed, t, goal, weight = noised(x, noise, prediction, 0.75, 0.0)
@@ -457,7 +457,7 @@ def test_v_is_the_goal_that_gives_x0_back() -> None:
 
 def test_v_and_eps_weigh_the_same_error_of_x0_alike() -> None:
     from bench.zoo.unet import noised
-    from trust_engine.models.denoiser import scaled_linear
+    from trust_engine.models.contract import scaled_linear
 
     x, noise, off = torch.randn(32, 4, 2, 2), torch.randn(32, 4, 2, 2), torch.randn(32, 4, 2, 2)
     losses: dict[str, Tensor] = {}

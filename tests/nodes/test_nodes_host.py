@@ -28,7 +28,7 @@ def direct(model: Patcher, x: torch.Tensor, t: int, context: torch.Tensor) -> to
 
 def asked(part: Part, lent: Any, x: torch.Tensor, t: int, context: torch.Tensor) -> torch.Tensor:
     """Ask through the adapter, out of inference mode as the engine does."""
-    cond = part("trust_engine.models.conditioning").Conditioning(context)
+    cond = part("trust_engine.models.contract").Conditioning(context)
     return lent(x, torch.full((len(x),), t), cond)
 
 

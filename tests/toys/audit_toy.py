@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from trust_engine.audit.levels import Budgets, Level
 from trust_engine.audit.topic import Topic, World
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import ModuleDenoiser, scaled_linear
+from trust_engine.models.contract import Conditioning, ModuleDenoiser, scaled_linear
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trust_engine.diff.apply import fingerprint_of
 from trust_engine.diff.weight_diff import SparseOffset, WeightDiff
 from trust_engine.io.safetensors import write_all
-from trust_engine.models.denoiser import ModuleDenoiser, ldm_denoiser, scaled_linear
+from trust_engine.models.contract import ModuleDenoiser, ldm_denoiser, scaled_linear
 from trust_engine.models.keys import LDM_PREFIX
 
 torch.set_num_threads(1)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import (
+from trust_engine.models.contract import (
+    Conditioning,
+    LentModel,
     ModuleDenoiser,
     NoiseSchedule,
     ldm_denoiser,
@@ -19,7 +20,6 @@ from trust_engine.models.denoiser import (
 )
 from trust_engine.models.diffusers_unet import diffusers_denoiser
 from trust_engine.models.keys import KeyMap, UNetShape
-from trust_engine.models.lent import LentModel
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 torch.set_num_threads(1)

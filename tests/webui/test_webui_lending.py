@@ -16,9 +16,8 @@ from fakes.webui_forge import FakeForge
 from hosts.webui_lent import HOSTS, entered, make, run_job, small, spec
 from trust_engine.diff import fingerprint, load_diff
 from trust_engine.errors import ModelError, SpecError
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning, LentModel
 from trust_engine.models.keys import projection_of
-from trust_engine.models.lent import LentModel
 from trust_engine.models.parameters import exchanged
 from trust_engine.unlearn.run import Unlearning
 

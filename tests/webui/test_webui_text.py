@@ -11,7 +11,7 @@ import torch
 
 from hosts.webui_lent import HOSTS, entered, run_job, small
 from trust_engine.errors import ModelError
-from trust_engine.models.conditioning import Conditioning, stack
+from trust_engine.models.contract import Conditioning, stack
 from trust_engine.spec import ConceptSpec
 
 TWO, THREE = "a cat BREAK a dog", "a cat BREAK a dog BREAK a tree"

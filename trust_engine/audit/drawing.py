@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..distributed import SINGLE, Workers
-from ..models.conditioning import Conditioning
-from ..models.denoiser import device_of
+from ..models.contract import Conditioning, device_of
 from ..models.load import LoadedModel
 from ..models.sampler import SamplerSettings, initial_noise, sample
 

@@ -16,8 +16,7 @@ import torch
 from .. import seeds
 from ..errors import OutputError
 from ..io.files import write_atomically
-from ..models.conditioning import Conditioning
-from ..models.denoiser import device_of
+from ..models.contract import Conditioning, device_of
 from ..models.identity import Digest, engine_identity, modules_of, probe
 from .check import Check, CheckResult
 from .context import AuditContext, Picture

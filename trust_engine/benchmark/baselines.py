@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import seeds
-from ..models.conditioning import Conditioning
-from ..models.denoiser import Denoiser, device_of, projections
+from ..models.contract import Conditioning, Denoiser, device_of, projections
 from ..models.keys import projection_of
 from ..models.load import LoadedModel
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..models.conditioning import Conditioning
-from ..models.denoiser import ModuleDenoiser
+from ..models.contract import Conditioning, ModuleDenoiser
 
 
 @dataclass

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.attention import CrossAttention, cross_attention_modules, read_layer
-from ..models.conditioning import Conditioning
-from ..models.denoiser import ModuleDenoiser
+from ..models.contract import Conditioning, ModuleDenoiser
 from ..models.diffusers_unet import diffusers_denoiser
 from ..models.load import blank_unet
 from ..models.memory import batch_for

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import seeds
-from ..models.denoiser import NoiseSchedule, scaled_linear
+from ..models.contract import NoiseSchedule, scaled_linear
 from ..models.families import MODELS, ModelFamily
 from ..models.load import LoadedModel, assemble, blank_unet
 from ..models.names import LazyTensor, LazyTensors

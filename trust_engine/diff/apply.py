@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffError
-from ..models.denoiser import Denoiser, projections
+from ..models.contract import Denoiser, projections
 from ..models.unet_families import family_of
 from ..settings import in_range
 from .weight_diff import SparseOffset, WeightDiff, plain

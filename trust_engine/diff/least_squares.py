@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DiffError, SpecError
-from ..models.conditioning import TextEncoder
+from ..models.contract import TextEncoder
 from ..models.keys import projection_of
 from ..prompts.concept import build_prompts
 from ..spec import ConceptSpec, UnlearnSpec

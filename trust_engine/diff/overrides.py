@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.conditioning import Conditioning
-from ..models.denoiser import ModuleDenoiser
+from ..models.contract import Conditioning, ModuleDenoiser
 from ..models.load import LoadedModel
 from . import WeightDiff, applied
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..audit.drawing import decode
 from ..diff import WeightDiff, applied
-from ..models.denoiser import device_of
+from ..models.contract import device_of
 from ..models.load import LoadedModel
 from ..models.vae import NoDecoder
 from ..spec import Sampling

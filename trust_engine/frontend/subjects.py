@@ -11,8 +11,7 @@ from torch import Tensor
 from .. import seeds
 from ..audit.topic import Topic
 from ..demo.vocabulary import OBJECTS, UNSEEN
-from ..models.conditioning import TextEncoder
-from ..models.denoiser import Denoiser
+from ..models.contract import Denoiser, TextEncoder
 from ..models.sampler import SamplerSettings, initial_noise, sample, sampled
 from ..phrases import holds, with_article, words_of
 from ..prompts.concept import PromptSet

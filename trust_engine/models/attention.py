@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .denoiser import Denoiser
+from .contract import Denoiser
 
 
 @dataclass(frozen=True)

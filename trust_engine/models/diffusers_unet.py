@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .conditioning import Conditioning
-from .denoiser import ModuleDenoiser, NoiseSchedule
+from .contract import Conditioning, ModuleDenoiser, NoiseSchedule
 from .keys import KeyMap, UNetShape
 
 

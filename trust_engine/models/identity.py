@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from .. import __version__, seeds
 from ..io.safetensors import tensor_bytes
-from .conditioning import Conditioning
-from .denoiser import Denoiser, NoiseSchedule, compute_dtype, device_of
+from .contract import Conditioning, Denoiser, NoiseSchedule, compute_dtype, device_of
 
 PROBED = (801, 401, 81)  # timesteps at which a UNet is asked what it predicts
 LENGTH = 32  # hexadecimal digits

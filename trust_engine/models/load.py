@@ -16,14 +16,20 @@ from ..demo.vocabulary import OBJECTS, STYLES
 from ..errors import ModelError
 from ..spec import UnlearnSpec
 from .checkpoint import VAE_PREFIX, Checkpoint, fill, open_checkpoint, size_of
+from .contract import (
+    LentModel,
+    ModuleDenoiser,
+    NoiseSchedule,
+    compute_dtype,
+    device_of,
+    projections,
+)
 from .demo_clip import CHECKPOINT, load_clip, tokenize
-from .denoiser import ModuleDenoiser, NoiseSchedule, compute_dtype, device_of, projections
 from .diffusers_unet import diffusers_denoiser
 from .everyday import STYLES as LOOKS
 from .everyday import THINGS
 from .families import ModelFamily, detect
 from .keys import KeyMap
-from .lent import LentModel
 from .memory import (
     batch_for,
     check_memory,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .denoiser import COMPUTES_IN
+from .contract import COMPUTES_IN
 
 
 def compute_type(stored: torch.dtype, device: torch.device) -> torch.dtype:

@@ -14,8 +14,7 @@ from ..errors import SpecError
 from ..seeds import ancestral_noise, generator, redrawn_noise
 from ..settings import in_range
 from ..spec import Sampling
-from .conditioning import Conditioning, stack
-from .denoiser import Denoiser, Spacing, device_of
+from .contract import Conditioning, Denoiser, Spacing, device_of, stack
 
 SamplerName = Literal["ddim", "euler", "euler_a", "dpmpp_2m", "lcm"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)

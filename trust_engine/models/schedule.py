@@ -8,7 +8,7 @@ from typing import get_args
 
 from ..errors import ModelError
 from .checkpoint import Checkpoint
-from .denoiser import NoiseSchedule, Prediction, Spacing, scaled_linear
+from .contract import NoiseSchedule, Prediction, Spacing, scaled_linear
 from .families import ModelFamily
 
 LEAST = 4.8973451890853435e-08  # of the signal's share at the end: zero has no noise level

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .checkpoint import Checkpoint, fill
-from .conditioning import Conditioning, TextEncoder
+from .contract import Conditioning, TextEncoder
 from .demo_clip import load_tokenizer
 from .families import END, ModelFamily, Tower
 from .names import LazyTensors, tower_names

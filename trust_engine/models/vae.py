@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from .checkpoint import VAE_PREFIX, Checkpoint, fill
-from .denoiser import compute_dtype
+from .contract import compute_dtype
 from .families import ModelFamily
 from .names import LazyTensors, decoder_names
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 
 from ..errors import SpecError
-from ..models.conditioning import Conditioning, TextEncoder, stack
+from ..models.contract import Conditioning, TextEncoder, stack
 from ..phrases import named_in, quoted, with_article
 from ..spec import ConceptSpec
 from .kinds import Surroundings, written

@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import seeds
 from ..errors import SpecError
-from ..models.conditioning import Conditioning
-from ..models.denoiser import Denoiser, compute_dtype, device_of
+from ..models.contract import Conditioning, Denoiser, compute_dtype, device_of
 from ..models.parameters import exchanged
 from ..spec import UnlearnSpec
 from .layout import Layout

@@ -14,8 +14,7 @@ from torch import nn
 
 from .. import seeds
 from ..models.attention import cross_attention_modules, read_layer
-from ..models.denoiser import device_of
-from ..models.lent import LentModel
+from ..models.contract import LentModel, device_of
 from ..models.load import LoadedModel
 from ..spec import ConceptSpec, UnlearnSpec
 from .end_to_end import BATCH

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..diff import WeightDiff
-from ..models.lent import LentModel
+from ..models.contract import LentModel
 from ..models.load import LoadedModel
 from ..spec import ConceptSpec, UnlearnSpec
 from .run import StepReport, Unlearning

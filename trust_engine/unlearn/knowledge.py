@@ -19,9 +19,7 @@ from torch import Tensor
 
 from .. import seeds
 from ..errors import SpecError
-from ..models.conditioning import Conditioning
-from ..models.denoiser import compute_dtype, device_of
-from ..models.lent import LentModel
+from ..models.contract import Conditioning, LentModel, compute_dtype, device_of
 from ..models.memory import batch_for
 from ..models.sampler import initial_noise
 from ..phrases import named_in, quoted, with_article

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.attention import cross_attention_modules, read_layer
-from ..models.conditioning import Conditioning, stack
-from ..models.denoiser import Denoiser, device_of
+from ..models.contract import Conditioning, Denoiser, device_of, stack
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .end_to_end import Cost, EndToEndProblem, Moments

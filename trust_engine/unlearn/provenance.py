@@ -8,10 +8,8 @@ from typing import Any
 import torch
 
 from .. import __version__, seeds
-from ..models.conditioning import Conditioning
-from ..models.denoiser import device_of
+from ..models.contract import Conditioning, LentModel, device_of
 from ..models.identity import Digest, model_identity
-from ..models.lent import LentModel
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .results import Results

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..distributed import Workers
-from ..models.conditioning import Conditioning
-from ..models.denoiser import compute_dtype
-from ..models.lent import LentModel
+from ..models.contract import Conditioning, LentModel, compute_dtype
 from ..models.memory import batch_for
 from ..models.sampler import SamplerSettings, sampled
 from ..prompts.concept import PromptSet

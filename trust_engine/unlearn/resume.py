@@ -7,7 +7,7 @@ from collections.abc import Callable
 from .. import __version__
 from ..errors import SpecError
 from ..models.attention import cross_attention_modules
-from ..models.denoiser import Denoiser
+from ..models.contract import Denoiser
 from .state import RunState
 from .trajectory import Plan
 

@@ -27,8 +27,7 @@ from torch import Tensor
 
 from .. import seeds
 from ..distributed import SINGLE, Workers
-from ..models.conditioning import Conditioning, stack
-from ..models.denoiser import Denoiser, device_of
+from ..models.contract import Conditioning, Denoiser, device_of, stack
 from ..models.sampler import SamplerSettings, initial_noise, sample, sampled
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec

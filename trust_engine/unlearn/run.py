@@ -27,10 +27,8 @@ from ..diff import WeightDiff, describe_base
 from ..distributed import SINGLE, Workers
 from ..errors import DivergenceError, SpecError
 from ..models.attention import cross_attention_modules
-from ..models.conditioning import Conditioning, with_syntax
-from ..models.denoiser import device_of
+from ..models.contract import Conditioning, LentModel, device_of, with_syntax
 from ..models.identity import run_key
-from ..models.lent import LentModel
 from ..models.precision import in_float32
 from ..prompts.concept import PromptSet, build_prompts
 from ..spec import UnlearnSpec

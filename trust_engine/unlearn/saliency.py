@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..models.lent import Score
+from ..models.contract import Score
 from .end_to_end import EndToEndProblem
 from .layerwise import LayerProblem
 

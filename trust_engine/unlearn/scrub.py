@@ -28,8 +28,7 @@ from torch import Tensor, nn
 
 from .. import seeds
 from ..errors import SpecError
-from ..models.conditioning import Conditioning
-from ..models.denoiser import Denoiser, device_of
+from ..models.contract import Conditioning, Denoiser, device_of
 from ..models.parameters import exchanged
 
 EARLIEST, LATEST = 20, 750  # timesteps: noise enough to tell nothing by, and picture enough to see

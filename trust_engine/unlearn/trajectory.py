@@ -13,8 +13,7 @@ from .. import seeds
 from ..distributed import SINGLE, Workers
 from ..errors import SpecError
 from ..models.attention import cross_attention_modules, watch_inputs
-from ..models.conditioning import Conditioning
-from ..models.denoiser import Denoiser
+from ..models.contract import Conditioning, Denoiser
 from ..models.sampler import SamplerSettings, initial_noise, sample
 
 GROUP = 8  # prompts that keep the same positions, however many are recorded at once

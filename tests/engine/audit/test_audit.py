@@ -28,7 +28,7 @@ from trust_engine.audit import Audit, render_page, summary
 from trust_engine.audit.state import identity
 from trust_engine.audit.topic import open_topic
 from trust_engine.errors import SpecError
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from toys.tiny import fake_denoiser
 from trust_engine.errors import SpecError
-from trust_engine.models.conditioning import stack
-from trust_engine.models.denoiser import scaled_linear
+from trust_engine.models.contract import scaled_linear, stack
 from trust_engine.models.sampler import SAMPLERS, SamplerSettings, initial_noise, sample, timesteps
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

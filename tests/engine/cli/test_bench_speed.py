@@ -29,7 +29,7 @@ from trust_engine.benchmark.random_models import FAMILY_NAMES, random_model
 from trust_engine.benchmark.tensor_memory import LiveTensors
 from trust_engine.cli.main import main
 from trust_engine.models.attention import CrossAttention
-from trust_engine.models.denoiser import projections
+from trust_engine.models.contract import projections
 from trust_engine.models.load import LoadedModel
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import UnlearnSpec

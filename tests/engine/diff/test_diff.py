@@ -21,7 +21,7 @@ from trust_engine.diff import (
     save_diff,
 )
 from trust_engine.errors import DiffError
-from trust_engine.models.denoiser import ModuleDenoiser, projections
+from trust_engine.models.contract import ModuleDenoiser, projections
 
 
 def small_offsets(keys: list[str]) -> dict[str, SparseOffset]:

@@ -24,7 +24,7 @@ from trust_engine.diff import (
     thinned,
 )
 from trust_engine.errors import DiffError, SpecError
-from trust_engine.models.denoiser import projections
+from trust_engine.models.contract import projections
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 Vectors = st.lists(st.integers(-64, 64).map(lambda n: n / 16), min_size=8, max_size=8)

@@ -10,7 +10,7 @@ import torch
 from toys.small_unet import KEY, SHAPES, small_base, small_denoiser, small_diff, small_weights
 from trust_engine.diff import WeightDiff, applied, check_fits, describe_base, fingerprint
 from trust_engine.errors import DiffError
-from trust_engine.models.denoiser import projections, scaled_linear
+from trust_engine.models.contract import projections, scaled_linear
 from trust_engine.models.unet_families import FAMILIES, family_of
 
 

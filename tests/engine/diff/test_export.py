@@ -37,7 +37,7 @@ from trust_engine.diff.base import open_base
 from trust_engine.diff.lora import export_dense, export_lora
 from trust_engine.errors import DiffError, ModelError, OutputError
 from trust_engine.io.safetensors import write_all
-from trust_engine.models.denoiser import projections
+from trust_engine.models.contract import projections
 from trust_engine.models.keys import LDM_PREFIX
 
 

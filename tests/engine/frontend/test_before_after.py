@@ -20,7 +20,7 @@ from trust_engine.frontend.before_after import BeforeAfter, Seen, compared, dist
 from trust_engine.frontend.looking import look
 from trust_engine.frontend.run_report import run_report
 from trust_engine.frontend.subjects import MOST, Subject, kept_things, known_word, passes, subjects
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.vae import NoDecoder
 from trust_engine.prompts.concept import build_prompts

@@ -10,7 +10,7 @@ from torch import nn
 from toys.tiny import hooks_of, tiny_denoiser
 from trust_engine.errors import ModelError
 from trust_engine.models.attention import cross_attention_modules, read_layer, watch_inputs
-from trust_engine.models.denoiser import projections
+from trust_engine.models.contract import projections
 from trust_engine.models.keys import layer_of
 
 

@@ -32,9 +32,8 @@ from toys.tiny_families import (
 )
 from trust_engine.errors import ModelError
 from trust_engine.models.attention import cross_attention_modules
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning, compute_dtype, scaled_linear
 from trust_engine.models.demo_clip import load_tokenizer
-from trust_engine.models.denoiser import compute_dtype, scaled_linear
 from trust_engine.models.keys import projection_of
 from trust_engine.models.load import load_model
 from trust_engine.models.sampler import SamplerSettings

@@ -17,7 +17,7 @@ from trust_engine.diff import WeightDiff, combine
 from trust_engine.diff.sampling import sampling_of
 from trust_engine.errors import SpecError
 from trust_engine.frontend.subjects import passes
-from trust_engine.models.denoiser import scaled_linear
+from trust_engine.models.contract import scaled_linear
 from trust_engine.models.sampler import SamplerSettings, initial_noise, sample, sampled
 from trust_engine.spec import Sampling, UnlearnSpec
 from trust_engine.unlearn.record import sampler_of

@@ -16,7 +16,7 @@ from trust_engine.benchmark.tensor_memory import LiveTensors
 from trust_engine.errors import ModelError, OutputError
 from trust_engine.io.outputs import check_outputs
 from trust_engine.models.attention import CrossAttention
-from trust_engine.models.denoiser import projections
+from trust_engine.models.contract import projections
 from trust_engine.models.load import load_model
 from trust_engine.models.memory import (
     AT_ONCE,

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from toys.tiny import fake_denoiser
 from trust_engine.errors import SpecError
-from trust_engine.models.conditioning import Conditioning, stack
-from trust_engine.models.denoiser import NoiseSchedule, scaled_linear
+from trust_engine.models.contract import Conditioning, NoiseSchedule, scaled_linear, stack
 from trust_engine.models.sampler import SamplerSettings, ddim, initial_noise, timesteps
 
 COND = Conditioning(torch.tensor([[[0.3]], [[-0.7]]]))

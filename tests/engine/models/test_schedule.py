@@ -11,8 +11,7 @@ import torch
 from toys.tiny import fake_denoiser
 from trust_engine.errors import ModelError
 from trust_engine.models.checkpoint import Checkpoint
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import NoiseSchedule, scaled_linear
+from trust_engine.models.contract import Conditioning, NoiseSchedule, scaled_linear
 from trust_engine.models.families import MODELS
 from trust_engine.models.sampler import SamplerSettings, ddim, timesteps
 from trust_engine.models.schedule import schedule_of

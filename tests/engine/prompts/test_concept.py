@@ -11,7 +11,7 @@ import torch
 
 from toys.tiny import WORDS, WordEncoder
 from trust_engine.errors import SpecError
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning
 from trust_engine.phrases import same_name, with_article
 from trust_engine.prompts.concept import (
     MAX_TOKENS,

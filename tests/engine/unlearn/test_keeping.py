@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from toys.tiny import WordEncoder, frozen_bits, tiny_model, tiny_spec
 from trust_engine.errors import SpecError
-from trust_engine.models.lent import LentModel
+from trust_engine.models.contract import LentModel
 from trust_engine.unlearn import state as resume
 from trust_engine.unlearn.keeping import Keeping
 from trust_engine.unlearn.run import Unlearning

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from toys.tiny import fake_denoiser, tiny_model, tiny_spec
 from trust_engine.errors import SpecError
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import scaled_linear
-from trust_engine.models.lent import LentModel
+from trust_engine.models.contract import Conditioning, LentModel, scaled_linear
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.knowledge import NOISES, Inquiry, Knowledge

@@ -12,8 +12,7 @@ import trust_engine.unlearn.robust as robust
 from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
 from trust_engine import seeds
 from trust_engine.diff import applied
-from trust_engine.models.denoiser import projections
-from trust_engine.models.lent import LentModel
+from trust_engine.models.contract import LentModel, projections
 from trust_engine.prompts.concept import PromptSet
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.problems import Problems

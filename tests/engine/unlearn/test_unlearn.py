@@ -16,9 +16,7 @@ from toys.tiny import HostEncoder, WordEncoder, frozen_bits, hooks_of, tiny_mode
 from trust_engine.diff import WeightDiff, applied, fingerprint, load_diff, save_diff
 from trust_engine.errors import SpecError
 from trust_engine.models.attention import cross_attention_modules, read_layer
-from trust_engine.models.conditioning import Conditioning
-from trust_engine.models.denoiser import projections
-from trust_engine.models.lent import LentModel
+from trust_engine.models.contract import Conditioning, LentModel, projections
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.run import StepReport, Unlearning
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from toys.tiny import frozen_bits, tiny_denoiser, tiny_spec
 from trust_engine.errors import SpecError
 from trust_engine.models.attention import cross_attention_modules, read_layer
-from trust_engine.models.conditioning import Conditioning
+from trust_engine.models.contract import Conditioning
 from trust_engine.models.parameters import exchanged
 from trust_engine.unlearn.end_to_end import EndToEndProblem, Moments, differentiable
 from trust_engine.unlearn.objective import csr, exact_product, finite_product, slope

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...models.conditioning import Conditioning
-from ...models.denoiser import device_of
+from ...models.contract import Conditioning, device_of
 from ...models.load import LoadedModel
 from ..check import Check, CheckResult
 from ..context import AuditContext, Judged, judge, sees_all

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ... import seeds
 from ...diff.overrides import differentiable
-from ...models.conditioning import Conditioning
-from ...models.denoiser import device_of
+from ...models.contract import Conditioning, device_of
 from ...models.load import LoadedModel
 from ...models.token_embeddings import TokenSpace, embed, fill, token_space
 from ..context import AuditContext

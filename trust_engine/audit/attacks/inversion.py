@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ... import seeds
 from ...diff.overrides import differentiable
-from ...models.conditioning import Conditioning
+from ...models.contract import Conditioning
 from ...models.load import LoadedModel
 from ...models.token_embeddings import TokenSpace, embed, fill, token_space
 from ..context import AuditContext

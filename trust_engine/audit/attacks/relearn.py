@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import seeds
 from ...diff.overrides import weights_of, with_weights
-from ...models.conditioning import Conditioning
+from ...models.contract import Conditioning
 from ...models.load import LoadedModel
 from ..context import AuditContext, ReferenceImages, paint_shots
 from ..drawing import Work

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...models.conditioning import TextEncoder
+from ...models.contract import TextEncoder
 from ..check import BOTH, Check, CheckResult, describe
 from ..context import AuditContext, Judged, draw_probes, passes_for
 from ..drawing import Work

@@ -1,20 +1,88 @@
-"""A UNet as the engine sees it, and the noise schedule it was trained with."""
+"""What the engine asks of a model: encoded prompts, a denoiser with its schedule, and the loan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .conditioning import Conditioning
+from ..errors import ModelError, SpecError
 from .keys import projection_of
 
 Prediction = Literal["eps", "v"]
 Spacing = Literal["leading", "trailing", "linspace"]
 COMPUTES_IN = "_trust_computes_in"  # a module's attribute: its layers widen what they store
+Score = Callable[[Tensor, Sequence[str]], Tensor]
+"""Latents x0 (b, 4, h, w) and prompts -> how well each decoded picture shows its prompt, (b,)."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: context (b, tokens, d) and, for SDXL, a vector (b, adm)."""
+
+    context: Tensor
+    vector: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def select(self, index: Tensor | slice) -> Conditioning:
+        """Take some of the prompts."""
+        vector = None if self.vector is None else self.vector[index]
+        return Conditioning(self.context[index], vector)
+
+    def to(self, kind: torch.dtype | torch.device) -> Conditioning:
+        """Convert to a dtype or move to a device."""
+        vector = None if self.vector is None else self.vector.to(kind)
+        return Conditioning(self.context.to(kind), vector)
+
+    def repeated(self, length: int) -> Conditioning:
+        """Repeat the context as a whole, up to a length that it goes into: the same to a UNet."""
+        # Attention over tokens that stand there n times each is attention over each once; were
+        # only some of them repeated, those would count for more.
+        times, rest = divmod(length, self.context.shape[1])
+        if rest:
+            raise ModelError(f"{self.context.shape[1]} tokens cannot be repeated to {length}")
+        return Conditioning(self.context.repeat(1, times, 1), self.vector)
+
+
+def stack(parts: Sequence[Conditioning]) -> Conditioning:
+    """Join conditionings along the batch; contexts of several lengths are repeated to one."""
+    length = math.lcm(*(part.context.shape[1] for part in parts))
+    context = torch.cat([part.repeated(length).context for part in parts])
+    vectors = [part.vector for part in parts if part.vector is not None]
+    if not vectors:
+        return Conditioning(context)
+    if len(vectors) < len(parts):
+        raise ModelError("some prompts come with a pooled vector and others without")
+    return Conditioning(context, torch.cat(vectors))
+
+
+class TextEncoder(Protocol):
+    """A host's or checkpoint's way from words to conditioning."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts, one row each."""
+        ...
+
+    def count_tokens(self, prompt: str) -> int:
+        """Count the prompt's tokens, start and end not counted."""
+        ...
+
+
+def with_syntax(encoder: TextEncoder) -> TextEncoder:
+    """Return a host's encoder that reads emphasis and embeddings; raises SpecError for others."""
+    made = getattr(encoder, "with_syntax", None)
+    if made is None:
+        raise SpecError(
+            "prompts in a host's syntax can be read in that host alone; set syntax to literal"
+        )
+    found: TextEncoder = made()
+    return found
 
 
 @dataclass(frozen=True)
@@ -129,3 +197,25 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
 def device_of(denoiser: Denoiser) -> torch.device:
     """Tell where the UNet lives."""
     return next(denoiser.module.parameters()).device
+
+
+@dataclass(frozen=True)
+class LentModel:
+    """What a host lends: the UNet, text encoding and latent size (h, w).
+
+    vocabulary, styles: words the model knows, from which the engine proposes what to preserve;
+    score: how well latents show prompts, for the saliency source "clip"; batch: prompts to record
+    at once, 0: as many as take about a gigabyte; more: what predictions depend on besides the
+    weights of `denoiser.module`, hashed, for a UNet that hooks and patches change; applied: diffs
+    that are in its weights already, as its file's record tells them.
+    """
+
+    denoiser: Denoiser
+    encoder: TextEncoder
+    latent_size: tuple[int, int]
+    vocabulary: Sequence[str] = ()
+    styles: Sequence[str] = ()
+    score: Score | None = None
+    batch: int = 0
+    more: Callable[[Conditioning], str] | None = None
+    applied: Sequence[Mapping[str, Any]] = ()
