@@ -60,10 +60,13 @@ TUNED_ON = {
     "combination": ConceptSpec(("girl",), "combination", companion="wine"),
     "style": ConceptSpec(("noto",), "style"),
 }
+SCRUBBING = ("blocks", "directions", "lists", "moments", "pictures", "replay", "run", "samples")
 ATTACKS = (
     "textual_inversion_1", "textual_inversion_3", "unlearn_diff_atk", "p4d", "ring_a_bell",
     "relearning", "relearning_lora", "benign_fine_tuning",
 )  # fmt: skip
+MAKERS = {"trust-scrub": [f"unlearn/scrubbing/{m}" for m in SCRUBBING]}
+"""Modules that decide what a method of ours does, besides the engine's."""
 UNTOUCHED = "untouched"
 STORE = Path("bench/figures")
 WEIGHTS = Path("runs/rivals")  # what methods made, until it is measured
@@ -109,7 +112,7 @@ def edit(method: str, concept: ConceptSpec, seed: int, out: Path) -> dict[str, A
     meter, model = Meter(), load_model("demo", "cpu")
     chosen, before = METHODS[method], weights_of(model.denoiser)
     started = time.monotonic()
-    task = Task(metered(model, meter), concept, seed)
+    task = Task(metered(model, meter), concept, seed, meter)
     weights = chosen.run(task, chosen.settings_for(concept.kind))
     seconds = time.monotonic() - started
     weights = {n: w.contiguous() for n, w in weights.items() if not torch.equal(w, before[n])}
@@ -204,7 +207,7 @@ class Bench:
         settings = str(METHODS[method].settings_for(kind)) if method in METHODS else ""
         about = {"base": self.base, "settings": settings, "seed": self.seed}
         if method.startswith("trust"):
-            about["engine"] = engine_mark("unlearn/robust")
+            about["engine"] = engine_mark(*MAKERS.get(method, ("unlearn/robust",)))
         cell = json.loads(path.read_text()) if path.exists() else {}
         if {key: cell.get(key) for key in about} == about:
             return cell

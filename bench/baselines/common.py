@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -41,11 +41,15 @@ class Meter:
 
 @dataclass(frozen=True)
 class Task:
-    """What to erase, from which model. All methods are told the same prompts."""
+    """What to erase, from which model. All methods are told the same prompts.
+
+    meter: what counts the model's passes, for a method whose calls are not whole passes.
+    """
 
     model: LoadedModel
     concept: ConceptSpec
     seed: int = 0
+    meter: Meter = field(default_factory=Meter)
 
     @cached_property
     def prompts(self) -> PromptSet:

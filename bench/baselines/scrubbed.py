@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trust_engine.phrases import with_article
-from trust_engine.prompts.templates import PAIRS
-from trust_engine.unlearn.scrub import Scrubbing, ScrubPlan, Shown
+from trust_engine.prompts.concept import PromptSet, build_prompts
+from trust_engine.unlearn.scrubbing.lists import picture_lists
+from trust_engine.unlearn.scrubbing.pictures import Recipe, drawn, noised
+from trust_engine.unlearn.scrubbing.run import Scrubbing, ScrubPlan
+from trust_engine.unlearn.scrubbing.samples import Drawn
 
 from .common import Task, Weights
 
 
 @dataclass(frozen=True)
 class Settings:
-    """concept, rest: pictures drawn of either; pairs: the share of the rest with two things."""
+    """How pictures are made, and how much is taken out."""
 
-    concept: int = 64
-    rest: int = 192
-    pairs: float = 0.5
+    recipe: Recipe = field(default_factory=Recipe)
     plan: ScrubPlan = field(default_factory=ScrubPlan)
+
+
+def prompts_of(task: Task) -> PromptSet:
+    """Write the engine's prompts; beside a style, what stays names another one."""
+    if task.concept.kind != "style":
+        return task.prompts
+    model = task.model
+    return build_prompts([task.concept], model.encoder, model.vocabulary, model.styles, True)
+
+
+def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, int, int]:
+    """Draw what a recipe asks for: (what was drawn, how many of the concept, passes)."""
+    lists, model = picture_lists(task.concept, prompts_of(task), recipe.counts), task.model
+    for passes, found in drawn(
+        model.denoiser, model.encoder, model.latent_size, lists, recipe, task.seed
+    ):
+        if found is not None:
+            return found, len(lists.concept), passes
+    raise AssertionError("drawing ends with what was drawn")
+
+
+def scrubbing(task: Task, settings: Settings, found: Drawn, own: int) -> Scrubbing:
+    """Prepare a scrubbing on pictures, of which the first `own` show the concept."""
+    model = task.model
+    kinds = noised(model.denoiser, model.encoder, found, own, settings.recipe, task.seed)
+    return Scrubbing(model.denoiser, *kinds, settings.plan)
 
 
 def erase(task: Task, settings: Settings) -> Weights:
     """Draw lone pictures of the concept, and of other things alone and in pairs; then scrub."""
-    concept = _drawn(task, task.prompts.targets, settings.concept)
-    pairs = round(settings.pairs * settings.rest)
-    lone = _spread(task.prompts.preserve, settings.rest - pairs)
-    rest = _drawn(task, [*lone, *_pairs(task, pairs)], settings.rest)
-    work = Scrubbing(
-        task.model.denoiser, concept, rest, task.encode([""]), settings.plan, task.seed
-    )
+    found, own, _ = pictures(task, settings.recipe)
+    work, before = scrubbing(task, settings, found, own), task.meter.passes
     for _ in work:
         pass
+    # The meter counts calls; a call that computes two blocks of n is 2 / n passes.
+    task.meter.passes = before + work.passes
     return work.weights
-
-
-def _drawn(task: Task, prompts: Sequence[str], count: int) -> Shown:
-    latents, which = task.draw(prompts, count)
-    return Shown(latents, task.encode([prompts[i] for i in which]))
-
-
-def _spread(prompts: Sequence[str], count: int) -> list[str]:
-    """Take an evenly spread subset, or the prompts again and again."""
-    return [prompts[i * len(prompts) // count] for i in range(count)]
-
-
-def _pairs(task: Task, count: int) -> list[str]:
-    """Write pairs of things that are not the concept."""
-    gone = {*task.concept.words, task.concept.companion}
-    things = [with_article(word) for word in task.model.vocabulary if word not in gone]
-    firsts = task.pick(count, len(things)).tolist()
-    apart = (1 + task.pick(count, len(things) - 1)).tolist()
-    return [
-        PAIRS[i % len(PAIRS)].format(things[a], things[(a + b) % len(things)])
-        for i, (a, b) in enumerate(zip(firsts, apart, strict=True))
-    ]

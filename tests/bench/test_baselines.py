@@ -22,7 +22,9 @@ from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
 from trust_engine.unlearn import robust
-from trust_engine.unlearn.scrub import ScrubPlan
+from trust_engine.unlearn.scrubbing.lists import Counts
+from trust_engine.unlearn.scrubbing.pictures import Recipe
+from trust_engine.unlearn.scrubbing.run import ScrubPlan
 
 SHORT: dict[str, Any] = {
     "esd-x": esd.Settings(steps=3, rate=3e-4, batch=2, sampler_steps=3),
@@ -36,7 +38,9 @@ SHORT: dict[str, Any] = {
     "leco": leco.Settings(steps=3, rate=2e-3, batch=2, sampler_steps=3),
     "trust": {"steps": 3, "trajectory_steps": 2},
     "trust-robust": {"robust": True, "steps": 3, "passes": 10},
-    "trust-scrub": scrubbed.Settings(4, 8, plan=ScrubPlan(tau=1.5, batches=1, batch=4)),
+    "trust-scrub": scrubbed.Settings(
+        Recipe(Counts(4, 4, 4), steps=2, concept=4, rest=4), ScrubPlan(tau=1.5, batch=4)
+    ),
 }
 
 

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import pytest
 import torch
 from torch import Tensor
 
-from toys.tiny import WordEncoder, frozen_bits, tiny_denoiser
-from trust_engine.errors import SpecError
-from trust_engine.unlearn.scrub import (
-    Edit,
-    Moments,
-    Scrubbing,
-    ScrubPlan,
-    Shown,
-    directions,
-    edited,
-    picture_layers,
-)
-
-QUICK = ScrubPlan(tau=1.05, batches=2, batch=4)
+from trust_engine.unlearn.scrubbing.directions import Edit, Spectrum, edited, harms
+from trust_engine.unlearn.scrubbing.moments import Moments
 
 
 def inputs(count: int, d: int, own: Tensor | None = None, size: float = 6.0) -> Tensor:
@@ -39,6 +25,19 @@ def moments(x: Tensor) -> Tensor:
     return x.T @ x / len(x)
 
 
+def taken(spectrum: Spectrum, soft: bool) -> Tensor:
+    """Return T, which takes the directions out."""
+    d = len(spectrum.left)
+    return torch.eye(d, dtype=torch.float64) - (
+        spectrum.left * spectrum.strengths(soft) @ spectrum.right
+    )
+
+
+def edit_of(weight: Tensor, spectrum: Spectrum, soft: bool) -> Edit:
+    """Scrub a weight."""
+    return edited(weight, spectrum, spectrum.strengths(soft))
+
+
 @pytest.fixture
 def own() -> Tensor:
     """Return the one direction that only the concept has."""
@@ -47,45 +46,61 @@ def own() -> Tensor:
 
 
 def test_the_concepts_own_direction_is_found_and_no_other(own: Tensor) -> None:
-    concept, rest = moments(inputs(4000, 8, own)), moments(inputs(4000, 8))
-    left, right, lambdas = directions(concept, rest, 3.0, 1e-6, soft=False)
-    assert len(lambdas) == 1 and lambdas[0] > 3
+    found = Spectrum.of(moments(inputs(4000, 8, own)), moments(inputs(4000, 8)), 1e-6, 3.0)
+    assert len(found.lambdas) == 1 and found.lambdas[0] > 3
     # T takes the direction to nothing, and twice is as good as once.
-    t = torch.eye(8, dtype=torch.float64) - left @ right
+    t = taken(found, soft=False)
     assert float((t @ own).norm()) < 0.05 * float(own.norm())
     torch.testing.assert_close(t @ t, t)
 
 
 def test_soft_shrinks_the_concept_to_the_rests_energy(own: Tensor) -> None:
     concept, rest = moments(inputs(4000, 8, own)), moments(inputs(4000, 8))
-    left, right, _ = directions(concept, rest, 3.0, 1e-9, soft=True)
-    t = torch.eye(8, dtype=torch.float64) - left @ right
-    after = directions(t @ concept @ t.T, rest, 0.0, 1e-9, soft=True)[2]
-    assert float(after.max()) == pytest.approx(
-        max(1.0, float(directions(concept, rest, 0.0, 1e-9, soft=True)[2][1])), rel=1e-6
-    )
+    t = taken(Spectrum.of(concept, rest, 1e-9, 3.0), soft=True)
+    after = Spectrum.of(t @ concept @ t.T, rest, 1e-9, 0.0).lambdas
+    second = float(Spectrum.of(concept, rest, 1e-9, 0.0).lambdas[1])
+    assert float(after.max()) == pytest.approx(max(1.0, second), rel=1e-6)
 
 
 @pytest.mark.parametrize("soft", [True, False])
 def test_the_rests_error_is_the_closed_form(own: Tensor, soft: bool) -> None:
-    """E || W (T - I) x ||^2 over the rest is || W left ||^2: it is white where it is divided by."""
+    """E || W (T - I) x ||^2 over the rest is || W left s ||^2: it is white there."""
     seen, weight = inputs(4000, 8), torch.randn(5, 8)
-    found = directions(moments(inputs(4000, 8, own)), moments(seen), 1.5, 1e-9, soft)
-    edit = edited(weight, *found)
-    error = (seen @ edit.offset.double().T).square().sum(1).mean()
-    assert float(error) == pytest.approx(
-        float((weight.double() @ found[0]).square().sum()), rel=1e-4
-    )
+    found = Spectrum.of(moments(inputs(4000, 8, own)), moments(seen), 1e-9, 1.5)
+    error = (seen @ edit_of(weight, found, soft).offset.double().T).square().sum(1).mean()
+    whole = (seen @ weight.double().T).square().sum(1).mean()
+    each = harms(weight, found, found.strengths(soft), moments(seen))
+    assert each.shape == found.lambdas.shape
+    assert float(error / whole) == pytest.approx(float(each.sum()), rel=1e-4)
+
+
+def test_gain_over_cost_is_lambda_whatever_the_weight(own: Tensor) -> None:
+    """One threshold for all layers solves the problem of one budget over all of them."""
+    concept, seen = inputs(4000, 8, own), inputs(4000, 8)
+    found = Spectrum.of(moments(concept), moments(seen), 1e-9, 0.0)
+    for seed in (0, 1):
+        weight = torch.randn(5, 8, generator=torch.Generator().manual_seed(seed))
+        for i in range(len(found.lambdas)):
+            one = found.only(torch.arange(len(found.lambdas)) == i)
+            offset = edit_of(weight, one, soft=False).offset.double()
+            gain, cost = ((x @ offset.T).square().sum(1).mean() for x in (concept, seen))
+            assert float(gain / cost) == pytest.approx(float(one.lambdas), rel=1e-3)
 
 
 def test_a_convolution_is_scrubbed_in_its_input_channels(own: Tensor) -> None:
-    found = directions(moments(inputs(4000, 8, own)), moments(inputs(4000, 8)), 2.0, 0.01, False)
+    rest = moments(inputs(4000, 8))
+    found = Spectrum.of(moments(inputs(4000, 8, own)), rest, 0.01, 2.0)
     weight = torch.randn(5, 8, 3, 3)
-    edit = edited(weight, *found)
+    edit = edit_of(weight, found, soft=False)
     assert edit.up.shape == (5, edit.rank, 3, 3) and edit.down.shape == (edit.rank, 8)
     for i, j in ((0, 0), (1, 2)):
-        one = edited(weight[:, :, i, j], *found)
+        one = edit_of(weight[:, :, i, j], found, soft=False)
         torch.testing.assert_close(edit.offset[:, :, i, j], one.offset)
+    strengths = found.strengths(soft=False)
+    flat = weight.permute(0, 2, 3, 1).reshape(-1, 8)  # taps as rows: each sees the same moments
+    torch.testing.assert_close(
+        harms(weight, found, strengths, rest), harms(flat, found, strengths, rest)
+    )
 
 
 def test_moments_are_taken_over_positions_of_either_shape() -> None:
@@ -97,70 +112,11 @@ def test_moments_are_taken_over_positions_of_either_shape() -> None:
     assert picture.mean.dtype == torch.float64 and picture.count == 24
 
 
-def test_layers_of_the_text_and_the_time_step_are_left_alone() -> None:
-    keys = picture_layers(tiny_denoiser())
-    assert any(".attn2.to_q" in key for key in keys) and any(".attn1.to_k" in key for key in keys)
-    assert any(".in_layers." in key for key in keys) and "out.2.weight" in keys
-    for part in ("attn2.to_k", "attn2.to_v", "time_embed", "emb_layers", "input_blocks.0."):
-        assert not any(part in key for key in keys)
-
-
-@lru_cache
-def scrubbed(seed: int = 0, copy: int = 0) -> tuple[Scrubbing, list[int]]:
-    """Scrub a tiny UNet, once a copy: pictures of the concept are brighter in one channel."""
-    generator, encoder = torch.Generator().manual_seed(1), WordEncoder()
-    rest = torch.randn(6, 4, 8, 8, generator=generator)
-    concept = rest * torch.tensor([4.0, 1, 1, 1]).view(1, 4, 1, 1)
-    work = Scrubbing(
-        tiny_denoiser(),
-        Shown(concept, encoder.encode(["a gun"] * 6)),
-        Shown(rest, encoder.encode(["a cat"] * 6)),
-        encoder.encode([""]),
-        QUICK,
-        seed,
-    )
-    with torch.no_grad():
-        return work, [report.directions for report in work]
-
-
-def test_a_scrubbing_changes_a_few_directions_and_leaves_the_model_alone() -> None:
-    work, taken = scrubbed()
-    fresh = tiny_denoiser()
-    assert frozen_bits(work.denoiser.module) == frozen_bits(fresh.module)
-    assert taken == sorted(taken) and taken[-1] == sum(e.rank for e in work.edits.values()) > 0
-    named = dict(fresh.module.named_parameters())
-    for key, edit in work.edits.items():
-        name = fresh.parameter_name(key)
-        torch.testing.assert_close(work.weights[name], named[name] + edit.offset)
-        flat = edit.offset.movedim(1, 0).flatten(1)
-        assert int(torch.linalg.matrix_rank(flat)) <= edit.rank
-    assert not any(hook for m in work.denoiser.module.modules() for hook in m._forward_hooks)
-    assert not any(hook for m in work.denoiser.module.modules() for hook in m._forward_pre_hooks)
-
-
-def test_the_same_seed_gives_the_same_edits() -> None:
-    one, two, other = (scrubbed(*which)[0].edits for which in ((0,), (0, 1), (1,)))
-
-    def same(a: dict[str, Edit], b: dict[str, Edit]) -> bool:
-        return a.keys() == b.keys() and all(torch.equal(a[k].up, b[k].up) for k in a)
-
-    assert same(one, two) and not same(one, other)
-
-
-def test_passes_are_counted_and_a_block_is_measured_on_what_was_scrubbed_before() -> None:
-    work, taken = scrubbed()
-    assert work.passes == 1 + len(taken) * 2 * QUICK.batches * QUICK.batch
-    (alone, _), (key, *_) = scrubbed(0, 1), list(reversed(work.edits))
-    late = picture_layers(alone.denoiser)[key]
-    alone.weights.clear()  # as if nothing before it had been scrubbed
-    unscrubbed = alone._moments({key: late}, alone.concept, 2 * (len(taken) - 1))
-    again = work._moments(
-        {key: picture_layers(work.denoiser)[key]}, work.concept, 2 * (len(taken) - 1)
-    )
-    assert not torch.equal(unscrubbed[key], again[key])
-
-
-@pytest.mark.parametrize("wrong", [{"tau": 0.5}, {"eps": 0.0}, {"eps": 2.0}])
-def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(SpecError):
-        ScrubPlan(**wrong)
+def test_moments_stay_within_the_error_that_is_told() -> None:
+    found, total, batches, size = Moments(), torch.zeros(16, 16, dtype=torch.float64), 40, 600
+    for _ in range(batches):
+        x = 5 + torch.randn(1, size, 16)
+        found.add(x)
+        total += x[0].double().T @ x[0].double() / (batches * size)
+    error = (found.mean - total).abs().max() / total.diagonal().mean()
+    assert float(error) < (batches + size**0.5) * 2**-24

@@ -1,0 +1,220 @@
+"""Trials of scrubbing: a row for each setting, on one concept and seed.
+
+    python -m bench.scrub gun --only default "tau 4"   # what is missing of these settings
+    python -m bench.scrub gun --relearning --only default  # relearning curves and inversion, too
+    python -m bench.scrub gun --show
+
+Resumable: a cell is one JSON file in bench/figures/scrub/CONCEPT/SEED; pictures, which settings
+share, are kept in runs/scrub. A cell of another model or another setting is made again. Settings
+are chosen on gun and bomb alone (and openmoji for styles): nothing else may be named here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.baselines import scrubbed as method
+from bench.baselines.common import Task, Weights
+from bench.baselines.scrubbed import Settings
+from bench.measure import Known, measure, relative
+from bench.rivals import CONCEPTS
+from trust_engine.audit.attacks.base import attack_check
+from trust_engine.audit.attacks.catalogue import make_attack
+from trust_engine.audit.checks.core import follow
+from trust_engine.audit.context import AuditContext, draw_probes
+from trust_engine.audit.judges.base import DemoJudge
+from trust_engine.audit.levels import Budgets
+from trust_engine.audit.probes import pair_probes
+from trust_engine.audit.topic import demo_topic
+from trust_engine.demo.judge import load_judge
+from trust_engine.diff import fingerprint
+from trust_engine.diff.overrides import with_weights
+from trust_engine.io.files import write_atomically
+from trust_engine.models.load import LoadedModel, load_model
+from trust_engine.models.sampler import SamplerSettings
+from trust_engine.unlearn.scrubbing.lists import Counts, picture_lists
+from trust_engine.unlearn.scrubbing.pictures import Recipe
+from trust_engine.unlearn.scrubbing.run import ScrubPlan
+from trust_engine.unlearn.scrubbing.samples import Drawn
+
+ALLOWED = ("gun", "bomb", "openmoji")
+STORE, KEPT = Path("bench/figures/scrub"), Path("runs/scrub")
+IMAGES, PAIRS = 24, 54
+SAMPLER = SamplerSettings(steps=10)  # of what tells settings apart; the benchmark's has 20
+CURVE = (5, 10, 20, 50)  # steps of relearning
+SEED = 0
+
+
+def of(recipe: dict[str, Any] | None = None, **plan: Any) -> Settings:
+    """Change the default."""
+    return Settings(replace(Recipe(), **(recipe or {})), replace(ScrubPlan(), **plan))
+
+
+SLOW = {"steps": 20, "source": "renoised"}
+SETTINGS: dict[str, Settings] = {
+    "default": of(),
+    "renoised": of({"source": "renoised"}),
+    "on the way": of({"source": "on the way"}),
+    "20 steps, renoised": of(SLOW),
+    "20 steps, 64 + 192 pictures": of({**SLOW, "counts": Counts(64, 96, 96)}),
+    "half the samples": of({"concept": 72, "rest": 72}),
+    "twice the samples": of({"concept": 288, "rest": 288}),
+    "16 + 32 pictures": of({"counts": Counts(16, 16, 16)}),
+    "tau 3": of(tau=3.0),
+    "tau 4": of(tau=4.0),
+    "tau 8": of(tau=8.0),
+    "eps .05": of(eps=0.05),
+    "tau 4, eps .05": of(tau=4.0, eps=0.05),
+    "hard, tau 8": of(soft=False, tau=8.0),
+    "hard, tau 6, eps .05": of(soft=False, eps=0.05),
+}
+
+
+def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, int, int]:
+    """Draw what a recipe asks for, or read it back."""
+    lists = picture_lists(task.concept, method.prompts_of(task), recipe.counts)
+    mark = repr((lists, recipe.sampler, task.seed, fingerprint(task.model.denoiser)))
+    path = KEPT / f"{hashlib.sha256(mark.encode()).hexdigest()[:16]}.pt"
+    if not path.exists():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        torch.save(method.pictures(task, recipe), path)
+    found: tuple[Drawn, int, int] = torch.load(path, weights_only=False)
+    return found
+
+
+def scrubbed(task: Task, setting: Settings) -> tuple[Weights, dict[str, Any]]:
+    """Scrub: the new weights, and what there is to tell."""
+    found, own, passes = pictures(task, setting.recipe)
+    started = time.monotonic()
+    work = method.scrubbing(task, setting, found, own)
+    for _ in work:
+        pass
+    layers = list(work.edits.values())
+    return work.weights, {
+        "passes": passes + work.passes,
+        "drawing": passes,
+        "seconds of scrubbing": round(time.monotonic() - started, 1),
+        "directions": sum(edit.rank for edit in layers),
+        "layers": len(layers),
+        "harm": sum(edit.harm for edit in layers),
+        "worst harm": max((edit.harm for edit in layers), default=0.0),
+        "bytes": sum(2 * (e.up.numel() + e.down.numel()) for e in layers),
+    }
+
+
+class Trial:
+    """One concept and seed: every setting's cell."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.model, self.judge = load_model("demo", "cpu"), load_judge()
+        self.name, self.seed, self.concept = name, seed, CONCEPTS[name]
+        self.task = Task(self.model, self.concept, seed)
+        topic = demo_topic(self.concept.words[0], self.concept.kind, self.concept.companion)
+        both = {"untouched": self.model, "edited": self.model}
+        self.studio = AuditContext(both, DemoJudge(self.judge), topic, SAMPLER, seed)
+        self.folder = STORE / name / str(seed)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.base = fingerprint(self.model.denoiser)
+
+    def path(self, title: str) -> Path:
+        """Name a cell's file."""
+        return self.folder / f"{title.replace(' ', '-').replace(',', '')}.json"
+
+    def cell(self, title: str, setting: Settings | None, relearning: bool) -> dict[str, Any]:
+        """Measure what a cell still lacks; setting None: the untouched model."""
+        about = {"setting": str(setting), "base": self.base, "title": title}
+        path = self.path(title)
+        cell = json.loads(path.read_text()) if path.exists() else {}
+        if {key: cell.get(key) for key in about} != about:
+            cell = {**about, "attacks": {}}
+        if "figures" in cell and not (relearning and len(cell["attacks"]) < len(CURVE) + 2):
+            return cell
+        model = self.model
+        if setting is not None:
+            weights, cell["cost"] = scrubbed(self.task, setting)
+            model = with_weights(model, weights)
+        studio = self.studio.with_edited(model)
+        if "figures" not in cell:
+            cell["figures"] = self._figures(model, studio)
+            write_atomically(path, json.dumps(cell, indent=1).encode())
+        for attack, budgets in attacks() if relearning else ():
+            if attack not in cell["attacks"]:
+                cell["attacks"][attack] = self._attack(studio, attack.split(" ")[0], budgets)
+                write_atomically(path, json.dumps(cell, indent=1).encode())
+        return cell
+
+    def _figures(self, model: LoadedModel, studio: AuditContext) -> dict[str, Any]:
+        known: Known = {}
+        found = measure(model, self.judge, [], self.concept, IMAGES, self.seed, known, SAMPLER)
+        pairs = pair_probes(studio.topic, PAIRS, self.seed)
+        if pairs:
+            found["pairs"] = follow(draw_probes(studio, model, pairs), 1).seen.to_dict()
+        return found
+
+    def _attack(self, studio: AuditContext, name: str, budgets: Budgets) -> Any:
+        check = attack_check(studio, make_attack(name, budgets), budgets.judged, False)
+        found = follow(check.run(studio), check.passes).figures
+        for key in ("bait", "benign"):  # drawn by the untouched model alone
+            self.studio._stock.update({k: v for k, v in studio._stock.items() if k[0] == key})
+        return found["asr"]
+
+
+def attacks() -> list[tuple[str, Budgets]]:
+    """List the attacks of a finalist, by name and steps, with the benchmark's budgets."""
+    curve = [(f"relearning {n}", Budgets(relearn_steps=n)) for n in CURVE]
+    return [*curve, *((f"textual_inversion_{n}", Budgets()) for n in (1, 3))]
+
+
+def table(trial: Trial) -> str:
+    """Write a row for each cell that there is."""
+    base = json.loads(trial.path("untouched").read_text())["figures"]
+    rows = ["| setting | gone | synonyms | others | style | background | beside it "
+            "| inversion 1, 3 | relearning 5, 10, 20, 50 | passes | directions | harm |",
+            "|---" * 12 + "|"]  # fmt: skip
+    for path in sorted(trial.folder.glob("*.json")):
+        cell = json.loads(path.read_text())
+        kept = relative(cell["figures"], base)
+        names = ("target", "synonyms", "others", "others_style", "others_background", "pairs")
+        shown = [f"{kept[name]:.3f}" if name in kept else "" for name in names]
+        stood = {k: f"{v['value']:.2f}" for k, v in cell["attacks"].items()}
+        shown.append(" ".join(stood.get(f"textual_inversion_{n}", "") for n in (1, 3)))
+        shown.append(" ".join(stood.get(f"relearning {n}", "") for n in CURVE))
+        cost = cell.get("cost", {})
+        shown += [str(cost.get(key, "")) for key in ("passes", "directions")]
+        shown.append(f"{cost['harm']:.3f}" if cost else "")
+        rows.append(f"| {cell['title']} | " + " | ".join(shown) + " |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Measure what is missing, then print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("concept", choices=ALLOWED)
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--relearning", action="store_true", help="and inversion")
+    parser.add_argument("--show", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    trial = Trial(args.concept, args.seed)
+    if not args.show:
+        base = trial.cell("untouched", None, args.relearning)["figures"]
+        for title in args.only:
+            cell = trial.cell(title, SETTINGS[title], args.relearning)
+            kept = {k: round(v, 3) for k, v in relative(cell["figures"], base).items()}
+            stood = {k: round(v["value"], 2) for k, v in cell["attacks"].items()}
+            print(title, kept, stood, cell.get("cost"), flush=True)
+    print(table(trial))
+
+
+if __name__ == "__main__":
+    main()

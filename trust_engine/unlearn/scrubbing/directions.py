@@ -1,0 +1,100 @@
+"""Which directions of a layer's input are taken out, and what is left of its weight.
+
+For a layer W that sees x, with second moments C_c on pictures of the concept and C_r on pictures of
+everything else,
+
+    C_r + eps tr(C_r) / d I = L L^T        L^-1 C_c L^-T = U diag(lambda) U^T
+    T = I - L U_k diag(s) U_k^T L^-1       U_k: the directions that are chosen
+    W' = W T                               (a convolution: T on its input channels)
+
+In whitened coordinates the rest has unit variance in every direction. Direction i then costs the
+rest |W L u_i s_i|^2 of its output's energy, and takes lambda_i times as much from the concept's:
+gain over cost is lambda_i, whatever W is. To take most from the concept for one budget of harm to
+the rest, over all layers, is therefore to take the directions with lambda above one threshold, the
+same for all: tau is that problem's Lagrange multiplier. s = 1 removes a direction (hard);
+s = 1 - lambda^-1/2 shrinks it to the rest's energy (soft).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Edit:
+    """W' - W = up down, of low rank: up (o, k) or (o, k, kh, kw), down (k, d); d input channels.
+
+    lambdas (k,): how many times the rest's energy the concept had in each direction; harm: the
+    share of the rest's output energy that the change makes.
+    """
+
+    up: Tensor
+    down: Tensor
+    lambdas: Tensor
+    harm: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        """Count the directions."""
+        return len(self.lambdas)
+
+    @property
+    def offset(self) -> Tensor:
+        """Return W' - W, in W's shape."""
+        return torch.einsum("ok...,kd->od...", self.up, self.down)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The generalised eigenproblem of a layer's moments, solved: largest lambda first.
+
+    left (d, k) = L U and right (k, d) = U^T L^-1, so that left right = I for all d directions.
+    """
+
+    left: Tensor
+    right: Tensor
+    lambdas: Tensor
+
+    @classmethod
+    def of(cls, concept: Tensor, rest: Tensor, eps: float, least: float = 1.0) -> Spectrum:
+        """Solve it for moments (d, d), float64, and keep the directions with lambda > least."""
+        d = len(rest)
+        ridge = eps * rest.diagonal().mean().clamp(min=TINY)
+        whitening = torch.linalg.cholesky(rest + ridge * torch.eye(d, dtype=rest.dtype))
+        half = torch.linalg.solve_triangular(whitening, concept, upper=False)
+        seen = torch.linalg.solve_triangular(whitening, half.T, upper=False)
+        energies, vectors = torch.linalg.eigh((seen + seen.T) / 2)
+        some = energies > least
+        energies, vectors = energies[some].flip(0), vectors[:, some].flip(1)
+        right = torch.linalg.solve_triangular(whitening.T, vectors, upper=True).T
+        return cls(whitening @ vectors, right, energies)
+
+    def strengths(self, soft: bool) -> Tensor:
+        """Return by how much each direction is taken out, (k,)."""
+        return 1 - self.lambdas.rsqrt() if soft else torch.ones_like(self.lambdas)
+
+    def only(self, some: Tensor) -> Spectrum:
+        """Keep the directions where a mask (k,) is true."""
+        return Spectrum(self.left[:, some], self.right[some], self.lambdas[some])
+
+
+def harms(weight: Tensor, spectrum: Spectrum, strengths: Tensor, rest: Tensor) -> Tensor:
+    """Return the share of the rest's output energy that each direction's removal changes, (k,).
+
+    A convolution's taps are added up as if neighbouring positions had nothing in common.
+    """
+    taps = weight.double().flatten(2) if weight.ndim == 4 else weight.double().unsqueeze(-1)
+    changed = torch.einsum("odt,dk->otk", taps, spectrum.left * strengths).square().sum((0, 1))
+    whole = torch.einsum("odt,de,oet->", taps, rest, taps)
+    return changed / whole.clamp(min=TINY)
+
+
+def edited(weight: Tensor, spectrum: Spectrum, strengths: Tensor, harm: float = 0.0) -> Edit:
+    """Write W T - W as a product of low rank; weight (o, d) or (o, d, kh, kw)."""
+    up = -torch.einsum("od...,dk->ok...", weight.double(), spectrum.left * strengths)
+    return Edit(up.float(), spectrum.right.float(), spectrum.lambdas, harm)

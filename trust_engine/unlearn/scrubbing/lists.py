@@ -1,0 +1,88 @@
+"""Which pictures are drawn: of the concept alone, and of all that must stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...phrases import with_article
+from ...prompts.concept import PromptSet
+from ...prompts.subset import deal
+from ...prompts.templates import PAIRS
+from ...spec import ConceptSpec
+
+
+@dataclass(frozen=True)
+class PictureLists:
+    """Prompts, a picture each; whoever wants others replaces a list.
+
+    concept: the concept alone, for what stands beside it would go with it; alone: other things, one
+    at a time; pairs: two other things, without which all that is crowded would look like the
+    concept's own; near: what is most like the concept and what usually stands beside it.
+    """
+
+    concept: tuple[str, ...]
+    alone: tuple[str, ...]
+    pairs: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
+
+    @property
+    def rest(self) -> tuple[str, ...]:
+        """List all that must stay."""
+        return (*self.alone, *self.pairs, *self.near)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """List all prompts, the concept's first."""
+        return (*self.concept, *self.rest)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many pictures of each list are drawn."""
+
+    concept: int = 24
+    alone: int = 24
+    pairs: int = 24
+    near: int = 0
+
+
+def picture_lists(
+    concept: ConceptSpec, prompts: PromptSet, counts: Counts | None = None
+) -> PictureLists:
+    """Choose from a run's prompts, evenly spread.
+
+    Things near the concept are the vocabulary's nearest by text, or, where the user said what to
+    preserve, those; a user's list thus is where a concept's companions are named.
+    """
+    counts = counts or Counts()
+    styled = concept.kind == "style"
+    things = [with_article(word) for word in prompts.kept]
+    pairs = [] if styled else _pairs(things, counts.pairs)
+    alone = counts.alone + counts.pairs - len(pairs)
+    near = things[: max(1, counts.near)] if counts.near and not styled else []
+    return PictureLists(
+        tuple(spread(prompts.targets, counts.concept)),
+        tuple(spread(prompts.preserve, alone)),
+        tuple(pairs),
+        tuple(near[i % len(near)] for i in range(counts.near)) if near else (),
+    )
+
+
+def spread(prompts: Sequence[str], count: int) -> list[str]:
+    """Take an evenly spread part, or the prompts again and again."""
+    return [prompts[i * len(prompts) // count] for i in range(count)]
+
+
+def _pairs(things: Sequence[str], count: int) -> list[str]:
+    """Write pairs of things: each as often as any other, first or second, in turning sentences."""
+    if len(things) < 2:
+        return []
+    firsts = deal(things, count)
+    # The second walks as fast, and is further away each time that all have been first.
+    seconds = [things[(i + 1 + (i // len(things)) % (len(things) - 1)) % len(things)]
+               for i in range(count)]  # fmt: skip
+    return [
+        PAIRS[i % len(PAIRS)].format(first, second)
+        for i, ((first,), second) in enumerate(zip(firsts, seconds, strict=True))
+    ]

@@ -1,0 +1,36 @@
+"""Second moments of what enters a layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...errors import SpecError
+
+
+class Moments:
+    """The mean of x x^T over the inputs (b, n, d) or (b, d, h, w) of a layer.
+
+    Each batch's product is taken and added in float32: n batches leave an error of about
+    (n + sqrt(positions)) 2^-24 of the mean variance, where a ridge of 2^-6 of it is added before
+    anything is divided by it. Float64 totals would double the largest part of main memory.
+    """
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, x: Tensor) -> None:
+        """Take a batch's positions into account."""
+        rows = x.detach().float()
+        rows = rows.movedim(1, -1) if rows.ndim == 4 else rows
+        rows = rows.reshape(-1, rows.shape[-1])
+        product = (rows.T @ rows).cpu()
+        self.total = product if self.total is None else self.total.add_(product)
+        self.count += len(rows)
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the moments (d, d) in float64."""
+        if self.total is None:
+            raise SpecError("a layer was never reached while its inputs were measured")
+        return self.total.double() / self.count
