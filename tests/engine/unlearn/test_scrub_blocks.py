@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toys.tiny import WordEncoder, fake_denoiser, frozen_bits, hooks_of, tiny_denoiser
 from trust_engine.errors import ModelError, SpecError
-from trust_engine.models.denoiser import Denoiser, scaled_linear
+from trust_engine.models.contract import Denoiser, scaled_linear
 from trust_engine.models.parameters import exchanged
 from trust_engine.unlearn.scrubbing.blocks import Block, blocks_of, picture_layers
 from trust_engine.unlearn.scrubbing.directions import Edit

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...errors import ModelError
-from ...models.denoiser import Denoiser
+from ...models.contract import Denoiser
 
 TEXT_SIDE = (".attn2.to_k.weight", ".attn2.to_v.weight")
 NOT_PICTURES = ("time_embed.", "label_emb.", ".emb_layers.")  # fed by the time step and the size

@@ -9,8 +9,7 @@ from typing import Literal
 import torch
 
 from ... import seeds
-from ...models.conditioning import TextEncoder
-from ...models.denoiser import Denoiser
+from ...models.contract import Denoiser, TextEncoder
 from ...models.sampler import SamplerSettings
 from .lists import Counts, PictureLists
 from .samples import Drawn, Noised, chance, draw, on_the_way, renoised, together

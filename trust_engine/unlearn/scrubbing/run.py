@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from ...models.denoiser import Denoiser
+from ...models.contract import Denoiser
 from ...models.parameters import exchanged
 from ...models.precision import in_float32
 from .blocks import Block, blocks_of

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import seeds
-from ...models.conditioning import Conditioning, stack
-from ...models.denoiser import Denoiser, device_of
+from ...models.contract import Conditioning, Denoiser, device_of, stack
 from ...models.sampler import SamplerSettings, initial_noise, sample
 from ...prompts.subset import deal
 
