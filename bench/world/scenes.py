@@ -57,9 +57,16 @@ def draw(scene: Scene, rng: np.random.Generator, lattice: int = 1) -> np.ndarray
     lattice: sizes and corners are multiples of this many pixels. An eight-fold autoencoder gives
     one sprite 64 different codes by its position within a cell; on a lattice of 8 it gives one.
     """
+    return paint(scene, *layout(scene, rng, lattice))
+
+
+def layout(
+    scene: Scene, rng: np.random.Generator, lattice: int = 1
+) -> tuple[list[tuple[int, int, int]], np.ndarray]:
+    """Choose where a scene's objects stand, (size, x, y) each, and how its colour is shifted."""
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
     count = len(scene.objects)
-    return paint(scene, [_place(i, count, rng, lattice) for i in range(count)], jitter)
+    return [_place(i, count, rng, lattice) for i in range(count)], jitter
 
 
 def paint(
