@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from functools import lru_cache
 
@@ -18,7 +17,7 @@ from trust_engine.models.parameters import exchanged
 from trust_engine.unlearn.scrubbing.blocks import Block, blocks_of, picture_layers
 from trust_engine.unlearn.scrubbing.directions import Edit
 from trust_engine.unlearn.scrubbing.moments import Moments
-from trust_engine.unlearn.scrubbing.replay import Outputs
+from trust_engine.unlearn.scrubbing.replay import Outputs, Replay
 from trust_engine.unlearn.scrubbing.run import ORDER, Scrubbing, ScrubPlan
 from trust_engine.unlearn.scrubbing.samples import Drawn, Noised, chance, renoised, shown_to
 
@@ -225,33 +224,26 @@ def test_outputs_that_do_not_fit_go_to_files_and_come_back_the_same(tmp_path) ->
     cpu = torch.device("cpu")
     assert torch.equal(outputs.get(0, 0, cpu), small)
     assert torch.equal(outputs.get(1, 0, cpu), large)
-    outputs.drop(1)
+    outputs.drop([1], 0)
     gone = outputs.get(1, 0, cpu)
     assert gone.shape == large.shape and gone.dtype == large.dtype and not gone.any()
     outputs.clear()
     assert (outputs.held, outputs.spilled) == (0, 0) and not list(tmp_path.iterdir())
 
 
-def test_only_what_something_still_reads_is_kept() -> None:
-    """At most: the skips, the last block's, and one more while the next is stored."""
+def test_what_is_stored_is_told_before() -> None:
+    """The skips and the last block's output, and of one batch the next one's."""
     work = scrubbed()
-    each = {}
     denoiser = work.denoiser
-    found = blocks(denoiser)
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for block in found:
-            owner = denoiser.module.get_submodule(block.path)
-            hook = owner.register_forward_hook(
-                lambda _m, _a, out, n=block.name: each.update(
-                    {n: (out[0] if isinstance(out, tuple) else out).nbytes}
-                )
-            )
-            stack.callback(hook.remove)
-        shown_to(denoiser, shown(denoiser)[1].batches(1)[0])
-    skips = sum(each[b.name] for b in found if b.used_last >= 0)
-    others = sorted(each[b.name] for b in found if b.used_last < 0)
-    assert work.outputs.most <= 2 * SAMPLES * (skips + sum(others[-3:]))
-    assert work.outputs.most < 2 * SAMPLES * sum(each.values()) / 2
+
+    def once() -> None:
+        with torch.no_grad():
+            shown_to(denoiser, shown(denoiser)[1].batches(1)[0])
+
+    replay = Replay(denoiser.module, blocks(denoiser), Outputs(), once)
+    told, largest = replay.bytes_a_sample, max(replay._sizes)
+    assert told < sum(replay._sizes) / 2
+    assert 2 * SAMPLES * told <= work.outputs.most <= 2 * SAMPLES * told + QUICK.batch * largest
     assert work.outputs.held == work.outputs.spilled == 0
 
 

@@ -13,7 +13,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,9 @@ class Outputs:
         shape, dtype = self._shapes[at]
         return torch.zeros(shape, dtype=dtype, device=like)
 
-    def drop(self, block: int) -> None:
-        """Forget a block's outputs, but for their shapes."""
-        for at in [at for at in self._kept if at[0] == block]:
+    def drop(self, blocks: Container[int], batch: int) -> None:
+        """Forget what some blocks returned for a batch, but for its shape."""
+        for at in [at for at in self._kept if at[1] == batch and at[0] in blocks]:
             gone = self._kept.pop(at)
             if at not in self._mapped:
                 self.held -= gone.nbytes
@@ -91,8 +91,8 @@ class Outputs:
 
     def clear(self) -> None:
         """Forget everything."""
-        for block in {at[0] for at in self._kept}:
-            self.drop(block)
+        for block, batch in list(self._kept):
+            self.drop((block,), batch)
 
 
 class Replay:
@@ -120,6 +120,7 @@ class Replay:
                 stack.callback(hook.remove)
             run()
         self.possible = all(len(found) == 1 and _plain(found[0]) for found in returned)
+        self._sizes = [_bytes(found[0]) if self.possible else 0 for found in returned]
         self._wrapped = [bool(found) and isinstance(found[0], tuple) for found in returned]
 
     def upto(
@@ -143,13 +144,21 @@ class Replay:
             stack.enter_context(_watched(self.blocks[number], see))
             with contextlib.suppress(_Enough):
                 run()
+        read = self._read_after(number)
+        self.outputs.drop([i for i in range(number) if i not in read], batch)
 
-    def forget(self, number: int) -> None:
-        """Drop what no pass needs that measures block `number` or a later one."""
-        # Block number - 1 computes in it, and reads number - 2; skips are read by their own blocks.
-        for i in range(number - 2):
-            if self.blocks[i].used_last < number - 1:
-                self.outputs.drop(i)
+    def _read_after(self, number: int) -> set[int]:
+        """List the blocks whose outputs are read once block `number` has been measured."""
+        # It computes in the next pass and reads the one before it; skips are read by their own.
+        return {i for i in range(number) if i == number - 1 or self.blocks[i].used_last >= number}
+
+    @property
+    def bytes_a_sample(self) -> int:
+        """Return the most that is stored of a sample at one time."""
+        return max(
+            sum(self._sizes[i] for i in self._read_after(number))
+            for number in range(len(self.blocks))
+        )
 
     def _storing(self, i: int, batch: int) -> Any:
         def keep(_module: nn.Module, _args: object, output: Any) -> None:
@@ -176,6 +185,11 @@ class Replay:
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = own
+
+
+def _bytes(output: Any) -> int:
+    (states,) = output if isinstance(output, tuple) else (output,)
+    return int(states.nbytes) // len(states)
 
 
 def _plain(output: object) -> bool:

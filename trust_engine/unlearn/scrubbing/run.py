@@ -117,7 +117,6 @@ class Scrubbing:
             for key in block.layers:
                 self._take(key, *(moments[block.alike.get(key, key)].mean for moments in seen))
             self.blocks_done = number + 1
-            replay.forget(number + 1)
         self.outputs.clear()
         yield ScrubReport(total, total, self.passes, self._directions)
 
