@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from ..unlearn.objective import csr, exact_product, slope
 from ..unlearn.problems import UNGUIDED
 from ..unlearn.record import sampler_of
 from ..unlearn.resolve import followed
+from ..unlearn.scrubbing.blocks import blocks_of
+from ..unlearn.scrubbing.replay import Outputs, Replay
 from ..unlearn.trainer import SelectiveTrainer
 from ..unlearn.trajectory import POSITIONS, plan_recording
 from .random_models import family_for, schedule_for
@@ -65,6 +68,53 @@ def pass_gb(family: str, samples: int) -> float:
     with torch.device("meta"), torch.no_grad(), fused_attention_assumed(), LiveTensors() as live:
         denoiser(*inputs)
     return live.peak / GB
+
+
+@dataclass(frozen=True)
+class ScrubbingSize:
+    """What scrubbing takes at full size, by counting.
+
+    stored_mb: of blocks' outputs, a sample; moments_gb: of the largest block's layers, concept and
+    rest; widths: how many eigenproblems of each width there are; outside: the share of a pass that
+    is computed each time, blocks being stored or not; blocks: how many there are.
+    """
+
+    stored_mb: float
+    moments_gb: float
+    widths: dict[int, int]
+    outside: float
+    blocks: int
+
+
+def count_scrubbing(family: str) -> ScrubbingSize:
+    """Count what scrubbing takes of a UNet at full size in float16, without doing it."""
+    denoiser, inputs = _full_size_call(family, 1)
+
+    def once() -> None:
+        with torch.device("meta"), torch.no_grad(), fused_attention_assumed():
+            denoiser(*inputs)
+
+    blocks = blocks_of(denoiser, once)
+    stored = Replay(denoiser.module, blocks, Outputs(), once).bytes_a_sample
+    own = [[_width(b.layers[key]) for key in b.layers if key not in b.alike] for b in blocks]
+    with FlopCounterMode(display=False) as counter:
+        once()
+    counts = {path.partition(".")[2]: sum(found.values())
+              for path, found in counter.get_flop_counts().items()}  # fmt: skip
+    total = counter.get_total_flops()
+    return ScrubbingSize(
+        stored / 1e6,
+        max(sum(2 * 4 * d * d for d in widths) for widths in own) / GB,
+        dict(sorted(Counter(d for widths in own for d in widths).items())),
+        1 - sum(counts[block.path] for block in blocks) / total,
+        len(blocks),
+    )
+
+
+def _width(layer: torch.nn.Module) -> int:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]
 
 
 def _full_size_call(

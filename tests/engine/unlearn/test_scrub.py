@@ -103,6 +103,25 @@ def test_a_convolution_is_scrubbed_in_its_input_channels(own: Tensor) -> None:
     )
 
 
+def test_around_a_centre_the_rests_mean_stays_what_it_was(own: Tensor) -> None:
+    """Taken out around the mean, a direction costs the rest its variance alone."""
+    concept, rest, weight = inputs(4000, 8, own), 3 + inputs(4000, 8), torch.randn(5, 8)
+    seen = [Moments(), Moments()]
+    for one, x in zip(seen, (3 + concept, rest), strict=True):
+        one.add(x[None])
+    centre = seen[1].centre
+    torch.testing.assert_close(centre, rest.mean(0), rtol=1e-4, atol=1e-4)
+    around = [one.around(centre) for one in seen]
+    torch.testing.assert_close(around[1], moments(rest - rest.mean(0)), rtol=1e-3, atol=1e-3)
+    found = Spectrum.of(*around, 1e-6, 3.0)
+    edit = edited(weight, found, found.strengths(False), centre=centre)
+    assert edit.bias is not None and edit.rank == 1
+    change = rest @ edit.offset.double().T + edit.bias.double()
+    assert float(change.mean(0).abs().max()) < 1e-3 * float((rest @ weight.double().T).abs().mean())
+    whole = edited(weight[:, :, None, None], found, found.strengths(False), centre=centre)
+    torch.testing.assert_close(whole.bias, edit.bias)
+
+
 def test_moments_are_taken_over_positions_of_either_shape() -> None:
     x = torch.randn(2, 6, 3, 4)
     picture, rows = Moments(), Moments()

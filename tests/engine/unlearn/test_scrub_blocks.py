@@ -119,7 +119,7 @@ def test_moments_are_those_of_the_scrubbed_network(name: str) -> None:
             shown_to(denoiser, batch)
     hook.remove()
     again = Scrubbing(denoiser, *shown(denoiser), QUICK, (number - 1, work.edits))
-    again._take = lambda key, concept, _: found.update({key: concept})  # type: ignore[method-assign]
+    again._take = lambda key, concept, _: found.update({key: concept.mean})  # type: ignore[method-assign]
     steps = iter(again)
     while key not in found:
         next(steps)
@@ -131,7 +131,7 @@ def test_every_block_computes_twice_a_sample(monkeypatch: pytest.MonkeyPatch) ->
 
     def nothing(moments: Moments, x: Tensor) -> None:
         d = x.shape[1] if x.ndim == 4 else x.shape[-1]
-        moments.total, moments.count = torch.eye(d), 1
+        moments.total, moments.sum, moments.count = torch.eye(d), torch.zeros(d), 1
 
     monkeypatch.setattr(Moments, "add", nothing)
     denoiser = tiny_denoiser()

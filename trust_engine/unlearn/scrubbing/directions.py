@@ -30,13 +30,15 @@ class Edit:
     """W' - W = up down, of low rank: up (o, k) or (o, k, kh, kw), down (k, d); d input channels.
 
     lambdas (k,): how many times the rest's energy the concept had in each direction; harm: the
-    share of the rest's output energy that the change makes.
+    share of the rest's output energy that the change makes; bias (o,): what is added to the
+    layer's bias, if it has one.
     """
 
     up: Tensor
     down: Tensor
     lambdas: Tensor
     harm: float = 0.0
+    bias: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -94,7 +96,24 @@ def harms(weight: Tensor, spectrum: Spectrum, strengths: Tensor, rest: Tensor) -
     return changed / whole.clamp(min=TINY)
 
 
-def edited(weight: Tensor, spectrum: Spectrum, strengths: Tensor, harm: float = 0.0) -> Edit:
-    """Write W T - W as a product of low rank; weight (o, d) or (o, d, kh, kw)."""
+def edited(
+    weight: Tensor,
+    spectrum: Spectrum,
+    strengths: Tensor,
+    harm: float = 0.0,
+    centre: Tensor | None = None,
+) -> Edit:
+    """Write W T - W as a product of low rank; weight (o, d) or (o, d, kh, kw).
+
+    centre (d,): what x becomes in the directions that are taken out, instead of zero: T x + (I - T)
+    centre, of which the second part goes to the bias. A convolution's border, where zeros are
+    padded, gets it, too.
+    """
     up = -torch.einsum("od...,dk->ok...", weight.double(), spectrum.left * strengths)
-    return Edit(up.float(), spectrum.right.float(), spectrum.lambdas, harm)
+    bias = None
+    if centre is not None:
+        bias = -(up.flatten(2).sum(2) if up.ndim == 4 else up) @ (spectrum.right @ centre)
+    return Edit(
+        up.float(), spectrum.right.float(), spectrum.lambdas, harm,
+        None if bias is None else bias.float(),
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...errors import SpecError
@@ -17,6 +18,7 @@ class Moments:
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
+        self.sum: Tensor | None = None
         self.count = 0
 
     def add(self, x: Tensor) -> None:
@@ -26,6 +28,8 @@ class Moments:
         rows = rows.reshape(-1, rows.shape[-1])
         product = (rows.T @ rows).cpu()
         self.total = product if self.total is None else self.total.add_(product)
+        added = rows.sum(0).cpu()
+        self.sum = added if self.sum is None else self.sum.add_(added)
         self.count += len(rows)
 
     @property
@@ -34,3 +38,15 @@ class Moments:
         if self.total is None:
             raise SpecError("a layer was never reached while its inputs were measured")
         return self.total.double() / self.count
+
+    @property
+    def centre(self) -> Tensor:
+        """Return the mean of x, (d,) in float64."""
+        if self.sum is None:
+            raise SpecError("a layer was never reached while its inputs were measured")
+        return self.sum.double() / self.count
+
+    def around(self, centre: Tensor) -> Tensor:
+        """Return the moments of x - centre, (d, d) in float64."""
+        cross = torch.outer(self.centre, centre)
+        return self.mean - cross - cross.T + torch.outer(centre, centre)

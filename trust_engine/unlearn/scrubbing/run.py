@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from ...models.contract import Denoiser
+from ...models.contract import Denoiser, compute_dtype
 from ...models.parameters import exchanged
 from ...models.precision import in_float32
 from .blocks import Block, blocks_of
@@ -28,13 +28,16 @@ class ScrubPlan:
 
     tau: directions with more than this many times the rest's energy go; eps: of the mean variance,
     added to the rest's before it is divided by; soft: shrink to the rest's energy, or remove;
-    batch: samples a pass; memory: bytes of main memory that stored outputs may take, the rest of
-    them going to files.
+    centred: around the rest's mean, where a layer has a bias to hold it; spared: layers, by parts
+    of their ldm name, that are left as they are; batch: samples a pass; memory: bytes of main
+    memory that stored outputs may take, the rest of them going to files.
     """
 
     tau: float = 6.0
     eps: float = 0.02
     soft: bool = True
+    centred: bool = False
+    spared: tuple[str, ...] = ()
     batch: int = 12
     memory: int = 2 * GIGABYTE
 
@@ -85,13 +88,8 @@ class Scrubbing:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Return the scrubbed weights by parameter name, in float32."""
-        found = {}
-        for key, edit in self.edits.items():
-            name = self.denoiser.parameter_name(key)
-            weight = self.denoiser.module.get_parameter(name).detach().float()
-            found[name] = weight + edit.offset.to(weight.device)
-        return found
+        """Return the scrubbed weights and biases by parameter name, in float32."""
+        return self._scrubbed(self.edits)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -115,7 +113,7 @@ class Scrubbing:
                 done = number * len(batches) + i + 1
                 yield ScrubReport(done, total, self.passes, self._directions)
             for key in block.layers:
-                self._take(key, *(moments[block.alike.get(key, key)].mean for moments in seen))
+                self._take(key, *(moments[block.alike.get(key, key)] for moments in seen))
             self.blocks_done = number + 1
         self.outputs.clear()
         yield ScrubReport(total, total, self.passes, self._directions)
@@ -135,7 +133,10 @@ class Scrubbing:
     ) -> None:
         """Show a batch to one block; whole: all blocks before it compute, as after a pause."""
         begin = 0 if whole else max(0, number - 1)
-        theta = self._scrubbed(replay.blocks[begin:number])
+        layers = (key for block in replay.blocks[begin:number] for key in block.layers)
+        own = self._scrubbed(key for key in layers if key in self.edits)
+        dtype = compute_dtype(self.denoiser.module)
+        theta = {name: weight.to(dtype) for name, weight in own.items()}
         with exchanged(self.denoiser.module, theta):
             replay.upto(
                 number,
@@ -147,26 +148,42 @@ class Scrubbing:
         self._computed += len(batch) * (number + 1 - begin)
         self.passes = ORDER + round(self._computed / len(replay.blocks))
 
-    def _scrubbed(self, blocks: Sequence[Block]) -> dict[str, Tensor]:
-        """Return the scrubbed weights of some blocks, in the network's type."""
+    def _scrubbed(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Return the scrubbed weights of some layers by parameter name, in float32."""
         theta = {}
-        for key in (key for block in blocks for key in block.layers if key in self.edits):
-            name = self.denoiser.parameter_name(key)
-            weight = self.denoiser.module.get_parameter(name).detach()
-            offset = self.edits[key].offset.to(weight.device)
-            theta[name] = (weight.float() + offset).to(weight.dtype)
+        for key in keys:
+            edit = self.edits[key]
+            offsets = {key: edit.offset}
+            if edit.bias is not None:
+                offsets[_bias_of(key)] = edit.bias
+            for which, offset in offsets.items():
+                name = self.denoiser.parameter_name(which)
+                weight = self.denoiser.module.get_parameter(name).detach()
+                theta[name] = weight.float() + offset.to(weight.device)
         return theta
 
-    def _take(self, key: str, concept: Tensor, rest: Tensor) -> None:
+    def _take(self, key: str, concept: Moments, rest: Moments) -> None:
         """Scrub one layer, for all passes from now on."""
-        name, plan = self.denoiser.parameter_name(key), self.plan
-        spectrum = Spectrum.of(concept, rest, plan.eps, plan.tau)
+        plan = self.plan
+        if any(part in key for part in plan.spared):
+            return
+        module = self.denoiser.module.get_submodule(
+            self.denoiser.parameter_name(key).rpartition(".")[0]
+        )
+        centre = rest.centre if plan.centred and module.bias is not None else None
+        own, other = (m.mean if centre is None else m.around(centre) for m in (concept, rest))
+        spectrum = Spectrum.of(own, other, plan.eps, plan.tau)
         if not len(spectrum.lambdas):
             return
-        weight = self.denoiser.module.get_parameter(name).detach().cpu()
+        weight = self.denoiser.module.get_parameter(self.denoiser.parameter_name(key)).detach()
         strengths = spectrum.strengths(plan.soft)
-        harm = float(harms(weight, spectrum, strengths, rest).sum())
-        self.edits[key] = edited(weight, spectrum, strengths, harm)
+        harm = float(harms(weight.cpu(), spectrum, strengths, rest.mean).sum())
+        self.edits[key] = edited(weight.cpu(), spectrum, strengths, harm, centre)
+
+
+def _bias_of(key: str) -> str:
+    """Name the bias beside a weight."""
+    return f"{key.removesuffix('.weight')}.bias"
 
 
 def _empty(block: Block) -> dict[str, Moments]:
