@@ -68,7 +68,8 @@ def comfy(lora: Path | str, strength: float, folder: Path) -> dict[str, torch.Te
     """Let ComfyUI load a LoRA file: weights before and after, prediction; no warning is printed."""
     from safetensors.torch import load_file
 
-    command = [sys.executable, "-c", COMFY, os.environ["COMFYUI_PATH"], str(lora), str(strength)]
+    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
+    command = [python, "-c", COMFY, os.environ["COMFYUI_PATH"], str(lora), str(strength)]
     done = subprocess.run([*command, str(folder / "got")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not loaded" not in done.stderr
