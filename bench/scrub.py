@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import json
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ import torch
 
 from bench.baselines import scrubbed as method
 from bench.baselines.common import Task, Weights
-from bench.baselines.scrubbed import Settings
+from bench.baselines.scrubbed import Order, Settings
 from bench.measure import Known, measure, relative
 from bench.rivals import CONCEPTS
+from bench.trained import engine_mark
 from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
@@ -53,12 +54,14 @@ CURVE = (5, 10, 20, 50)  # steps of relearning
 SEED = 0
 
 
-def of(recipe: dict[str, Any] | None = None, **plan: Any) -> Settings:
+def of(recipe: dict[str, Any] | None = None, layerwise: Order = "no", **plan: Any) -> Settings:
     """Change the default."""
-    return Settings(replace(Recipe(), **(recipe or {})), replace(ScrubPlan(), **plan))
+    return Settings(replace(Recipe(), **(recipe or {})), replace(ScrubPlan(), **plan), layerwise)
 
 
-SLOW = {"steps": 20, "source": "renoised"}
+# Half the calls a picture, and so more of them: 32 + 96 pictures, 2,048 passes.
+MANY: dict[str, Any] = {"steps": 8, "name": "dpmpp_2m", "counts": Counts(32, 32, 64), "rest": 192}
+SLOW: dict[str, Any] = {"steps": 20, "source": "renoised"}
 SETTINGS: dict[str, Settings] = {
     "default": of(),
     "renoised": of({"source": "renoised"}),
@@ -73,6 +76,16 @@ SETTINGS: dict[str, Settings] = {
     "tau 8": of(tau=8.0),
     "eps .05": of(eps=0.05),
     "tau 4, eps .05": of(tau=4.0, eps=0.05),
+    "many": of(MANY),
+    "many, renoised": of({**MANY, "source": "renoised"}),
+    "many, eps .05": of(MANY, eps=0.05),
+    "many, eps .1": of(MANY, eps=0.1),
+    "many, eps .05, tau 4": of(MANY, eps=0.05, tau=4.0),
+    "many, eps .05, tau 3": of(MANY, eps=0.05, tau=3.0),
+    "many, eps .05, hard": of(MANY, eps=0.05, soft=False),
+    "many, eps .05, hard, tau 4": of(MANY, eps=0.05, soft=False, tau=4.0),
+    "many, eps .05, tau 4, both": of(MANY, "before", eps=0.05, tau=4.0),
+    "many, eps .05, hard, both": of(MANY, "before", eps=0.05, soft=False),
     "24 + 96 pictures": of({"counts": Counts(24, 32, 64)}),
     "24 + 72 pairs": of({"counts": Counts(24, 0, 72)}),
     "12 + 72 pictures": of({"counts": Counts(12, 24, 48)}),
@@ -82,6 +95,12 @@ SETTINGS: dict[str, Settings] = {
     "centred, tau 4": of(centred=True, tau=4.0),
     "hard, centred": of(centred=True, soft=False),
     "queries and keys spared": of(spared=(".to_q.", ".to_k.")),
+    "layer-wise before": of(layerwise="before"),
+    "layer-wise after": of(layerwise="after"),
+    "layer-wise before, hard": of(layerwise="before", soft=False),
+    "layer-wise before, hard, tau 4": of(layerwise="before", soft=False, tau=4.0),
+    "layer-wise before, tau 4": of(layerwise="before", tau=4.0),
+    "layer-wise alone": of(layerwise="before", tau=1e9),
     "hard, tau 8": of(soft=False, tau=8.0),
     "hard, tau 6, eps .05": of(soft=False, eps=0.05),
 }
@@ -91,23 +110,42 @@ def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, int, int]:
     """Draw what a recipe asks for, or read it back."""
     lists = picture_lists(task.concept, method.prompts_of(task), recipe.counts)
     mark = repr((lists, recipe.sampler, task.seed, fingerprint(task.model.denoiser)))
-    path = KEPT / f"{hashlib.sha256(mark.encode()).hexdigest()[:16]}.pt"
+    path = KEPT / f"pictures-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.pt"
+    if path.exists():
+        kept = torch.load(path)
+        prompts = task.encode(lists.prompts)
+        found = Drawn(kept["latents"], prompts, kept["way"], kept["timesteps"])
+        return found, len(lists.concept), int(kept["passes"])
+    found, own, passes = method.pictures(task, recipe)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    tensors = {name: getattr(found, name) for name in ("latents", "way", "timesteps")}
+    torch.save({**tensors, "passes": torch.tensor(passes)}, path)
+    return found, own, passes
+
+
+def layerwise(task: Task) -> Weights:
+    """Run the default mode, or read back what it made."""
+    mark = repr((task.concept, task.seed, fingerprint(task.model.denoiser), engine_mark()))
+    path = KEPT / f"layerwise-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.pt"
     if not path.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
-        torch.save(method.pictures(task, recipe), path)
-    found: tuple[Drawn, int, int] = torch.load(path, weights_only=False)
+        torch.save(method.layerwise(task), path)
+    found: Weights = torch.load(path)
     return found
 
 
 def scrubbed(task: Task, setting: Settings) -> tuple[Weights, dict[str, Any]]:
     """Scrub: the new weights, and what there is to tell."""
     found, own, passes = pictures(task, setting.recipe)
+    before = layerwise(task) if setting.layerwise == "before" else None
     started = time.monotonic()
-    work = method.scrubbing(task, setting, found, own)
+    work = method.scrubbing(task, setting, found, own, before)
     for _ in work:
         pass
-    layers = list(work.edits.values())
-    return work.weights, {
+    weights, layers = work.weights, list(work.edits.values())
+    if setting.layerwise == "after":
+        weights = method.layerwise(task, weights)
+    return weights, {
         "passes": passes + work.passes,
         "drawing": passes,
         "seconds of scrubbing": round(time.monotonic() - started, 1),
@@ -117,6 +155,17 @@ def scrubbed(task: Task, setting: Settings) -> tuple[Weights, dict[str, Any]]:
         "worst harm": max((edit.harm for edit in layers), default=0.0),
         "bytes": sum(2 * (e.up.numel() + e.down.numel()) for e in layers),
     }
+
+
+def told(setting: Settings | None) -> dict[str, str]:
+    """Tell a setting's fields, flat; None: the untouched model's, which has none."""
+    if setting is None:
+        return {}
+    parts = (("recipe", setting.recipe), ("plan", setting.plan))
+    named = [
+        (f"{name}.{f.name}", getattr(part, f.name)) for name, part in parts for f in fields(part)
+    ]
+    return {name: str(value) for name, value in [*named, ("layerwise", setting.layerwise)]}
 
 
 class Trial:
@@ -139,10 +188,14 @@ class Trial:
 
     def cell(self, title: str, setting: Settings | None, relearning: bool) -> dict[str, Any]:
         """Measure what a cell still lacks; setting None: the untouched model."""
-        about = {"setting": str(setting), "base": self.base, "title": title}
+        about = {"setting": told(setting), "base": self.base, "title": title}
         path = self.path(title)
         cell = json.loads(path.read_text()) if path.exists() else {}
-        if {key: cell.get(key) for key in about} != about:
+        # A field that came later is as if it had always had its default.
+        if cell.get("base") != self.base or {**told(Settings()), **cell["setting"]} != {
+            **told(Settings()),
+            **told(setting),
+        }:
             cell = {**about, "attacks": {}}
         if "figures" in cell and not (relearning and len(cell["attacks"]) < len(CURVE) + 2):
             return cell

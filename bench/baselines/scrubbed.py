@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+from torch import nn
+
+from trust_engine.models.parameters import exchanged
 from trust_engine.prompts.concept import PromptSet, build_prompts
+from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.scrubbing.lists import picture_lists
 from trust_engine.unlearn.scrubbing.pictures import Recipe, drawn, noised
 from trust_engine.unlearn.scrubbing.run import Scrubbing, ScrubPlan
@@ -12,13 +18,19 @@ from trust_engine.unlearn.scrubbing.samples import Drawn
 
 from .common import Task, Weights
 
+Order = Literal["no", "before", "after"]
+
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are made, and how much is taken out."""
+    """How pictures are made, and how much is taken out.
+
+    layerwise: whether the default mode is run as well, and then in which order.
+    """
 
     recipe: Recipe = field(default_factory=Recipe)
     plan: ScrubPlan = field(default_factory=ScrubPlan)
+    layerwise: Order = "no"
 
 
 def prompts_of(task: Task) -> PromptSet:
@@ -40,19 +52,38 @@ def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, int, int]:
     raise AssertionError("drawing ends with what was drawn")
 
 
-def scrubbing(task: Task, settings: Settings, found: Drawn, own: int) -> Scrubbing:
+def scrubbing(
+    task: Task, settings: Settings, found: Drawn, own: int, start: Weights | None = None
+) -> Scrubbing:
     """Prepare a scrubbing on pictures, of which the first `own` show the concept."""
     model = task.model
     kinds = noised(model.denoiser, model.encoder, found, own, settings.recipe, task.seed)
-    return Scrubbing(model.denoiser, *kinds, settings.plan)
+    return Scrubbing(model.denoiser, *kinds, settings.plan, start=start)
+
+
+def layerwise(task: Task, base: Weights | None = None) -> Weights:
+    """Run the default mode, on a model with some of its weights replaced: the new weights."""
+    base, module = base or {}, task.model.denoiser.module
+    standing = {name: nn.Parameter(w, requires_grad=False) for name, w in base.items()}
+    with exchanged(module, standing):
+        run = Unlearning(task.model.lend(), UnlearnSpec((task.concept,), seed=task.seed))
+        for _ in run:
+            pass
+    weights = dict(base)
+    for key, offset in run.diff.offsets.items():
+        name = task.model.denoiser.parameter_name(key)
+        before = base.get(name, module.get_parameter(name).detach())
+        weights[name] = before.float() + offset.dense()
+    return weights
 
 
 def erase(task: Task, settings: Settings) -> Weights:
     """Draw lone pictures of the concept, and of other things alone and in pairs; then scrub."""
+    start = layerwise(task) if settings.layerwise == "before" else None
     found, own, _ = pictures(task, settings.recipe)
-    work, before = scrubbing(task, settings, found, own), task.meter.passes
+    work, before = scrubbing(task, settings, found, own, start), task.meter.passes
     for _ in work:
         pass
     # The meter counts calls; a call that computes two blocks of n is 2 / n passes.
     task.meter.passes = before + work.passes
-    return work.weights
+    return layerwise(task, work.weights) if settings.layerwise == "after" else work.weights

@@ -10,7 +10,7 @@ import torch
 
 from ... import seeds
 from ...models.contract import Denoiser, TextEncoder
-from ...models.sampler import SamplerSettings
+from ...models.sampler import SamplerName, SamplerSettings
 from .lists import Counts, PictureLists
 from .samples import Drawn, Noised, chance, draw, on_the_way, renoised, together
 
@@ -21,14 +21,15 @@ Source = Literal["renoised", "on the way", "both"]
 class Recipe:
     """How pictures are drawn and noised.
 
-    steps, cfg: of the sampler; source: noise finished pictures, take what the sampler went through
-    on the way, or half and half; concept, rest: samples of either kind; untold: the share of them
-    that meets the empty prompt; batch: pictures drawn at once.
+    steps, cfg, name: of the sampler; source: noise finished pictures, take what the sampler went
+    through on the way, or half and half; concept, rest: samples of either kind; untold: the share
+    of them that meets the empty prompt; batch: pictures drawn at once.
     """
 
     counts: Counts = field(default_factory=Counts)
     steps: int = 12
     cfg: float = 4.0
+    name: SamplerName = "ddim"
     source: Source = "both"
     concept: int = 144
     rest: int = 144
@@ -38,7 +39,7 @@ class Recipe:
     @property
     def sampler(self) -> SamplerSettings:
         """Return how pictures are drawn."""
-        return SamplerSettings(self.steps, self.cfg)
+        return SamplerSettings(self.steps, self.cfg, self.name)
 
 
 @torch.inference_mode(False)

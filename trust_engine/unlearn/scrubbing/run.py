@@ -75,21 +75,33 @@ class Scrubbing:
         plan: ScrubPlan | None = None,
         begun: tuple[int, Mapping[str, Edit]] | None = None,
         folder: Path | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """Take samples; start: weights by parameter name that stand in for the network's own."""
         self.denoiser, self.plan = denoiser, plan or ScrubPlan()
         self.kinds = concept.batches(self.plan.batch), rest.batches(self.plan.batch)
         self.samples = len(concept) + len(rest)
         self.blocks_done, edits = begun or (0, {})
         self.edits: dict[str, Edit] = dict(edits)
         self.outputs = Outputs(self.plan.memory, folder)
+        self.start = dict(start or {})
         self.passes = 0
         """UNet passes, one sample each; one that computes two blocks of n counts 2 / n."""
         self._computed = 0  # blocks, one sample each
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Return the scrubbed weights and biases by parameter name, in float32."""
-        return self._scrubbed(self.edits)
+        """Return the scrubbed weights and biases by parameter name, in float32.
+
+        Those that it started from are among them.
+        """
+        return {**self.start, **self._scrubbed(self.edits)}
+
+    def _weight(self, name: str) -> Tensor:
+        """Return a weight as it was before it was scrubbed."""
+        if name in self.start:
+            return self.start[name]
+        return self.denoiser.module.get_parameter(name).detach()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -98,7 +110,7 @@ class Scrubbing:
         first = self.kinds[1][0].batches(1)[0]
 
         def once() -> None:
-            shown_to(self.denoiser, first)
+            self._show(first, {})
 
         blocks = blocks_of(self.denoiser, once)
         replay = Replay(self.denoiser.module, blocks, self.outputs, once)
@@ -135,18 +147,22 @@ class Scrubbing:
         begin = 0 if whole else max(0, number - 1)
         layers = (key for block in replay.blocks[begin:number] for key in block.layers)
         own = self._scrubbed(key for key in layers if key in self.edits)
-        dtype = compute_dtype(self.denoiser.module)
-        theta = {name: weight.to(dtype) for name, weight in own.items()}
-        with exchanged(self.denoiser.module, theta):
-            replay.upto(
-                number,
-                index,
-                lambda key, x: seen[key].add(x),
-                lambda: shown_to(self.denoiser, batch),
-                begin,
-            )
+        replay.upto(
+            number,
+            index,
+            lambda key, x: seen[key].add(x),
+            lambda: self._show(batch, own),
+            begin,
+        )
         self._computed += len(batch) * (number + 1 - begin)
         self.passes = ORDER + round(self._computed / len(replay.blocks))
+
+    def _show(self, batch: Noised, theta: Mapping[str, Tensor]) -> None:
+        """Let the network see a batch, with some of its weights scrubbed."""
+        dtype = compute_dtype(self.denoiser.module)
+        weights = {name: w.to(dtype) for name, w in {**self.start, **theta}.items()}
+        with exchanged(self.denoiser.module, weights):
+            shown_to(self.denoiser, batch)
 
     def _scrubbed(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Return the scrubbed weights of some layers by parameter name, in float32."""
@@ -158,7 +174,7 @@ class Scrubbing:
                 offsets[_bias_of(key)] = edit.bias
             for which, offset in offsets.items():
                 name = self.denoiser.parameter_name(which)
-                weight = self.denoiser.module.get_parameter(name).detach()
+                weight = self._weight(name)
                 theta[name] = weight.float() + offset.to(weight.device)
         return theta
 
@@ -175,10 +191,10 @@ class Scrubbing:
         spectrum = Spectrum.of(own, other, plan.eps, plan.tau)
         if not len(spectrum.lambdas):
             return
-        weight = self.denoiser.module.get_parameter(self.denoiser.parameter_name(key)).detach()
+        weight = self._weight(self.denoiser.parameter_name(key)).cpu()
         strengths = spectrum.strengths(plan.soft)
-        harm = float(harms(weight.cpu(), spectrum, strengths, rest.mean).sum())
-        self.edits[key] = edited(weight.cpu(), spectrum, strengths, harm, centre)
+        harm = float(harms(weight, spectrum, strengths, rest.mean).sum())
+        self.edits[key] = edited(weight, spectrum, strengths, harm, centre)
 
 
 def _bias_of(key: str) -> str:
