@@ -3,6 +3,7 @@
     python -m bench.scrub gun --only default "tau 4"   # what is missing of these settings
     python -m bench.scrub gun --relearning --only default  # relearning curves and inversion, too
     python -m bench.scrub gun --show
+    python -m bench.scrub --full-size       # what it takes at full size, counted without weights
 
 Resumable: a cell is one JSON file in bench/figures/scrub/CONCEPT/SEED; pictures, which settings
 share, are kept in runs/scrub. A cell of another model or another setting is made again. Settings
@@ -35,6 +36,7 @@ from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.levels import Budgets
 from trust_engine.audit.probes import pair_probes
 from trust_engine.audit.topic import demo_topic
+from trust_engine.benchmark.counting import count_scrubbing
 from trust_engine.demo.judge import load_judge
 from trust_engine.diff import fingerprint
 from trust_engine.diff.overrides import with_weights
@@ -77,6 +79,13 @@ SETTINGS: dict[str, Settings] = {
     "eps .05": of(eps=0.05),
     "tau 4, eps .05": of(tau=4.0, eps=0.05),
     "many": of(MANY),
+    "many, checked": of(MANY, checked=True),
+    "many, checked, tau 4": of(MANY, checked=True, tau=4.0),
+    "many, checked, tau 3": of(MANY, checked=True, tau=3.0),
+    "many, checked, hard": of(MANY, checked=True, soft=False),
+    "many, checked, both": of(MANY, "before", checked=True),
+    "many, checked, hard, both": of(MANY, "before", checked=True, soft=False),
+    "many, checked, hard, tau 4, both": of(MANY, "before", checked=True, soft=False, tau=4.0),
     "many, renoised": of({**MANY, "source": "renoised"}),
     "many, eps .05": of(MANY, eps=0.05),
     "many, eps .1": of(MANY, eps=0.1),
@@ -256,17 +265,39 @@ def table(trial: Trial) -> str:
     return "\n".join(rows)
 
 
+def full_size() -> str:
+    """Write what scrubbing takes of UNets at full size: a row for each."""
+    heads = ("model", "blocks", "stored a sample, MB", "of 288 samples, GB",
+             "moments of a block, GB", "computed in every pass",
+             "eigenproblems (width: how many)")  # fmt: skip
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for family in ("sd15", "sd2", "sdxl"):
+        size = count_scrubbing(family)
+        widths = ", ".join(f"{d}: {n}" for d, n in size.widths.items())
+        rows.append(
+            f"| {family} | {size.blocks} | {size.stored_mb:.1f} | {size.stored_mb * 0.288:.1f} "
+            f"| {size.moments_gb:.2f} | {size.outside:.3%} | {widths} |"
+        )
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Measure what is missing, then print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("concept", choices=ALLOWED)
+    parser.add_argument("concept", choices=ALLOWED, nargs="?")
+    parser.add_argument("--full-size", action="store_true", help="count what it takes there")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--relearning", action="store_true", help="and inversion")
     parser.add_argument("--show", action="store_true", help="measure nothing")
     args = parser.parse_args()
+    if args.full_size:
+        print(full_size())
+        return
+    if args.concept is None:
+        parser.error("name a concept")
     trial = Trial(args.concept, args.seed)
     if not args.show:
         base = trial.cell("untouched", None, args.relearning)["figures"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trust_engine.unlearn.scrubbing.directions import Edit, Spectrum, edited, harms
+from trust_engine.unlearn.scrubbing.directions import Edit, Spectrum, confirmed, edited, harms
 from trust_engine.unlearn.scrubbing.moments import Moments
 
 
@@ -85,6 +85,20 @@ def test_gain_over_cost_is_lambda_whatever_the_weight(own: Tensor) -> None:
             offset = edit_of(weight, one, soft=False).offset.double()
             gain, cost = ((x @ offset.T).square().sum(1).mean() for x in (concept, seen))
             assert float(gain / cost) == pytest.approx(float(one.lambdas), rel=1e-3)
+
+
+def test_directions_by_chance_are_not_confirmed_on_other_pictures(own: Tensor) -> None:
+    few = [moments(inputs(4000, 8, own)[i : i + 12]) for i in (0, 12)]
+    rest = [moments(inputs(4000, 8)[i : i + 12]) for i in (100, 200)]
+    found = Spectrum.of(few[0], rest[0], 1e-6, 3.0)
+    assert len(found.lambdas) > 1  # of twelve inputs in eight dimensions
+    assert confirmed(found, few[1], rest[1], 1e-6, 3.0) < len(found.lambdas)
+    many = Spectrum.of(moments(inputs(4000, 8, own)[:2000]), moments(inputs(4000, 8)), 1e-6, 3.0)
+    assert (
+        confirmed(many, moments(inputs(4000, 8, own)[2000:]), moments(inputs(4000, 8)), 1e-6, 3.0)
+        == 1
+    )
+    assert many.first(0).left.shape == (8, 0)
 
 
 def test_a_convolution_is_scrubbed_in_its_input_channels(own: Tensor) -> None:

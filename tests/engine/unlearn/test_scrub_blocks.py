@@ -119,7 +119,11 @@ def test_moments_are_those_of_the_scrubbed_network(name: str) -> None:
             shown_to(denoiser, batch)
     hook.remove()
     again = Scrubbing(denoiser, *shown(denoiser), QUICK, (number - 1, work.edits))
-    again._take = lambda key, concept, _: found.update({key: concept.mean})  # type: ignore[method-assign]
+
+    def take(keys: list[str], seen: list[Moments], _centred: bool) -> None:
+        found.update({key: (seen[0] + seen[1]).mean for key in keys})
+
+    again._take = take  # type: ignore[method-assign,assignment]
     steps = iter(again)
     while key not in found:
         next(steps)
@@ -166,6 +170,44 @@ def test_the_same_seed_gives_the_same_edits() -> None:
     for _ in again:
         pass
     assert same(scrubbed().edits, again.edits) and not same(scrubbed().edits, scrubbed(1).edits)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"checked": True}, {"centred": True}, {"spared": (".attn1.",)}, {"soft": False}]
+)
+def test_every_plan_does_something_else(changes: dict[str, object]) -> None:
+    denoiser = tiny_denoiser()
+    work = Scrubbing(denoiser, *shown(denoiser), replace(QUICK, **changes))
+    list(work)
+    assert work.edits and not same(work.edits, scrubbed().edits)
+    named = dict(denoiser.module.named_parameters())
+    biases = [name for name in work.weights if name.endswith(".bias")]
+    if "centred" in changes:
+        assert biases and all(not torch.equal(work.weights[n], named[n]) for n in biases)
+    else:
+        assert not biases
+    if "spared" in changes:
+        assert not any(".attn1." in key for key in work.edits)
+    if "checked" in changes:
+        assert sum(e.rank for e in work.edits.values()) < sum(
+            e.rank for e in scrubbed().edits.values()
+        )
+
+
+def test_it_goes_on_from_weights_that_stand_in() -> None:
+    """As if they were the network's own."""
+    denoiser, other = tiny_denoiser(), tiny_denoiser()
+    key = "input_blocks.1.1.transformer_blocks.0.attn2.to_q.weight"
+    name = denoiser.parameter_name(key)
+    start = {name: 1.5 * denoiser.module.get_parameter(name).detach()}
+    work = Scrubbing(denoiser, *shown(denoiser), QUICK, start=start)
+    list(work)
+    other.module.get_parameter(name).data.mul_(1.5)
+    owned = Scrubbing(other, *shown(other), QUICK)
+    list(owned)
+    assert same(work.edits, owned.edits) and not same(work.edits, scrubbed().edits)
+    assert torch.equal(work.weights[name], owned.weights[name])
+    assert frozen_bits(denoiser.module) == frozen_bits(tiny_denoiser().module)
 
 
 @pytest.mark.parametrize("stop", [5, 60])

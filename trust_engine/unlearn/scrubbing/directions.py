@@ -80,9 +80,26 @@ class Spectrum:
         """Return by how much each direction is taken out, (k,)."""
         return 1 - self.lambdas.rsqrt() if soft else torch.ones_like(self.lambdas)
 
+    def first(self, count: int) -> Spectrum:
+        """Keep the directions with the largest lambda."""
+        return Spectrum(self.left[:, :count], self.right[:count], self.lambdas[:count])
+
     def only(self, some: Tensor) -> Spectrum:
         """Keep the directions where a mask (k,) is true."""
         return Spectrum(self.left[:, some], self.right[some], self.lambdas[some])
+
+
+def confirmed(found: Spectrum, concept: Tensor, rest: Tensor, eps: float, tau: float) -> int:
+    """Count the directions that have lambda > tau on other pictures than they were found on, too.
+
+    concept, rest: moments (d, d) of those. Of few pictures, some directions by chance hold much of
+    one kind and little of the other.
+    """
+    ridge = eps * rest.diagonal().mean().clamp(min=TINY)
+    own = torch.einsum("kd,de,ke->k", found.right, concept, found.right)
+    other = torch.einsum("kd,de,ke->k", found.right, rest, found.right)
+    other = other + ridge * found.right.square().sum(1)
+    return int((own > tau * other).sum())
 
 
 def harms(weight: Tensor, spectrum: Spectrum, strengths: Tensor, rest: Tensor) -> Tensor:

@@ -32,6 +32,15 @@ class Moments:
         self.sum = added if self.sum is None else self.sum.add_(added)
         self.count += len(rows)
 
+    def __add__(self, other: Moments) -> Moments:
+        """Put the inputs of two together."""
+        both = Moments()
+        if self.total is not None and other.total is not None:
+            assert self.sum is not None and other.sum is not None
+            both.total, both.sum = self.total + other.total, self.sum + other.sum
+        both.count = self.count + other.count
+        return both
+
     @property
     def mean(self) -> Tensor:
         """Return the moments (d, d) in float64."""

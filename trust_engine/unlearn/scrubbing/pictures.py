@@ -66,12 +66,14 @@ def noised(
     recipe: Recipe,
     seed: int,
 ) -> tuple[Noised, Noised]:
-    """Noise what was drawn, of which the first `concept` show the concept: (concept, rest)."""
+    """Noise what was drawn, of which the first `concept` show the concept: (concept, rest).
+
+    The two halves of either kind are of different pictures.
+    """
     uncond = encoder.encode([""])
     kinds = (pictures.rows(slice(0, concept)), pictures.rows(slice(concept, None)))
 
-    def made(kind: Drawn, count: int, which: int) -> Noised:
-        generator = chance(seed, which)
+    def made(kind: Drawn, count: int, generator: torch.Generator) -> Noised:
         new = {"renoised": count, "on the way": 0, "both": (count + 1) // 2}[recipe.source]
         new = new if kind.usable else count  # a sampler of one or two steps
         parts = []
@@ -81,7 +83,14 @@ def noised(
             parts.append(on_the_way(kind, uncond, count - new, recipe.untold, generator))
         return together(parts)
 
+    def halves(kind: Drawn, count: int, which: int) -> Noised:
+        n, generator = len(kind.latents), chance(seed, which)
+        if n < 2 or count < 2:
+            return made(kind, count, generator)
+        ends = ((slice(0, None, 2), count - count // 2), (slice(1, None, 2), count // 2))
+        return together([made(kind.rows(some), part, generator) for some, part in ends])
+
     return (
-        made(kinds[0], recipe.concept, seeds.EFFECT),
-        made(kinds[1], recipe.rest, seeds.HARM),
+        halves(kinds[0], recipe.concept, seeds.EFFECT),
+        halves(kinds[1], recipe.rest, seeds.HARM),
     )

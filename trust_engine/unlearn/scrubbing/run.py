@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ...models.contract import Denoiser, compute_dtype
 from ...models.parameters import exchanged
 from ...models.precision import in_float32
 from .blocks import Block, blocks_of
-from .directions import Edit, Spectrum, edited, harms
+from .directions import Edit, Spectrum, confirmed, edited, harms
 from .moments import Moments
 from .replay import GIGABYTE, Outputs, Replay
 from .samples import Noised, shown_to
@@ -28,6 +28,8 @@ class ScrubPlan:
 
     tau: directions with more than this many times the rest's energy go; eps: of the mean variance,
     added to the rest's before it is divided by; soft: shrink to the rest's energy, or remove;
+    checked: of these only as many as stand out on pictures that they were not found on, each half
+    of the samples being tried on the other;
     centred: around the rest's mean, where a layer has a bias to hold it; spared: layers, by parts
     of their ldm name, that are left as they are; batch: samples a pass; memory: bytes of main
     memory that stored outputs may take, the rest of them going to files.
@@ -36,6 +38,7 @@ class ScrubPlan:
     tau: float = 6.0
     eps: float = 0.02
     soft: bool = True
+    checked: bool = False
     centred: bool = False
     spared: tuple[str, ...] = ()
     batch: int = 12
@@ -114,18 +117,21 @@ class Scrubbing:
 
         blocks = blocks_of(self.denoiser, once)
         replay = Replay(self.denoiser.module, blocks, self.outputs, once)
-        batches = [(kind, batch) for kind in (0, 1) for batch in self.kinds[kind]]
+        batches = [
+            (2 * kind + (2 * i >= len(self.kinds[kind])), batch)
+            for kind in (0, 1)
+            for i, batch in enumerate(self.kinds[kind])
+        ]
         begin, total = self.blocks_done, len(blocks) * len(batches)
         for number in range(begin, len(blocks)):
             block = blocks[number]
-            seen = [_empty(block), _empty(block)]
-            for i, (kind, batch) in enumerate(batches):
+            seen = [_empty(block) for _ in range(4)]  # halves of the concept's, of the rest's
+            for i, (part, batch) in enumerate(batches):
                 whole = number == begin or not replay.possible
-                self._measure(replay, number, i, batch, seen[kind], whole)
+                self._measure(replay, number, i, batch, seen[part], whole)
                 done = number * len(batches) + i + 1
                 yield ScrubReport(done, total, self.passes, self._directions)
-            for key in block.layers:
-                self._take(key, *(moments[block.alike.get(key, key)] for moments in seen))
+            self._scrub(block, seen)
             self.blocks_done = number + 1
         self.outputs.clear()
         yield ScrubReport(total, total, self.passes, self._directions)
@@ -178,23 +184,54 @@ class Scrubbing:
                 theta[name] = weight.float() + offset.to(weight.device)
         return theta
 
-    def _take(self, key: str, concept: Moments, rest: Moments) -> None:
-        """Scrub one layer, for all passes from now on."""
-        plan = self.plan
-        if any(part in key for part in plan.spared):
-            return
-        module = self.denoiser.module.get_submodule(
-            self.denoiser.parameter_name(key).rpartition(".")[0]
-        )
-        centre = rest.centre if plan.centred and module.bias is not None else None
-        own, other = (m.mean if centre is None else m.around(centre) for m in (concept, rest))
-        spectrum = Spectrum.of(own, other, plan.eps, plan.tau)
+    def _scrub(self, block: Block, seen: Sequence[Mapping[str, Moments]]) -> None:
+        """Scrub the layers of a block, for all passes from now on."""
+        for leader in seen[0]:
+            alike = [key for key in block.layers if block.alike.get(key, key) == leader]
+            for centred in (False, True):
+                keys = [key for key in alike if self._centred(key) == centred]
+                keys = [key for key in keys if not any(part in key for part in self.plan.spared)]
+                if keys:
+                    self._take(keys, [moments[leader] for moments in seen], centred)
+
+    def _centred(self, key: str) -> bool:
+        owner = self.denoiser.parameter_name(key).rpartition(".")[0]
+        return self.plan.centred and self.denoiser.module.get_submodule(owner).bias is not None
+
+    def _take(self, keys: Sequence[str], seen: Sequence[Moments], centred: bool) -> None:
+        """Scrub layers that see the same."""
+        plan, both = self.plan, (seen[0] + seen[1], seen[2] + seen[3])
+        centre = both[1].centre if centred else None
+        spectrum = Spectrum.of(_about(both[0], centre), _about(both[1], centre), plan.eps, plan.tau)
+        if plan.checked and len(spectrum.lambdas):
+            parts = [_about(m, centre) for m in seen]
+            spectrum = spectrum.first(_confirmed(parts, plan))
         if not len(spectrum.lambdas):
             return
-        weight = self._weight(self.denoiser.parameter_name(key)).cpu()
         strengths = spectrum.strengths(plan.soft)
-        harm = float(harms(weight, spectrum, strengths, rest.mean).sum())
-        self.edits[key] = edited(weight, spectrum, strengths, harm, centre)
+        for key in keys:
+            weight = self._weight(self.denoiser.parameter_name(key)).cpu()
+            harm = float(harms(weight, spectrum, strengths, both[1].mean).sum())
+            self.edits[key] = edited(weight, spectrum, strengths, harm, centre)
+
+
+def _about(moments: Moments, centre: Tensor | None) -> Tensor:
+    return moments.mean if centre is None else moments.around(centre)
+
+
+def _confirmed(seen: Sequence[Tensor], plan: ScrubPlan) -> int:
+    """Count the directions of either half of the pictures that stand out on the other, on average.
+
+    seen: moments of the concept's two halves, of the rest's two.
+    """
+    counts = [
+        confirmed(
+            Spectrum.of(seen[i], seen[2 + i], plan.eps, plan.tau),
+            seen[1 - i], seen[3 - i], plan.eps, plan.tau,
+        )
+        for i in (0, 1)
+    ]  # fmt: skip
+    return -(-sum(counts) // 2)
 
 
 def _bias_of(key: str) -> str:
