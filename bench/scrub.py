@@ -16,11 +16,13 @@ import argparse
 import hashlib
 import json
 import time
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.baselines import scrubbed as method
 from bench.baselines.common import Task, Weights
@@ -32,6 +34,7 @@ from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
 from trust_engine.audit.context import AuditContext, draw_probes
+from trust_engine.audit.drawing import paint
 from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.levels import Budgets
 from trust_engine.audit.probes import pair_probes
@@ -41,8 +44,10 @@ from trust_engine.demo.judge import load_judge
 from trust_engine.diff import fingerprint
 from trust_engine.diff.overrides import with_weights
 from trust_engine.io.files import write_atomically
+from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.models.sampler import SamplerSettings
+from trust_engine.phrases import with_article
 from trust_engine.unlearn.scrubbing.lists import Counts, picture_lists
 from trust_engine.unlearn.scrubbing.pictures import Recipe
 from trust_engine.unlearn.scrubbing.run import ScrubPlan
@@ -54,6 +59,7 @@ IMAGES, PAIRS = 24, 54
 SAMPLER = SamplerSettings(steps=10)  # of what tells settings apart; the benchmark's has 20
 CURVE = (5, 10, 20, 50)  # steps of relearning
 SEED = 0
+HELD_SEED = 6_000_000  # of pictures that predictions are compared on
 
 
 def of(recipe: dict[str, Any] | None = None, layerwise: Order = "no", **plan: Any) -> Settings:
@@ -164,6 +170,84 @@ def scrubbed(task: Task, setting: Settings) -> tuple[Weights, dict[str, Any]]:
         "worst harm": max((edit.harm for edit in layers), default=0.0),
         "bytes": sum(2 * (e.up.numel() + e.down.numel()) for e in layers),
     }
+
+
+@dataclass(frozen=True)
+class Held:
+    """Noised pictures that no setting is shown: x, t, the noise, and the prompts' context."""
+
+    x: Tensor
+    t: Tensor
+    noise: Tensor
+    cond: Conditioning
+
+
+def held_out(task: Task) -> dict[str, Held]:
+    """Noise pictures of other seeds: the concept, others alone, and those when it is asked, too."""
+    model, word = task.model, with_article(task.concept.words[0])
+    things = [with_article(thing) for thing in task.prompts.kept]
+    own = [f"a picture of {word}"] * len(things)
+    alone = [f"a picture of {thing}" for thing in things]
+    path = KEPT / f"held-out-{task.concept.words[0]}-{fingerprint(model.denoiser)}.pt"
+    if not path.exists():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        seeds = range(HELD_SEED, HELD_SEED + 2 * len(things))
+        how = SamplerSettings(8, sampler="dpmpp_2m")
+        torch.save(follow(paint(model, task.encode([*own, *alone]), seeds, how), 1), path)
+    drawn = torch.load(path)
+    generator = torch.Generator().manual_seed(HELD_SEED)
+    beside = [f"{word} and {thing}" for thing in things]
+    pictures = {"concept": (0, own), "blank": (0, [""] * len(things)), "rest": (1, alone),
+                "beside": (1, beside)}  # fmt: skip
+    found = {}
+    for name, (half, prompts) in pictures.items():
+        x0 = drawn.chunk(2)[half].repeat(2, 1, 1, 1)
+        t = torch.randint(100, 900, (len(x0),), generator=generator)
+        noise = torch.randn(x0.shape, generator=generator)
+        x = model.denoiser.schedule.noised(x0, t, noise)
+        found[name] = Held(x, t, noise, task.encode(prompts * 2))
+    return found
+
+
+def predictions(task: Task, weights: Weights) -> dict[str, float]:
+    """Tell how far predictions on held-out pictures have moved, and the concept's denoising loss.
+
+    In units of the noise's energy: moved, loss.
+    """
+    edited, found = with_weights(task.model, weights), dict[str, float]()
+    with torch.no_grad():
+        for name, held in held_out(task).items():
+            before, now = (
+                torch.cat(
+                    [
+                        m.denoiser(held.x[i : i + 18], held.t[i : i + 18],
+                                   held.cond.select(slice(i, i + 18)))
+                        for i in range(0, len(held.x), 18)
+                    ]
+                )
+                for m in (task.model, edited)
+            )  # fmt: skip
+            found[name] = float((now - before).square().mean())
+            if name in ("concept", "blank"):
+                loss = [float((e - held.noise).square().mean()) for e in (before, now)]
+                found[f"{name}'s loss"] = loss[1] / loss[0]
+    return found
+
+
+def quick(name: str, titles: Sequence[str], seed: int) -> None:
+    """Print what settings do to predictions, without drawing."""
+    task = Task(load_model("demo", "cpu"), CONCEPTS[name], seed)
+    path = STORE / name / f"predictions-{seed}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    for title in titles:
+        if title not in kept or kept[title]["setting"] != told(SETTINGS[title]):
+            weights, cost = scrubbed(task, SETTINGS[title])
+            found = predictions(task, weights)
+            kept[title] = {**found, **cost, "setting": told(SETTINGS[title])}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(kept, indent=1).encode())
+        row = {k: round(v, 4) for k, v in kept[title].items() if isinstance(v, float)}
+        print(title, row, kept[title]["directions"], kept[title]["passes"], flush=True)
 
 
 def told(setting: Settings | None) -> dict[str, str]:
@@ -287,6 +371,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("concept", choices=ALLOWED, nargs="?")
+    parser.add_argument("--predictions", action="store_true", help="draw nothing: quick")
     parser.add_argument("--full-size", action="store_true", help="count what it takes there")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seed", type=int, default=SEED)
@@ -298,6 +383,9 @@ def main() -> None:
         return
     if args.concept is None:
         parser.error("name a concept")
+    if args.predictions:
+        quick(args.concept, args.only, args.seed)
+        return
     trial = Trial(args.concept, args.seed)
     if not args.show:
         base = trial.cell("untouched", None, args.relearning)["figures"]
