@@ -9,7 +9,7 @@ from trust_engine.audit import Probe, Rate, look
 from trust_engine.demo.judge import Judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
 from trust_engine.diff import WeightDiff
-from trust_engine.diff.overrides import patched
+from trust_engine.diff.apply import patched
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec

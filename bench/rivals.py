@@ -43,9 +43,9 @@ from trust_engine.audit.probes import pair_probes
 from trust_engine.audit.topic import demo_topic
 from trust_engine.demo.judge import load_judge
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, save_diff
-from trust_engine.diff.overrides import weights_of, with_weights
 from trust_engine.io.files import write_atomically
 from trust_engine.models.load import LoadedModel, load_model
+from trust_engine.models.overrides import weights_of
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
 
@@ -182,7 +182,7 @@ class Bench:
             if "cost" not in cell or not kept.exists():
                 cell["cost"] = edit_apart(method, self.name, self.seed, kept)
                 self._save(path, cell)
-            model = with_weights(model, load_file(str(kept)))
+            model = model.with_weights(load_file(str(kept)))
         studio = self.studio.with_edited(model)
         if not seen:
             size = self.size
@@ -242,7 +242,7 @@ def tune(methods: Sequence[str], kind: str | None = None, images: int = 12) -> N
         for changes in METHODS[name].grid:
             method = METHODS[name].with_changes(changes)
             weights = method.run(Task(model, concept, 99), method.settings)
-            found = measure(with_weights(model, weights), judge, [], concept, images, 99)
+            found = measure(model.with_weights(weights), judge, [], concept, images, 99)
             kept = relative(found, bases[tuned])
             score = len(kept) / sum(1 / max(1e-3, min(1.0, v)) for v in kept.values())
             shown = {k: round(v, 3) for k, v in kept.items()}

@@ -20,7 +20,7 @@ from trust_engine.audit import Probe, Rate, look
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption
 from trust_engine.diff import fingerprint, fitted
-from trust_engine.diff.overrides import patched
+from trust_engine.diff.apply import patched
 from trust_engine.io.files import write_atomically
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.models.sampler import SamplerSettings

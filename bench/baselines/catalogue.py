@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trust_engine.diff.overrides import patched
+from trust_engine.diff.apply import patched
 from trust_engine.spec import KINDS, UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
 

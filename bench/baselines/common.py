@@ -11,9 +11,9 @@ from torch import Tensor
 
 from trust_engine.audit.checks.core import follow
 from trust_engine.audit.drawing import paint
-from trust_engine.diff.overrides import weights_of, with_weights
 from trust_engine.models.contract import Conditioning, ModuleDenoiser, device_of
 from trust_engine.models.load import LoadedModel
+from trust_engine.models.overrides import weights_of
 from trust_engine.models.sampler import SamplerSettings, ddim, timesteps
 from trust_engine.prompts.concept import PromptSet, build_prompts
 from trust_engine.spec import ConceptSpec
@@ -129,7 +129,7 @@ def train(
     adam = torch.optim.Adam(theta.values(), lr=rate)
     for step in range(steps):
         with torch.enable_grad():
-            value = loss(with_weights(task.model, read(theta)), step)
+            value = loss(task.model.with_weights(read(theta)), step)
             gradients = torch.autograd.grad(value, list(theta.values()), allow_unused=True)
         for (name, weight), gradient in zip(theta.items(), gradients, strict=True):
             weight.grad = gradient

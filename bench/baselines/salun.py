@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from trust_engine.audit.attacks.base import denoising_loss
-from trust_engine.diff.overrides import with_weights
 from trust_engine.models.load import LoadedModel
 
 from .common import Task, Training, Weights, chosen, mse, train
@@ -69,7 +68,7 @@ def erase(task: Task, settings: Settings) -> Weights:
 
     start = chosen(task.model.denoiser, lambda _name: True)
     leaves = {name: w.clone().requires_grad_() for name, w in start.items()}
-    here = with_weights(task.model, leaves)
+    here = task.model.with_weights(leaves)
     total = {name: torch.zeros_like(w) for name, w in start.items()}
     for _ in range(max(1, settings.images // settings.batch)):
         found = torch.autograd.grad(forgetting(), list(leaves.values()), allow_unused=True)

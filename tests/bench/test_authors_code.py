@@ -23,8 +23,8 @@ from torch import Tensor
 from bench.baselines import closed_form, esd, salun
 from bench.baselines.common import Task, Weights
 from toys.authors_code import Pictures, Salun, run_esd, run_uce
-from trust_engine.diff.overrides import weights_of, with_weights
 from trust_engine.models.load import LoadedModel, load_model
+from trust_engine.models.overrides import weights_of
 from trust_engine.prompts.concept import PromptSet
 from trust_engine.spec import ConceptSpec
 
@@ -89,7 +89,7 @@ def first_step(patch: pytest.MonkeyPatch, module: Any, run: Callable[[], Any], t
     ((start, loss, masks),) = caught
     theta = {name: w.requires_grad_() for name, w in start.items()}
     with torch.enable_grad():
-        value = loss(with_weights(task.model, theta), 0)
+        value = loss(task.model.with_weights(theta), 0)
         found = torch.autograd.grad(value, list(theta.values()), allow_unused=True)
     assert not task.picks and not task.noises  # all that was given has been asked for
     named = zip(theta, found, strict=True)

@@ -16,9 +16,9 @@ from bench.baselines.catalogue import METHODS
 from bench.baselines.common import Meter, Task, Weights, denoise_to, keys_and_values
 from toys.task import task_of
 from toys.tiny import frozen_bits
-from trust_engine.diff.overrides import weights_of, with_weights
 from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel
+from trust_engine.models.overrides import weights_of
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec
 from trust_engine.unlearn import robust
@@ -85,7 +85,7 @@ def test_leaves_the_model_alone_and_repeats_itself(name: str) -> None:
     assert all(torch.equal(first[key], again[key]) for key in first)
     moved = changes(task, first)
     assert moved and all(bool(change.isfinite().all()) for change in moved.values())
-    victim = with_weights(task.model, first)
+    victim = task.model.with_weights(first)
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
     cond = task.encode(["a gun"])
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_esd_moves_the_prediction_away_from_the_concept(variant: Any) -> None:
     x, t = denoise_to(task.model, told, empty, torch.randn(len(told), 4, 8, 8), 1, sampler)
     goal = esd.guided_away(task.model, x, t, told, empty, 1.0)
     weights = esd.erase(loud(task_of()), variant, settings)
-    assert gap(with_weights(task.model, weights), x, t, told, goal) < 0.6 * gap(
+    assert gap(task.model.with_weights(weights), x, t, told, goal) < 0.6 * gap(
         task.model, x, t, told, goal
     )
 
@@ -150,7 +150,7 @@ def test_ca_answers_the_concept_as_the_student_answers_its_anchor() -> None:
     told, anchor = task.encode(task.prompts.targets), task.encode(task.prompts.anchors)
     x, t = torch.randn(n, 4, 8, 8), torch.full((n,), 995)
     settings = ablation.Settings(steps=30, rate=3e-4, batch=4, images=2, regular=0.0)
-    student = with_weights(task.model, ablation.erase(loud(task_of()), settings))
+    student = task.model.with_weights(ablation.erase(loud(task_of()), settings))
     before, after = (gap(m, x, t, told, m.denoiser(x, t, anchor)) for m in (task.model, student))
     assert after < 0.8 * before
 
@@ -159,7 +159,7 @@ def test_cogfd_leaves_the_combination_and_stays_with_its_members() -> None:
     concept = ConceptSpec(("baby",), "combination", companion="beer")
     task = loud(task_of(concept))
     settings = combination.Settings(steps=40, rate=1e-3, batch=4, push=1.0)
-    student = with_weights(task.model, combination.erase(loud(task_of(concept)), settings))
+    student = task.model.with_weights(combination.erase(loud(task_of(concept)), settings))
     x, t = torch.randn(16, 4, 8, 8), torch.full((16,), 995)
     both, members = (
         task.encode((list(p) * 16)[:16]) for p in (task.prompts.targets, task.prompts.preserve)

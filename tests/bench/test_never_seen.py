@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bench.never_seen import rendered
 from trust_engine.audit.context import sees_all
-from trust_engine.audit.drawing import decode
 from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.demo.judge import load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, STYLES, UNSEEN, Scene
@@ -17,6 +16,6 @@ def test_the_judge_sees_what_was_rendered() -> None:
         for name in UNSEEN
         for i in range(len(BACKGROUNDS))
     ]
-    pixels = decode(load_model("demo", "cpu"), rendered(scenes, 0))
+    pixels = load_model("demo", "cpu").decode(rendered(scenes, 0))
     hits = sees_all(DemoJudge(load_judge()), pixels, [scene.objects for scene in scenes])
     assert sum(hits) >= len(hits) - 1

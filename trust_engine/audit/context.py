@@ -12,7 +12,7 @@ from torch import Tensor
 from ..distributed import SINGLE, Workers
 from ..models.load import LoadedModel
 from ..models.sampler import SamplerSettings
-from .drawing import Canvas, Result, Work, decode, paint, passes_of, thumbnail
+from .drawing import Canvas, Result, Work, paint, passes_of, thumbnail
 from .judges.base import Aligner, Judge
 from .metrics.images import ImageMetric
 from .metrics.intervals import Rate
@@ -110,7 +110,7 @@ class AuditContext:
             concept_shots(self.topic, "bait", self.bait_drawn(count), self.seed),
         )
         latents = yield from paint_shots(model, shots, self.settings, team=self.team)
-        hits = sees_all(self.judge, decode(model, latents), [s.wanted for s in shots])
+        hits = sees_all(self.judge, model.decode(latents), [s.wanted for s in shots])
         order = sorted(range(len(shots)), key=lambda i: not hits[i])[:count]
         return ReferenceImages(
             latents[order], [shots[i] for i in order], sum(hits[i] for i in order)
@@ -158,7 +158,7 @@ def draw_probes(
     latents = yield from paint_shots(model, shots, settings, canvas, negative, studio.team)
     for start in range(0, len(shots), 16):
         batch = shots[start : start + 16]
-        judge(studio, decode(model, latents[start : start + 16]), batch, looked, compare)
+        judge(studio, model.decode(latents[start : start + 16]), batch, looked, compare)
     return looked
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..distributed import SINGLE, Workers
-from ..models.contract import Conditioning, device_of
+from ..models.contract import Conditioning
 from ..models.load import LoadedModel
 from ..models.sampler import SamplerSettings, initial_noise, sample
 
@@ -79,16 +79,6 @@ def skipped(settings: SamplerSettings, strength: float) -> int:
 def passes_of(settings: SamplerSettings, images: int, strength: float = 1.0) -> int:
     """Count the UNet passes that `paint` makes."""
     return replace(settings, steps=settings.steps - skipped(settings, strength)).passes(images)
-
-
-def decode(model: LoadedModel, latents: Tensor) -> Tensor:
-    """Turn latents into pictures (b, 3, h, w) in -1..1 on the CPU."""
-    device = device_of(model.denoiser)
-    with torch.no_grad():
-        parts = [
-            model.decoder(part.to(device)).float().clamp(-1, 1).cpu() for part in latents.split(8)
-        ]
-    return torch.cat(parts) if parts else latents
 
 
 def to_pixels(pictures: Tensor) -> Any:

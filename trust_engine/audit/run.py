@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from ..diff import WeightDiff
-from ..diff.overrides import patched
+from ..diff.apply import patched
 from ..diff.sampling import sampling_of
 from ..distributed import SINGLE, Workers
 from ..errors import SpecError
 from ..models.load import LoadedModel
 from ..models.precision import in_float32
 from ..models.sampler import SamplerSettings, sampled
-from ..models.token_embeddings import token_space
 from .attacks.base import attack_check
 from .attacks.catalogue import make_attack
+from .attacks.token_space import token_space
 from .check import Check, CheckResult
 from .checks.core import measured
 from .checks.forgetting import forgetting_cells

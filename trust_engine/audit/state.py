@@ -16,7 +16,7 @@ import torch
 from .. import seeds
 from ..errors import OutputError
 from ..io.files import write_atomically
-from ..models.contract import Conditioning, device_of
+from ..models.contract import Conditioning
 from ..models.identity import Digest, engine_identity, modules_of, probe
 from .check import Check, CheckResult
 from .context import AuditContext, Picture
@@ -152,4 +152,4 @@ def _add_lent(digest: Digest, studio: AuditContext, cond: Conditioning) -> None:
     model = studio.models["untouched"]
     x = torch.randn(1, 4, *model.latent_size, generator=seeds.generator(seeds.PROBE))
     digest.text(probe(model.denoiser, cond, model.latent_size))
-    digest.tensor("decoded", model.decoder(x.to(device_of(model.denoiser))).float())
+    digest.tensor("decoded", model.decoder(x.to(model.device)).float())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..io.files import write_atomically
 from ..io.outputs import check_outputs, check_suffix
 from ..spec import KINDS
 from .inputs import (
+    add_model,
     add_sampler,
     check_all_fit,
     check_texts,
@@ -24,8 +24,8 @@ from .inputs import (
 from .runs import add_store, open_store, say
 
 
-def add_audit(commands: Any, add_model: Callable[[argparse.ArgumentParser], None]) -> None:
-    """Declare `audit`; `add_model` adds the flags that say which model."""
+def add_audit(commands: Any) -> None:
+    """Declare `audit`."""
     parser = commands.add_parser(
         "audit",
         help="measure what is gone, what is kept, and what attackers bring back",

@@ -16,6 +16,22 @@ CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also",
 FLAGS = tuple(name for name, setting in SETTINGS.items() if setting.flag)
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Declare `--model` and `--device`."""
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="demo|PATH",
+        help="demo, a safetensors checkpoint or a diffusers folder",
+    )
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Declare `--device`."""
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+
+
 def read_spec(args: argparse.Namespace) -> UnlearnSpec:
     """Build the spec from a file or from flags; settings such as --steps go with either."""
     spec = _read_spec(args)

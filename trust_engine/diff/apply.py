@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import DiffError
 from ..models.contract import Denoiser, projections
+from ..models.load import LoadedModel
 from ..models.unet_families import family_of
 from ..settings import in_range
 from .weight_diff import SparseOffset, WeightDiff, plain
@@ -223,3 +224,16 @@ def _places(weight: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
         places.append(indices % size)
         indices = indices // size
     return tuple(reversed(places))
+
+
+def patched(model: LoadedModel, diffs: Sequence[tuple[WeightDiff, float]]) -> LoadedModel:
+    """Return the model under diffs: the weights `applied` gives, to the bit; it is only read."""
+    with torch.inference_mode(False):
+        before = {n: p.detach().clone() for n, p in model.denoiser.module.named_parameters()}
+        with applied(model.denoiser, diffs):
+            changed = {
+                name: p.detach().clone()
+                for name, p in model.denoiser.module.named_parameters()
+                if not torch.equal(p, before[name])
+            }
+    return model.with_weights(changed)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..audit.drawing import decode
 from ..diff import WeightDiff, applied
-from ..models.contract import device_of
 from ..models.load import LoadedModel
-from ..models.vae import NoDecoder
 from ..spec import Sampling
 from ..unlearn.run import Unlearning
 from .before_after import BeforeAfter, compared, judge_for
@@ -41,7 +38,7 @@ def look_at(
     sampling: Sampling = "guided",
 ) -> BeforeAfter:
     """Do the same for subjects of one's own."""
-    eye = judge_for(model.family, asked, judge, device_of(model.denoiser))
+    eye = judge_for(model.family, asked, judge, model.device)
     total, done = passes(len(asked), sampling), 0
 
     def on_pass(made: int) -> None:
@@ -54,6 +51,4 @@ def look_at(
     before = draw(model.denoiser, encoder, size, asked, on_pass, at_once, sampling)
     with applied(model.denoiser, [(diff, 1.0)]):
         after = draw(model.denoiser, encoder, size, asked, on_pass, at_once, sampling)
-    blind = isinstance(model.decoder, NoDecoder)
-    see = None if blind else lambda x: decode(model, x)
-    return compared(asked, before, after, eye, see, sampling)
+    return compared(asked, before, after, eye, model.decode if model.draws else None, sampling)

@@ -38,16 +38,18 @@ from .memory import (
     training_needs,
 )
 from .names import LazyTensor, LazyTensors
+from .overrides import override, weights_of
 from .precision import in_float32
 from .sampler import SamplerSettings, initial_noise, sample
 from .schedule import schedule_of
 from .text_encoders import ClipEncoder, SDXLEncoder, load_encoder, tower_stock
-from .vae import decoder_stock, load_decoder
+from .vae import NoDecoder, decoder_stock, load_decoder
 
 __all__ = ["DEMO", "VAE_PREFIX", "ClipEncoder", "LoadedModel", "load_model", "pick_device"]
 
 DEMO = ASSETS / CHECKPOINT
 BATCH = 32
+DECODED = 8  # pictures that are decoded at once
 POSITIONS = 8192  # of latents that are drawn at once: 32 pictures of the demo, 2 of SD 1.x
 
 
@@ -71,6 +73,38 @@ class LoadedModel:
     def batch(self) -> int:
         """How many pictures are drawn at once."""
         return min(BATCH, max(1, POSITIONS // (self.latent_size[0] * self.latent_size[1])))
+
+    @property
+    def device(self) -> torch.device:
+        """Tell where the UNet lives."""
+        return device_of(self.denoiser)
+
+    @property
+    def draws(self) -> bool:
+        """Tell whether there is a decoder."""
+        return not isinstance(self.decoder, NoDecoder)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents (b, 4, h, w) into pictures (b, 3, h, w) in -1..1 on the CPU."""
+        with torch.no_grad():
+            parts = [self.decoder(part.to(self.device)) for part in latents.split(DECODED)]
+        parts = [part.float().clamp(-1, 1).cpu() for part in parts]
+        return torch.cat(parts) if parts else latents
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """List the UNet's weights in force, by parameter name."""
+        return weights_of(self.denoiser)
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> LoadedModel:
+        """Return the model with weights replaced, by parameter name; itself stays as it is."""
+        return replace(self, denoiser=override(self.denoiser, weights))
+
+    def differentiable(self) -> LoadedModel:
+        """Stand clones in for weights made in inference mode: autograd refuses those."""
+        with torch.inference_mode(False):
+            clones = {n: w.clone() for n, w in self.weights.items() if w.is_inference()}
+        return self.with_weights(clones) if clones else self
 
     def score(self, x0: Tensor, prompts: Sequence[str]) -> Tensor:
         """Tell how well latents x0 (b, 4, h, w) show prompts, log-odds (b,), by the tiny CLIP."""

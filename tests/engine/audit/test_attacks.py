@@ -24,7 +24,7 @@ from trust_engine.audit.checks.core import follow
 from trust_engine.audit.context import AuditContext
 from trust_engine.audit.levels import ATTACKS
 from trust_engine.audit.topic import Topic
-from trust_engine.diff.overrides import patched
+from trust_engine.diff.apply import patched
 from trust_engine.errors import SpecError
 
 TEXT = ("textual_inversion_1", "textual_inversion_3", "p4d", "unlearn_diff_atk", "ring_a_bell")

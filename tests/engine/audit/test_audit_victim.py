@@ -8,8 +8,9 @@ import torch
 from toys.audit_toy import forgets_the_word, toy_model
 from toys.tiny import frozen_bits
 from trust_engine.diff import applied
-from trust_engine.diff.overrides import override, patched, weights_of
+from trust_engine.diff.apply import patched
 from trust_engine.models.contract import Conditioning
+from trust_engine.models.overrides import override, weights_of
 
 
 def test_patched_weights_are_what_applying_gives() -> None:

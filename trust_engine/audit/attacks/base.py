@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...models.contract import Conditioning, device_of
+from ...models.contract import Conditioning
 from ...models.load import LoadedModel
 from ..check import Check, CheckResult
 from ..context import AuditContext, Judged, judge, sees_all
-from ..drawing import Work, decode
+from ..drawing import Work
 from ..metrics.intervals import Rate
 from ..probes import Probe, concept_shots
 
@@ -114,7 +114,7 @@ def verdict(
         for s, text in zip(shots, strike.prompts, strict=True)
     ]
     for start in range(0, len(named), 16):
-        pixels = decode(model, strike.latents[start : start + 16])
+        pixels = model.decode(strike.latents[start : start + 16])
         judge(studio, pixels, named[start : start + 16], looked)
         for label in studio.topic.world.control:
             floor += sees_all(studio.judge, pixels, [(label,)] * len(pixels))
@@ -125,7 +125,7 @@ def denoising_loss(
     model: LoadedModel, x0: Tensor, t: Tensor, noise: Tensor, cond: Conditioning
 ) -> Tensor:
     """Return the model's training loss (b,) on latents x0 (b, 4, h, w) (Ho et al. 2020, eq. 14)."""
-    place = device_of(model.denoiser)
+    place = model.device
     x0, t, noise = x0.to(place), t.to(place), noise.to(place)
     schedule = model.denoiser.schedule
     output = model.denoiser(schedule.noised(x0, t, noise), t, cond).float()

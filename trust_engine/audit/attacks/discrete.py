@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from ... import seeds
-from ...diff.overrides import differentiable
-from ...models.contract import Conditioning, device_of
+from ...models.contract import Conditioning
 from ...models.load import LoadedModel
-from ...models.token_embeddings import TokenSpace, embed, fill, token_space
 from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
 from ..probes import Probe, concept_shots
 from .base import Attack, AttackOutput, denoising_loss, draw_times
+from .token_space import TokenSpace, embed, fill, token_space
 
 ROWS = 8  # prompts whose gradients are held at once
 TESTED = (250, 500, 750)  # timesteps on which candidates are compared
@@ -61,7 +60,7 @@ def own_loss(siege: Siege, cond: Conditioning, rows: slice, t: Tensor, noise: Te
 
 def teacher_loss(siege: Siege, cond: Conditioning, rows: slice, t: Tensor, noise: Tensor) -> Tensor:
     """P4D, equation 6: distance to what the untouched model predicts under the plain prompt."""
-    place = device_of(siege.victim.denoiser)
+    place = siege.victim.device
     x = siege.victim.denoiser.schedule.noised(
         siege.x0[rows].to(place), t.to(place), noise.to(place)
     )
@@ -133,7 +132,7 @@ def besiege(studio: AuditContext, model: LoadedModel, count: int, tokens: int) -
     with torch.no_grad():
         teacher = untouched.encoder.encode([shot.prompt for shot in bait.shots])
     ids, slots = [ids for ids, _ in framed], framed[0][1]
-    victim = differentiable(model)
+    victim = model.differentiable()
     return Siege(victim, untouched, space, ids, slots, bait.latents, teacher, studio.seed)
 
 

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from ... import seeds
-from ...diff.overrides import differentiable
 from ...models.contract import Conditioning
 from ...models.load import LoadedModel
-from ...models.token_embeddings import TokenSpace, embed, fill, token_space
 from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
 from ..probes import Probe, around, concept_shots
 from .base import Attack, AttackOutput, denoising_loss, draw_times
+from .token_space import TokenSpace, embed, fill, token_space
 
 SOURCE = "Gal et al. 2022, arXiv 2208.01618; as an attack: Pham et al. 2023, arXiv 2308.01508"
 SEEDWORD = "thing"
@@ -60,7 +59,7 @@ def invert(
 ) -> Work[Tensor]:
     """Learn embeddings (tokens, d) that minimise the victim's denoising loss on the bait."""
     bait = yield from studio.bait(budgets.bait)
-    model, steps = differentiable(model), budgets.inversion_steps
+    model, steps = model.differentiable(), budgets.inversion_steps
     generator = seeds.generator(studio.seed)
     start = space.table[space.tokens(SEEDWORD)[0]].float()
     spread = float(space.table.float().std())

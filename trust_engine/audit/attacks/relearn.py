@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ... import seeds
-from ...diff.overrides import weights_of, with_weights
 from ...models.contract import Conditioning
 from ...models.load import LoadedModel
 from ..context import AuditContext, ReferenceImages, paint_shots
@@ -82,7 +81,7 @@ def tuned(tuning: Tuning, budgets: Budgets) -> Run:
 
     def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         weights = yield from tuning.of(studio, model)
-        return (yield from redraw(studio, with_weights(model, weights), budgets))
+        return (yield from redraw(studio, model.with_weights(weights), budgets))
 
     return run
 
@@ -96,9 +95,9 @@ def stacked_lora(budgets: Budgets) -> Attack:
     def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         untouched = studio.models["untouched"]
         changed = yield from tuning.of(studio, untouched)
-        base, mine = weights_of(untouched.denoiser), weights_of(model.denoiser)
+        base, mine = untouched.weights, model.weights
         stacked = {name: mine[name] + (w - base[name]) for name, w in changed.items()}
-        strike = yield from redraw(studio, with_weights(model, stacked), budgets)
+        strike = yield from redraw(studio, model.with_weights(stacked), budgets)
         moved = sum(float((w - base[n]).square().sum()) for n, w in changed.items())
         whole = sum(float(base[n].float().square().sum()) for n in changed)
         notes = {"relative_norm": round((moved / max(whole, 1e-12)) ** 0.5, 4)}
@@ -161,7 +160,7 @@ def tune(
     model: LoadedModel, shown: ReferenceImages, tuning: Tuning, recipe: Recipe, seed: int
 ) -> Work[dict[str, Tensor]]:
     """Fine-tune on pictures and their prompts; returns the weights, the model keeps its own."""
-    start = {n: w.clone() if w.is_inference() else w for n, w in weights_of(model.denoiser).items()}
+    start = {n: w.clone() if w.is_inference() else w for n, w in model.weights.items()}
     trained, read = recipe(start)
     adam = torch.optim.Adam(trained, lr=tuning.rate)
     generator = seeds.generator(seed)
@@ -173,7 +172,7 @@ def tune(
         pick = order.repeat(-(-tuning.batch // len(order)))[: tuning.batch]
         t, x0 = draw_times(len(pick), generator), shown.latents[pick]
         noise = torch.randn(x0.shape, generator=generator)
-        victim = with_weights(model, {**start, **read()})
+        victim = model.with_weights({**start, **read()})
         loss = denoising_loss(victim, x0, t, noise, cond.select(pick)).mean()
         gradients = torch.autograd.grad(loss, trained, allow_unused=True)
         for weight, gradient in zip(trained, gradients, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ...diff.overrides import weights_of, with_weights
 from ...models.load import LoadedModel
 from ..context import AuditContext, paint_shots
 from ..drawing import Work
@@ -25,11 +24,11 @@ def storage(kind: str, budgets: Budgets) -> Attack:
     def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         rounded = {
             name: weight.to(KINDS[kind]).to(weight.dtype)
-            for name, weight in weights_of(model.denoiser).items()
+            for name, weight in model.weights.items()
             if weight.is_floating_point()
         }
         shots = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
-        latents = yield from paint_shots(with_weights(model, rounded), shots, studio.settings)
+        latents = yield from paint_shots(model.with_weights(rounded), shots, studio.settings)
         return AttackOutput(latents, [shot.prompt for shot in shots])
 
     return Attack(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...diff import WeightDiff, fingerprint, payload_sha256
-from ...diff.overrides import patched
+from ...diff.apply import patched
 from ...models.load import LoadedModel
 from ...models.sampler import SamplerSettings
 from ..context import AuditContext, Judged, Picture, draw_probes

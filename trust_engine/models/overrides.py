@@ -1,4 +1,4 @@
-"""A model with other weights that leaves the caller's own alone, always.
+"""A denoiser with other weights that leaves the caller's own alone, always.
 
 Attacks train, round and stack weights. They do it on overrides: tensors that stand in for the
 module's parameters during a call, and for no moment longer. Stopping an audit anywhere therefore
@@ -8,16 +8,14 @@ leaves nothing to restore.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models.contract import Conditioning, ModuleDenoiser
-from ..models.load import LoadedModel
-from . import WeightDiff, applied
+from .contract import Conditioning, ModuleDenoiser
 
 Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
@@ -57,36 +55,7 @@ def override(denoiser: ModuleDenoiser, weights: Mapping[str, Tensor]) -> Overrid
     return Overridden(**{**known, "forward": forward}, overrides=merged, plain=plain)
 
 
-def with_weights(model: LoadedModel, weights: Mapping[str, Tensor]) -> LoadedModel:
-    """Return the model with weights replaced; the model itself stays as it is."""
-    return dataclasses.replace(model, denoiser=override(model.denoiser, weights))
-
-
 def weights_of(denoiser: Any) -> dict[str, Tensor]:
     """List the weights in force, by parameter name: overrides before the module's own."""
     weights = {name: p.detach() for name, p in denoiser.module.named_parameters()}
     return {**weights, **getattr(denoiser, "overrides", {})}
-
-
-def patched(model: LoadedModel, diffs: Sequence[tuple[WeightDiff, float]]) -> LoadedModel:
-    """Return the model under diffs: the weights `applied` gives, to the bit."""
-    with torch.inference_mode(False):
-        before = {n: p.detach().clone() for n, p in model.denoiser.module.named_parameters()}
-        with applied(model.denoiser, diffs):
-            changed = {
-                name: p.detach().clone()
-                for name, p in model.denoiser.module.named_parameters()
-                if not torch.equal(p, before[name])
-            }
-    return with_weights(model, changed)
-
-
-def differentiable(model: LoadedModel) -> LoadedModel:
-    """Stand clones in for weights that were made in inference mode: autograd refuses those."""
-    with torch.inference_mode(False):
-        clones = {
-            name: weight.clone()
-            for name, weight in weights_of(model.denoiser).items()
-            if weight.is_inference()
-        }
-    return with_weights(model, clones) if clones else model
