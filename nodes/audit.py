@@ -16,12 +16,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from ..trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
-from ..trust_engine.audit.judges.base import check_judge, load_aligner, load_judge
+from ..trust_engine.audit import Audit, render_page
+from ..trust_engine.audit.judges.base import check_judge
 from ..trust_engine.audit.levels import Level
 from ..trust_engine.audit.report.verdict import BACK, is_gone
+from ..trust_engine.audit.request import AuditRequest
 from ..trust_engine.diff import payload_sha256
-from ..trust_engine.errors import ModelError, SpecError, TrustError
+from ..trust_engine.errors import ModelError, SpecError
 from ..trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.frontend.wording import spelled
 from ..trust_engine.io.files import write_atomically
@@ -33,7 +34,7 @@ from .changes import between_models, diffs_between
 from .charts import to_image
 from .declared import Output, node
 from .folders import report_file
-from .inputs import choice, number, seed, setting, socket, text, verdict
+from .inputs import choice, lines, number, seed, setting, socket, text, verdict
 from .kinds import CONCEPT, REPORT
 from .lending import Lent, lend
 from .names import check_prefix
@@ -134,8 +135,7 @@ class TrustAudit:
         unique_id: str | None = None,
     ) -> dict[str, Any]:
         """Run the audit, write its page, and show the verdict."""
-        check_judge_input(judge)
-        topic = topic_of(concept[-1], judge, retain)
+        request = request_of(concept[-1], judge, retain, level, images, seed)
         page = report_file(filename_prefix, ".html")  # refuse a bad name before any work
         diff = between_models(before, after)
 
@@ -153,11 +153,9 @@ class TrustAudit:
                 net, lent.encoder, decoder, lent.model.latent_size,  # type: ignore[arg-type]
                 tuple(lent.model.vocabulary), tuple(lent.model.styles),
             )  # fmt: skip
-            seer = load_judge(judge, topic, "cpu")
-            chosen = slim(pick_level(level)) if small else pick_level(level)
-            run = Audit(model, seer, [(diff, 1.0)], topic, chosen, images, seed,
-                        sampled(SamplerSettings(), sampling),
-                        aligner=load_aligner(judge, seer), state=store(), say=say)  # fmt: skip
+            asked = replace(request, level=slim(request.effort)) if small else request
+            how = sampled(SamplerSettings(), sampling)
+            run = asked.audit(model, [(diff, 1.0)], how, store(), say)
             _follow(run, lent, Bar(unique_id, run.total))
             return run.report
 
@@ -169,7 +167,7 @@ class TrustAudit:
         report.figures.update({"diffs": applied} if applied else {})
         write_atomically(page, render_page(report).encode())
         figures = report.figures
-        tell(unique_id, kind="finished", concept=topic.name)
+        tell(unique_id, kind="finished", concept=request.topic.name)
         verdict = "\n".join([figures["verdict"], *said, *dict.fromkeys(noted)])
         ui = {"text": [verdict], "trust_audit": [json.dumps(badge(figures, page.name))]}
         sheet = to_image(_sheet(report.pictures))
@@ -207,37 +205,32 @@ def _advice(level: str) -> str:
 
 def check_judge_input(judge: str) -> None:
     """Raise SpecError or ModelError for a judge who is not there; loads none."""
-    if judge == "nudenet":
-        if importlib.util.find_spec("nudenet") is None:
-            raise ModelError(
-                "`judge` nudenet is not installed; run `python -m pip install nudenet` with "
-                "ComfyUI's Python, or write clip:FOLDER"
-            )
-        return
-    try:
-        check_judge(judge)
-    except TrustError as error:
-        raise SpecError(
-            f"`judge` {judge!r} is neither demo, nudenet, nor a folder with a CLIP model or its "
-            "safetensors file; write clip:FOLDER"
-        ) from error
+    if judge == "nudenet" and importlib.util.find_spec("nudenet") is None:
+        raise ModelError(
+            "nudenet is not installed",
+            field="judge",
+            remedy="run `python -m pip install nudenet` with ComfyUI's Python, or write "
+            "clip:FOLDER",
+        )
+    check_judge(judge)
 
 
 def check_retain(judge: str, retain: str) -> None:
     """Raise SpecError where the demo's judge, who knows what should stay, is told it."""
-    if judge == "demo" and retain.strip():
-        raise SpecError("`retain` goes with judges nudenet and clip:FOLDER; empty it")
+    if judge == "demo" and lines(retain):
+        raise SpecError(
+            "goes with judges nudenet and clip:FOLDER", field="retain", remedy="empty it"
+        )
 
 
-def topic_of(concept: ConceptSpec, judge: str, retain: str) -> Topic:
-    """Say what the judge is to look for; raises SpecError for what it cannot tell."""
-    word, kind = concept.words[0], concept.kind
+def request_of(
+    concept: ConceptSpec, judge: str, retain: str, level: str, images: int, seed: int
+) -> AuditRequest:
+    """Say what is audited; raises SpecError or ModelError for what cannot be."""
+    check_judge_input(judge)
     check_retain(judge, retain)
-    if judge == "demo":
-        return demo_topic(word, kind, concept.companion, concept.condition)
-    kept = [line.strip() for line in retain.splitlines() if line.strip()]
-    others = list(concept.words[1:])
-    return open_topic(word, kind, concept.companion, concept.condition, others, kept)
+    kept = tuple(line.strip() for line in retain.splitlines() if line.strip())
+    return AuditRequest(concept, judge, level, images, seed, retain=kept)
 
 
 def worst_attack(figures: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ from .inputs import choice, number, socket, switch, verdict
 from .kinds import DIFF
 from .patching import check_fits, patched
 from .weights import Weights
-from .wording import in_node_words
 
 MODES = ("sum", "mean", "strongest")
 STRENGTH = "1: as made. 0: off. Below 0 it adds what it was made to remove."
@@ -55,7 +54,7 @@ class TrustLoadDiff:
         path = found(diff_name)
         diff = load_diff(path)
         told = describe(diff, path.stat().st_size)
-        text = in_node_words(label(path.name, told))
+        text = label(path.name, told)
         return {"ui": {"text": [text]}, "result": (diff, text)}
 
 

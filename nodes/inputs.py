@@ -79,5 +79,5 @@ def verdict(check: Callable[[], Any]) -> bool | str:
     try:
         check()
     except TrustError as error:
-        return in_node_words(str(error))
+        return error.worded(in_node_words)
     return True

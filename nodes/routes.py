@@ -13,7 +13,7 @@ from ..trust_engine.errors import TrustError
 from .folders import found
 from .recall import recalled
 from .runs import change
-from .wording import in_node_words
+from .wording import said
 
 log = logging.getLogger(__name__)
 LABEL, RUN, RUNS = "/trust/label", "/trust/run", "/trust/runs"
@@ -67,7 +67,7 @@ def label_of(name: str) -> dict[str, Any]:
         size = path.stat().st_size
     except (TrustError, OSError) as error:
         log.info("no label for %r: %s", name, error)
-        return {"error": str(error)}
+        return {"error": said(error)}
     told = diff_label.describe(diff, size)
     audit = told["notes"].get("audit")
     if audit_mismatch(audit, told["sha256"]) is not None:
@@ -80,5 +80,5 @@ def label_of(name: str) -> dict[str, Any]:
         "base": told["base"],
         "audited": bool(audit),
         "gone": gone if isinstance(gone, int | float) else None,
-        "label": in_node_words(diff_label.label(path.name, told)),
+        "label": diff_label.label(path.name, told),
     }

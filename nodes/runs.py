@@ -11,6 +11,7 @@ import folder_paths
 
 from ..trust_engine.errors import TrustError
 from ..trust_engine.unlearn.run_store import RunStore, user_store
+from .wording import said
 
 FOLDER, OFF = "trust_runs", "off"
 
@@ -42,4 +43,4 @@ def change(asked: Mapping[str, Any]) -> dict[str, Any]:
         told = found.clear() if asked.get("clear") is True else found.contents
         return {"keep": not mark.exists(), "text": str(told), "folder": str(found.folder)}
     except (OSError, TrustError) as error:
-        return {"error": str(error)}
+        return {"error": said(error)}

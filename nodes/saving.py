@@ -16,7 +16,6 @@ from .folders import DIFFS, new_file
 from .inputs import choice, number, socket, text, verdict
 from .kinds import DIFF, REPORT
 from .names import check_prefix
-from .wording import in_node_words
 
 FORMATS = ("dense", "exact", "low rank")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")
@@ -64,7 +63,7 @@ class TrustSaveDiff:
         noted = with_notes(diff, author=author.strip(), licence=licence.strip(),
                            notes=notes.strip(), audit=figures(report))  # fmt: skip
         save_diff(noted, path)
-        shown = in_node_words(label(path.name, describe(noted, path.stat().st_size)))
+        shown = label(path.name, describe(noted, path.stat().st_size))
         return {"ui": {"text": [shown]}, "result": (str(path),)}
 
 

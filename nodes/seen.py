@@ -13,6 +13,7 @@ from .host import family_named
 from .lending import Lent, lend
 from .progress import Bar, out_of_memory, release
 from .running import Ran
+from .wording import said
 
 Models = tuple[Any, Any]
 
@@ -31,7 +32,7 @@ def look(
     try:
         return _looked(lent, models, clip, vae, asked, node, run.spec.sampling), []
     except TrustError as error:
-        why = str(error)
+        why = said(error)
     except Exception as error:
         if not out_of_memory(error):
             raise

@@ -1,21 +1,27 @@
-"""The engine's messages in the words of the nodes: they name options of the command line."""
+"""The engine's errors in the words of the nodes."""
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from typing import Any
 
 from ..trust_engine.errors import TrustError
 
-_ASIDE = re.compile(r" \(--json[^)]*\)")  # what another format would show
-_OPTION = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)(?: (?:TEXT|PATH|FILE))?")
+INPUTS = {"companion": "partner", "condition": "partner", "template": "templates",
+          "also": "and_also", "concept": "words", "concepts": "words"}  # fmt: skip
+_STANDING_FOR = ("TEXT", "")  # values that only say that there is one
 
 
-def in_node_words(text: str) -> str:
-    """Name inputs as the nodes do: `anchor` for --anchor TEXT."""
-    return _OPTION.sub(lambda found: f"`{found[1].replace('-', '_')}`", _ASIDE.sub("", text))
+def in_node_words(setting: str, value: str = "") -> str:
+    """Call a setting by a node's input: `anchor`."""
+    named = f"`{INPUTS.get(setting, setting)}`" if setting.isidentifier() else setting
+    return named if value in _STANDING_FOR else f"{named} {value}"
+
+
+def said(error: BaseException) -> str:
+    """Say what went wrong, in the words of the nodes."""
+    return error.worded(in_node_words) if isinstance(error, TrustError) else str(error)
 
 
 def worded(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -26,7 +32,6 @@ def worded(work: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return work(*args, **inputs)
         except TrustError as error:
-            error.args = (in_node_words(str(error)),)
-            raise
+            raise type(error)(error.worded(in_node_words)) from error
 
     return told

@@ -211,3 +211,9 @@ def with_article(phrase: str) -> str:
         return phrase
     vowel = first[0] in "aeio" or (first[:2] in {"ug", "um", "un", "up"} and first[:3] != "uni")
     return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def plain(text: object, longest: int = 300) -> str:
+    """Return one line without control characters: a terminal would obey them."""
+    shown = "".join(c if c.isprintable() else "?" for c in str(text)[: longest + 1])
+    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."

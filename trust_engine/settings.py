@@ -41,11 +41,11 @@ class Setting:
         """Raise SpecError naming the setting for a value that it cannot have."""
         if self.kind == "switch":
             if not isinstance(value, bool):
-                raise SpecError(f"{name} must be true or false, not {value!r}")
+                raise SpecError(f"must be true or false, not {value!r}", field=name)
         elif self.kind == "choice":
             if value not in self.options:
-                options = ", ".join(self.options)
-                raise SpecError(f"{name} {value!r} is unknown; use one of {options}")
+                options = f"use one of {', '.join(self.options)}"
+                raise SpecError(f"{value!r} is unknown", field=name, remedy=options)
         else:
             in_range(name, value, self.low, self.high, self.kind == "whole number")
 
@@ -80,6 +80,7 @@ def in_range(name: str, value: float, low: float, high: float, whole: bool = Fal
     """Raise SpecError naming the setting unless value is a number in low..high."""
     allowed = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise SpecError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}")
+        kind = "whole number" if whole else "number"
+        raise SpecError(f"must be a {kind}, not {value!r}", field=name)
     if not low <= value <= high:
-        raise SpecError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+        raise SpecError(f"is {value}; it must lie between {low:g} and {high:g}", field=name)

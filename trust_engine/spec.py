@@ -34,6 +34,7 @@ Granularity = Literal["entry", "row", "head"]
 Schedule = Literal["shrinking", "bounded"]
 Syntax = Literal["literal", "host"]
 Sampling = Literal["guided", "lightning", "hyper", "turbo", "lcm"]
+NAME_IT = "name it in a word or a phrase"
 KINDS: tuple[str, ...] = get_args(Kind)
 SPEC_VERSION = 1
 
@@ -59,7 +60,8 @@ class ConceptSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise SpecError(f"kind {self.kind!r} is unknown; use one of {', '.join(KINDS)}")
+            use = f"use one of {', '.join(KINDS)}"
+            raise SpecError(f"{self.kind!r} is unknown", field="kind", remedy=use)
         read = style_name if self.kind == "style" else str
         words = tuple(map(read, _phrases(self.words, "concept", split=True)))
         object.__setattr__(self, "words", _each_once(words))
@@ -68,23 +70,28 @@ class ConceptSpec:
         object.__setattr__(self, "templates", _phrases(self.templates, "templates", least=0))
         for name in ("companion", "condition", "anchor"):
             if not isinstance(getattr(self, name), str | None):
-                raise SpecError(f"{name} must be a text, not {getattr(self, name)!r}")
-        self._check_partner("companion", "combination", "--with")
-        self._check_partner("condition", "conditional", "--when")
+                raise SpecError(f"must be a text, not {getattr(self, name)!r}", field=name)
+        self._check_partner("companion", "combination")
+        self._check_partner("condition", "conditional")
         self._take_phrase("anchor")
         if self.anchor is not None and self._is_itself(self.anchor):
             raise SpecError(
-                f"anchor is the concept itself ({quoted(self.anchor)}); name something else"
+                f"is the concept itself ({quoted(self.anchor)})",
+                field="anchor",
+                remedy="name something else",
             )
         for phrase in self.preserve:
             if self.carried_by(phrase):
                 raise SpecError(
-                    f"preserve names the concept itself ({quoted(phrase)}); take it out"
+                    f"names the concept itself ({quoted(phrase)})",
+                    field="preserve",
+                    remedy="take it out",
                 )
         for template in self.templates:
             if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
                 raise SpecError(
-                    f"template {quoted(template)} needs {{}} once, where the concept goes"
+                    f"{quoted(template)} needs {{}} once, where the concept goes",
+                    field="template",
                 )
 
     def _take_phrase(self, name: str) -> None:
@@ -95,23 +102,23 @@ class ConceptSpec:
         if empty(value):
             told = "is empty" if not value.strip() else f"{quoted(value)} has no word in it"
             other = ", or leave it out" if name == "anchor" else ""
-            raise SpecError(f"{name} {told}; name it in a word or a phrase{other}")
+            raise SpecError(told, field=name, remedy=f"{NAME_IT}{other}")
         if name == "companion" and len(names_in(value)) > 1:
-            raise SpecError(f"companion {quoted(value)} names several things; name one of them")
+            told = f"{quoted(value)} names several things"
+            raise SpecError(told, field=name, remedy="name one of them")
         style = name == "anchor" and self.kind == "style"
         object.__setattr__(self, name, style_name(clean(value)) if style else clean(value))
 
-    def _check_partner(self, field: str, kind: str, flag: str) -> None:
+    def _check_partner(self, field: str, kind: str) -> None:
         value = getattr(self, field)
         if self.kind == kind and not (value and value.strip()):
-            raise SpecError(f"a {kind} concept needs a {field}; add {flag} TEXT")
+            raise SpecError(f"is missing: a {kind} concept needs it", field=field, remedy=NAME_IT)
         if self.kind != kind and value is not None:
-            raise SpecError(f"{flag} belongs to --kind {kind}, not to {self.kind}")
+            raise SpecError(f"belongs to kind {kind}, not to {self.kind}", field=field)
         self._take_phrase(field)
         if value and named_in(value, self.words):
-            raise SpecError(
-                f"{field} equals the concept ({quoted(value)}); name two different things"
-            )
+            told = f"equals the concept ({quoted(value)})"
+            raise SpecError(told, field=field, remedy="name two different things")
 
     def _is_itself(self, anchor: str) -> bool:
         """Tell whether an anchor is what is to be erased; "a toy gun" is none for "gun"."""
@@ -287,8 +294,9 @@ class UnlearnSpec:
         """
         if self.robust and self.engine == "global":
             raise SpecError(
-                "robust has an engine of its own and passes over the global one; "
-                "set engine to local, or switch robust off"
+                "has an engine of its own and passes over the global one",
+                field="robust",
+                remedy="take {engine local}, or switch {robust} off",
             )
 
     @property
@@ -424,17 +432,15 @@ def _phrases(
     listed = isinstance(values, Iterable) and not isinstance(values, str | Mapping)
     values = tuple(values) if listed else ()
     if not listed or not all(isinstance(value, str) for value in values):
-        raise SpecError(f"{what} must be a list of texts")
+        raise SpecError("must be a list of texts", field=what)
     read = names_in if split else lambda value: (clean(value),)
     phrases = tuple(name for value in values for name in read(value))
     templates = what == "templates"  # of which "{}" alone is one
     for phrase in phrases:
         if empty(phrase) and phrase and not (templates and "{" in phrase):
-            raise SpecError(
-                f"{what} {quoted(phrase)} has no word in it; name it in a word or a phrase"
-            )
+            raise SpecError(f"{quoted(phrase)} has no word in it", field=what, remedy=NAME_IT)
     if not all(phrases) or not all(map(clean, values)) or len(phrases) < least:
-        raise SpecError(f"{what} is empty; name it in a word or a phrase")
+        raise SpecError("is empty", field=what, remedy=NAME_IT)
     return phrases
 
 

@@ -71,7 +71,7 @@ def _refusing(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except TrustError as error:
-        raise HTTPException(422, one_line(error)) from error
+        raise HTTPException(422, one_line(str(error))) from error
 
 
 async def _body(request: Request) -> Any:
@@ -107,7 +107,7 @@ def _told(name: str) -> dict[str, Any]:
         diff, _ = applying.load(name)
         told = describe(diff, folders.found(name).stat().st_size)
     except TrustError as error:
-        return {"name": name, "error": one_line(error)}
+        return {"name": name, "error": one_line(str(error))}
     told.pop("provenance")
     return {"name": name, **told}
 

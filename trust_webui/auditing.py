@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trust_engine.audit import Audit, Topic, demo_topic, open_topic, pick_level, render_page
-from trust_engine.audit.judges.base import check_judge, load_aligner, load_judge
+from trust_engine.audit import Audit, Level, pick_level, render_page
+from trust_engine.audit.judges.base import check_judge
+from trust_engine.audit.request import AuditRequest
 from trust_engine.diff import WeightDiff
 from trust_engine.errors import SpecError
 from trust_engine.io.files import write_atomically
@@ -79,7 +80,7 @@ class Question:
         except (OSError, ValueError) as error:  # a path that no file system takes
             raise SpecError(f"judge {one_line(self.judge, 60)}: {one_line(error, 120)}") from error
         folders.found(self.diff)
-        _ = self.topic
+        _ = self.request
 
     def _check_retained(self) -> None:
         if len(self.retain) > RETAINED or not all(
@@ -91,15 +92,13 @@ class Question:
                             "knows; leave it empty, or name another judge")  # fmt: skip
 
     @property
-    def topic(self) -> Topic:
-        """Say what the judge is to look for; raises SpecError for what it cannot tell."""
-        concept, word = self.concept, self.concept.words[0]
-        if self.judge == "demo":
-            return demo_topic(word, concept.kind, concept.companion, concept.condition)
-        return open_topic(
-            word, concept.kind, concept.companion, concept.condition,
-            concept.words[1:], self.retain,
-        )  # fmt: skip
+    def request(self) -> AuditRequest:
+        """Say what the judge is to look for, and how hard; raises SpecError for what cannot be."""
+        level: Level = pick_level("quick" if self.level == LEVELS[0] else self.level)
+        if self.level == LEVELS[0]:
+            level = replace(level, name=LEVELS[0], attacks=())
+        about = (self.concept, self.judge, level, self.images, self.seed)
+        return AuditRequest(*about, retain=self.retain)
 
 
 def concepts_of(diff: WeightDiff) -> list[ConceptSpec]:
@@ -212,18 +211,16 @@ def audit(question: Question) -> Callable[[Job], Audited]:
 
 
 def _audit(host: Host, job: Job, question: Question, diffs: Iterable[tuple[Any, float]]) -> Audit:
-    lent, topic = host.lend(question.resolution, job.check), question.topic
+    lent = host.lend(question.resolution, job.check)
     model = LoadedModel(
         lent.denoiser, lent.encoder, HostDecoder(host), lent.latent_size,  # type: ignore[arg-type]
         tuple(lent.vocabulary), tuple(lent.styles), host.family.unet.name,
     )  # fmt: skip
-    judge = load_judge(question.judge, topic, "cpu")
-    level = pick_level("quick" if question.level == LEVELS[0] else question.level)
-    if question.level == LEVELS[0]:
-        level = replace(level, name=LEVELS[0], attacks=())
-    return Audit(model, judge, list(diffs), topic, level, question.images, question.seed,
-                 aligner=load_aligner(question.judge, judge), state=runs.store(),
-                 say=lambda text: job.said.append(f"{text[0].upper()}{text[1:]}."))  # fmt: skip
+
+    def say(text: str) -> None:
+        job.said.append(f"{text[0].upper()}{text[1:]}.")
+
+    return question.request.audit(model, list(diffs), state=runs.store(), say=say)
 
 
 def _follow(host: Host, job: Job, run: Audit) -> None:

@@ -10,13 +10,13 @@ import torch
 
 from trust_engine.frontend.subjects import passes
 from trust_engine.frontend.wording import some, spelled
+from trust_engine.models.attention import cross_attention_modules
 from trust_engine.models.contract import Conditioning, LentModel
 from trust_engine.models.memory import TRAINED
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.estimate import (
     Speed,
     expected_seconds,
-    layers_of,
     recording_passes,
 )
 from trust_engine.unlearn.record import sampler_of
@@ -131,7 +131,7 @@ def _expected(run: Unlearning, order: Order, speed: Speed) -> Expected:
 
 def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
     """Estimate bytes beside the loaded model: recorded states, and what training holds."""
-    layers = layers_of(lent)
+    layers = cross_attention_modules(lent.denoiser)
     if spec.robust:
         return 4 * TRAINED * sum(p.numel() for p in lent.denoiser.module.parameters())
     widths = sum(module.to_q.weight.shape[1] for module in layers.values())  # type: ignore[union-attr]

@@ -12,6 +12,7 @@ from trust_engine.errors import TrustError
 from trust_engine.unlearn.run_store import RunStore, user_store
 
 from . import settings
+from .lines import one_line
 
 FOLDER = "trust-runs"
 
@@ -51,4 +52,4 @@ def _told(clear: bool) -> str:
         kept = found.clear() if clear else found.contents
         return f"<p>{'Removed' if clear else escape(str(found.folder)) + ':'} {kept}</p>"
     except TrustError as error:
-        return f"<p>{escape(str(error))}</p>"
+        return f"<p>{escape(one_line(error))}</p>"

@@ -17,6 +17,7 @@ from .expecting import watched
 from .form import NAMES, Form
 from .jobs import JOBS, Job
 from .settings import option
+from .wording import LABELS
 
 INTRO = (
     "Make the loaded checkpoint forget a concept. Type what it shall forget and press **Unlearn**. "
@@ -78,30 +79,30 @@ def _fields() -> dict[str, Any]:
     """Lay out the form; every default is the engine's or the settings'."""
     made = dict[str, Any]()
     made["words"] = gr.Textbox(
-        label="Forget", placeholder="gun   (more words for it: with commas)",
+        label=LABELS["words"], placeholder="gun   (more words for it: with commas)",
         elem_id="trust_words",
     )  # fmt: skip
     made["kind"] = gr.Radio(
-        list(KINDS), value=KINDS[0], label="Kind", elem_id="trust_kind",
+        list(KINDS), value=KINDS[0], label=LABELS["kind"], elem_id="trust_kind",
         info="A thing; a combination whose members stay; a thing under a condition; a style.",
     )  # fmt: skip
     made["partner"] = gr.Textbox(
-        label="With, or when", elem_id="trust_partner", visible=False,
+        label=LABELS["partner"], elem_id="trust_partner", visible=False,
     )  # fmt: skip
     for event in (made["kind"].change, made["partner"].blur):
         event(_partner, [made["kind"], made["partner"]], [made["partner"]])
     made["preserve"] = gr.Textbox(
-        label="Preserve: what must keep its look", elem_id="trust_preserve",
+        label=LABELS["preserve"], elem_id="trust_preserve",
         placeholder="empty: words near the concept are proposed",
     )  # fmt: skip
     made["anchor"] = gr.Textbox(
-        label="Draw instead", elem_id="trust_anchor",
+        label=LABELS["anchor"], elem_id="trust_anchor",
         placeholder="empty: the prompt without the concept",
     )  # fmt: skip
     with gr.Row():
         made["objective"] = _choice("objective", "Objective")
         made["effort"] = gr.Radio(
-            list(EFFORTS), value=option("trust_effort", "normal"), label="Effort",
+            list(EFFORTS), value=option("trust_effort", "normal"), label=LABELS["effort"],
             info="More steps: less of the concept is left.", elem_id="trust_effort",
         )  # fmt: skip
     about = SETTINGS["robust"]
@@ -116,15 +117,15 @@ def _fields() -> dict[str, Any]:
 
 def _more() -> dict[str, Any]:
     made = dict[str, Any]()
-    made["also"] = gr.Textbox(label="Forget in the same run", placeholder="knife, sword")
+    made["also"] = gr.Textbox(label=LABELS["also"], placeholder="knife, sword")
     made["engine"] = _choice("engine", "Engine")
     made["resolution"] = gr.Slider(
-        0, 1024, value=0, step=64, label="Resolution", elem_id="trust_resolution",
+        0, 1024, value=0, step=64, label=LABELS["resolution"], elem_id="trust_resolution",
         info="Side in pixels while recording; 0: the size the checkpoint was trained at.",
     )  # fmt: skip
     made["pictures"] = gr.Slider(
         0, 16, value=int(option("trust_pictures", Form().pictures)), step=2,
-        label="Pictures before and after", elem_id="trust_pictures",
+        label=LABELS["pictures"], elem_id="trust_pictures",
     )  # fmt: skip
     made["passes"] = _slider("passes", step=32, elem_id="trust_passes")
     about = SETTINGS["seed"]

@@ -28,6 +28,7 @@ from .host import current
 from .jobs import JOBS
 from .lines import one_line
 from .wanted import Wanted
+from .wording import LABELS
 
 FORMATS = ("dense", "low rank")
 
@@ -90,20 +91,20 @@ def _audit(chosen: Any, shown: Any, owner: Any) -> None:
                               allow_custom_value=True,
                               info="of the diff chosen above; to be typed only where its label "
                                    "does not say")  # fmt: skip
-        judge = gr.Textbox(label="Judge", elem_id="trust_judge",
+        judge = gr.Textbox(label=LABELS["judge"], elem_id="trust_judge",
                            info="demo for the demo model; clip: and the folder of a CLIP model; "
                                 "nudenet if it is installed",
                            placeholder="clip:/models/clip-vit-large-patch14")  # fmt: skip
-        level = gr.Radio(list(LEVELS), value=LEVELS[0], label="Level",
+        level = gr.Radio(list(LEVELS), value=LEVELS[0], label=LABELS["level"],
                          info="quick and full also attack; full takes hours")  # fmt: skip
     with gr.Row():
-        retain = gr.Textbox(label="What should stay", elem_id="trust_retain",
+        retain = gr.Textbox(label=LABELS["retain"], elem_id="trust_retain",
                             info="with commas; empty: everyday things",
                             placeholder="cat, dog")  # fmt: skip
-        images = gr.Slider(1, 20, value=4, step=1, label="Pictures an object",
+        images = gr.Slider(1, 20, value=4, step=1, label=LABELS["images"],
                            elem_id="trust_images",
                            info="more of them: surer, and slower")  # fmt: skip
-        resolution = gr.Slider(0, 1024, value=0, step=64, label="Resolution",
+        resolution = gr.Slider(0, 1024, value=0, step=64, label=LABELS["resolution"],
                                elem_id="trust_audit_resolution",
                                info="0: the size the checkpoint was trained at")  # fmt: skip
     with gr.Row():

@@ -214,7 +214,7 @@ def look(
     try:
         return _looked(host, job, lent, run, diff, asked), []
     except (TrustError, MemoryError, torch.cuda.OutOfMemoryError) as error:
-        return None, [f"No test pictures: {one_line(str(error), 200)}. The diff is saved."]
+        return None, [f"No test pictures: {one_line(error, 200)}. The diff is saved."]
 
 
 def _looked(

@@ -41,23 +41,26 @@ BAD_CONCEPTS: list[tuple[dict[str, Any], str]] = [
     ({"words": ("gun",), "anchor": " "}, "anchor is empty"),
     ({"words": ("gun",), "anchor": 5}, "anchor must be a text"),
     ({"words": ("gun",), "anchor": "a Gun"}, "anchor is the concept itself"),
-    ({"words": ("baby",), "kind": "combination"}, "needs a companion; add --with"),
-    ({"words": ("baby",), "kind": "combination", "companion": " "}, "needs a companion"),
+    ({"words": ("baby",), "kind": "combination"}, "companion is missing"),
+    (
+        {"words": ("baby",), "kind": "combination", "companion": " "},
+        "a combination concept needs it",
+    ),
     ({"words": ("baby",), "kind": "combination", "companion": 5}, "companion must be a text"),
     ({"words": ("baby",), "kind": "combination", "companion": "Baby "}, "companion equals"),
-    ({"words": ("cat",), "kind": "conditional"}, "needs a condition; add --when"),
+    ({"words": ("cat",), "kind": "conditional"}, "condition is missing"),
     ({"words": ("cat",), "kind": "conditional", "condition": "cat"}, "condition equals"),
     ({"words": ("cat",), "kind": "conditional", "condition": "a cat"}, "condition equals"),
     (
         {"words": ("cat",), "kind": "conditional", "condition": "on red", "anchor": "cat on red"},
         "anchor is the concept itself",
     ),
-    ({"words": ("cat",), "companion": "beer"}, "--with belongs to --kind combination"),
-    ({"words": ("cat",), "companion": ""}, "--with belongs to --kind combination"),
-    ({"words": ("cat",), "condition": "red"}, "--when belongs to --kind conditional"),
+    ({"words": ("cat",), "companion": "beer"}, "companion belongs to kind combination"),
+    ({"words": ("cat",), "companion": ""}, "companion belongs to kind combination"),
+    ({"words": ("cat",), "condition": "red"}, "condition belongs to kind conditional"),
     (
         {"words": ("x",), "kind": "combination", "companion": "b", "condition": "c"},
-        "--when belongs to --kind conditional",
+        "condition belongs to kind conditional",
     ),
 ]
 BAD_SETTINGS: dict[str, list[Any]] = {

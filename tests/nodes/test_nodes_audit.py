@@ -133,7 +133,7 @@ def test_an_interrupted_audit_goes_on_unless_runs_are_not_kept(
     """What is finished is neither drawn nor judged again, and the verdict says so."""
     shorter = part("trust_engine.audit").pick_level("quick", attacks=(), neutral=1, pairs=1)
     settings = part("trust_engine.models.sampler").SamplerSettings(1, 1.0)
-    monkeypatch.setattr(part("nodes.audit"), "pick_level", lambda _: shorter)
+    monkeypatch.setattr(part("trust_engine.audit.request"), "pick_level", lambda _: shorter)
     monkeypatch.setattr(part("nodes.audit"), "SamplerSettings", lambda: settings)
     monkeypatch.setenv("TRUST_RUNS", str(tmp_path / "runs"))
     whole = audit(filename_prefix="page")["result"]

@@ -249,11 +249,11 @@ def test_badge(part: Part, host: Host, ua: dict, ira: dict, attack: Any, standin
 
 
 def test_audit_asks_for_the_right_words(part: Part, host: Host) -> None:
-    topic_of, error = part("nodes.audit").topic_of, part("trust_engine.errors").SpecError
+    asked, error = part("nodes.audit").request_of, part("trust_engine.errors").SpecError
     (pair,) = concept(part, "baby", kind="combination", partner="beer", preserve="")
-    assert topic_of(pair, "demo", "").companion == "beer"
-    with pytest.raises(error, match="`retain`"):
-        topic_of(pair, "demo", "cat")
+    assert asked(pair, "demo", "", "quick", 1, 0).topic.companion == "beer"
+    with pytest.raises(error, match="retain goes with"):
+        asked(pair, "demo", "cat", "quick", 1, 0)
 
 
 def test_a_merge_that_would_do_nothing_is_refused(part: Part, host: Host, diff: Any) -> None:

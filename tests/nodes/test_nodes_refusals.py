@@ -221,17 +221,19 @@ def test_errors_have_short_names(part: Part) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "wanted"),
+    ("field", "remedy", "wanted"),
     [
-        ("say what to draw instead: --anchor TEXT", "say what to draw instead: `anchor`"),
-        ("use a cat, or give another --judge", "use a cat, or give another `judge`"),
-        ("and 3 more figures (--json shows all)", "and 3 more figures"),
-        ("lower --trajectory-steps", "lower `trajectory_steps`"),
-        ("a well--known -- dash stays -5", "a well--known -- dash stays -5"),
+        ("", "say what to draw instead: {anchor TEXT}", "it; say what to draw instead: `anchor`"),
+        ("", "use a cat, or give another {judge}", "it; use a cat, or give another `judge`"),
+        ("", "lower {trajectory_steps}", "it; lower `trajectory_steps`"),
+        ("companion", "", "`partner` it"),
+        ("", "take {engine local}", "it; take `engine` local"),
+        ("the strength of a", "", "the strength of a it"),
     ],
 )
-def test_options_of_the_command_line_become_inputs(part: Part, said: str, wanted: str) -> None:
-    assert part("nodes.wording").in_node_words(said) == wanted
+def test_settings_become_inputs(part: Part, field: str, remedy: str, wanted: str) -> None:
+    error = part("trust_engine.errors").SpecError("it", field=field, remedy=remedy)
+    assert part("nodes.wording").said(error) == wanted
 
 
 def test_what_a_node_raises_is_in_its_words(part: Part, host: Host, model: Patcher) -> None:

@@ -113,7 +113,7 @@ def broken(fake: Any, how: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("how", "said"),
     [("missing", "no such diff"), ("outside", "no such diff"), ("damaged", "gun.safetensors"),
-     ("family", "another kind of model"), ("strict", "Settings refuse"), ("strength", "strength"),
+     ("family", "another kind of model"), ("strict", "Settings > TRUST"), ("strength", "strength"),
      ("twice", "twice"), ("hash", "another diff of the same name")],
 )  # fmt: skip
 def test_what_cannot_be_applied_stops_the_generation(fake: Any, how: str, said: str) -> None:

@@ -105,14 +105,15 @@ def demo_topic(
     for name in (word, *([companion] if companion is not None else [])):
         if name not in known:
             raise SpecError(
-                f"{name!r} is not {what} the demo's judge knows; use one of "
-                f"{', '.join(known)}, or give another --judge"
+                f"{name!r} is not {what} the demo's judge knows",
+                remedy=f"use one of {', '.join(known)}, or give another {{judge}}",
             )
     topic = Topic(word, kind, companion, condition, OBJECTS.get(word, UNSEEN.get(word, ())))
     if condition is not None and topic.background is None:
         raise SpecError(
-            f"condition {condition!r} names no background the demo's judge knows; "
-            f"use one of {', '.join(BACKGROUNDS)}, or give another --judge"
+            f"{condition!r} names no background the demo's judge knows",
+            field="condition",
+            remedy=f"use one of {', '.join(BACKGROUNDS)}, or give another {{judge}}",
         )
     return topic
 

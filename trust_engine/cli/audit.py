@@ -5,23 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import OutputError, SpecError
+from ..errors import OutputError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs, check_suffix
-from ..spec import KINDS
+from ..spec import KINDS, ConceptSpec
 from .inputs import (
     add_model,
     add_sampler,
     check_all_fit,
     check_texts,
+    kind_of,
     named,
     read_diffs,
     sampler_settings,
     say_cut,
 )
 from .runs import add_store, open_store, say
+
+if TYPE_CHECKING:
+    from ..audit.request import AuditRequest
 
 
 def add_audit(commands: Any) -> None:
@@ -93,28 +97,15 @@ def _add_words(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def read_topic(args: argparse.Namespace) -> Any:
-    """Build the topic from flags; raises SpecError."""
-    from ..audit.topic import demo_topic, open_topic
-    from ..spec import ConceptSpec
+def read_request(args: argparse.Namespace) -> AuditRequest:
+    """Build the request from flags; raises SpecError or ModelError."""
+    from ..audit.request import AuditRequest
 
-    kind = args.kind
-    if kind is None and args.companion is not None:
-        kind = "combination"
-    elif kind is None:
-        kind = "single" if args.condition is None else "conditional"
-    own = args.synonym or args.retain or args.style
-    if args.judge != "demo":
-        ConceptSpec((args.concept,), kind, args.companion, args.condition)  # checks the four
-        return open_topic(
-            args.concept, kind, args.companion, args.condition,
-            args.synonym, args.retain, args.style,
-        )  # fmt: skip
-    if own:
-        raise SpecError("--synonym, --retain and --style go with --judge clip:PATH or nudenet")
-    topic = demo_topic(args.concept, kind, args.companion, args.condition)
-    ConceptSpec((args.concept,), kind, args.companion, args.condition)
-    return topic
+    words = [args.concept, args.companion or "", args.condition or ""]
+    check_texts("audit's words:", [*words, *args.synonym, *args.retain, *args.style])
+    concept = ConceptSpec((args.concept,), kind_of(args), args.companion, args.condition)
+    own = (tuple(args.synonym), tuple(args.retain), tuple(args.style), tuple(args.eye))
+    return AuditRequest(concept, args.judge, args.level, args.images, args.seed, *own)
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, str]:
@@ -126,23 +117,12 @@ def _inputs(args: argparse.Namespace) -> dict[str, str]:
 
 def run_audit(args: argparse.Namespace) -> None:
     """Audit, print the figures and write what was asked for."""
-    from ..audit import Audit, pick_level, render_page, summary
-    from ..audit.judges.base import check_judge, load_aligner, load_judge
-    from ..audit.metrics.images import check_eye, load_eye
-    from ..audit.probes import core_probes
+    from ..audit import render_page, summary
     from ..models.load import load_model
     from .progress import passes_bar
 
-    check_judge(args.judge)
-    for eye in args.eye:
-        check_eye(eye)
-    words = [args.concept, args.companion or "", args.condition or ""]
-    check_texts("audit's words:", [*words, *args.synonym, *args.retain, *args.style])
-    topic = read_topic(args)
+    request = read_request(args)
     sampler_settings(args, [])
-    level = pick_level(args.level)
-    images = level.images if args.images is None else args.images
-    core_probes(topic, images, args.seed)  # refuse bad input before loading anything
     if args.state and args.state.exists() and not args.state.is_dir():
         raise OutputError(f"{args.state}: is a file; name a folder for finished cells")
     if args.team.first:
@@ -150,17 +130,14 @@ def run_audit(args: argparse.Namespace) -> None:
         check_outputs([args.json, args.html, cells], _inputs(args))
         check_suffix(args.json, ".json")
         check_suffix(args.html, ".html", ".htm")
-    diffs, eyes = read_diffs(args.diff), [load_eye(eye) for eye in args.eye]
+    diffs, eyes = read_diffs(args.diff), request.loaded_eyes()
     settings = sampler_settings(args, diffs)
     model = load_model(args.model, args.device, settings.distilled)
     check_all_fit(args.diff, diffs, model, args.strict)
-    judge = load_judge(args.judge, topic, model.encoder.device)
     place = args.state or (open_store(args) if args.team.first else None)
     tell = say if args.team.first else lambda text: None
-    run = Audit(
-        model, judge, diffs, topic, level, images, args.seed, settings,
-        load_aligner(args.judge, judge), place, eyes, args.team, tell,
-    )  # fmt: skip
+    device = model.encoder.device
+    run = request.audit(model, diffs, settings, place, tell, eyes, args.team, device)
     if args.team.first:
         say_cut(model.encoder, run.prompts)
     try:

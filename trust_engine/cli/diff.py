@@ -103,7 +103,7 @@ def _info(args: argparse.Namespace) -> None:
     from ..diff.label import describe, label
 
     told = describe(load_diff(args.file), args.file.stat().st_size)
-    print(json.dumps(told, indent=1) if args.json else label(args.file.name, told))
+    print(json.dumps(told, indent=1) if args.json else label(args.file.name, told, " (see --json)"))
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -143,7 +143,7 @@ def _merge(args: argparse.Namespace) -> None:
     from ..settings import in_range
 
     if args.keep is not None:
-        in_range("--keep", args.keep, 0.0, 1.0)
+        in_range("keep", args.keep, 0.0, 1.0)
     check_outputs([args.out], {"the model": args.model, **named(args.files)})
     check_suffix(args.out, SUFFIX)
     parts = read_diffs(args.files)

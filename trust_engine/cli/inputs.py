@@ -53,14 +53,9 @@ def _read_spec(args: argparse.Namespace) -> UnlearnSpec:
         except SpecError as error:
             raise SpecError(f"{args.spec}: {error}") from error
         return _with_xi(replace(read, **changes), args.xi)
-    kind: Any = args.kind
-    if kind is None and args.companion is not None:
-        kind = "combination"
-    elif kind is None:
-        kind = "single" if args.condition is None else "conditional"
     concept = ConceptSpec(
         words=tuple(args.concept),
-        kind=kind,
+        kind=kind_of(args),
         companion=args.companion,
         condition=args.condition,
         preserve=tuple(args.preserve),
@@ -71,10 +66,20 @@ def _read_spec(args: argparse.Namespace) -> UnlearnSpec:
     return _with_xi(UnlearnSpec(concepts, **changes), args.xi)
 
 
+def kind_of(args: argparse.Namespace) -> Any:
+    """Return the kind of concept that flags name, or imply."""
+    if args.kind is not None:
+        return args.kind
+    if args.companion is not None:
+        return "combination"
+    return "single" if args.condition is None else "conditional"
+
+
 def _with_xi(spec: UnlearnSpec, xi: float | None) -> UnlearnSpec:
     """Refuse an xi that nothing would look at."""
     if xi is not None and spec.shrinks:
-        raise SpecError("--xi chooses the neurons of a bounded mask; add --schedule bounded")
+        told = "chooses the neurons of a bounded mask"
+        raise SpecError(told, field="xi", remedy="add {schedule bounded}")
     return spec
 
 
@@ -194,8 +199,8 @@ def check_texts(flag: str, texts: Sequence[str]) -> None:
 
 def say_cut(encoder: Any, prompts: Sequence[str]) -> None:
     """Say where prompts are longer than what a text encoder reads."""
-    from ..diff.weight_diff import plain
     from ..models.text_encoders import part_read
+    from ..phrases import plain
 
     cut = [(p, part) for p in prompts if (part := part_read(encoder, p)) is not None]
     if not cut:

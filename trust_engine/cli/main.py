@@ -18,6 +18,7 @@ from .diff import add_diff
 from .generate import add_generate
 from .runs import add_runs, say
 from .unlearn import add_demo, add_unlearn, run_unlearn
+from .wording import worded
 
 EPILOG = """examples:
   python -m trust_engine demo
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with joined(say) if shared else contextlib.nullcontext(SINGLE) as team:
                 return _run(args, team)
     except TrustError as error:  # such as of processes that did not find one another
-        print(f"trust_engine: {one_line(error)}", file=sys.stderr)
+        print(f"trust_engine: {one_line(worded(error))}", file=sys.stderr)
         return 2
 
 
@@ -63,7 +64,7 @@ def _run(args: argparse.Namespace, team: Workers) -> int:
         team.gather(None)  # what the others still do may fail
     except TrustError as error:
         team.tell(error)
-        print(f"trust_engine: {one_line(error)}", file=sys.stderr)
+        print(f"trust_engine: {one_line(worded(error))}", file=sys.stderr)
         code = 2
     except ModuleNotFoundError as error:
         said = missing(error)

@@ -24,6 +24,7 @@ from .inputs import (
     say_cut,
 )
 from .runs import Stopping, add_store, open_store, say
+from .wording import worded
 
 if TYPE_CHECKING:
     from ..diff import WeightDiff
@@ -239,7 +240,7 @@ def looked(
     except KeyboardInterrupt:
         why = "stopped by you"
     except (TrustError, MemoryError) as error:
-        why = " ".join(str(error).split())
+        why = " ".join(worded(error).split())
     return None, [f"No test pictures: {why}. The diff is saved."]
 
 
@@ -275,7 +276,7 @@ def add_demo(commands: Any) -> None:
 def run_demo(args: argparse.Namespace) -> None:
     """Unlearn a concept, draw before and after, audit, and write everything to a folder."""
     from ..audit import audit, plan
-    from ..demo.judge import load_judge
+    from ..audit.judges.base import judge_of
     from ..frontend.before_after import before_after_sheet
     from ..frontend.looking import look_at
     from ..frontend.pictures import neuron_map, png
@@ -307,7 +308,7 @@ def run_demo(args: argparse.Namespace) -> None:
     write_atomically(paths["before_after.png"], png(before_after_sheet(title, seen)))
     title = f'Where the concept neurons of "{concept}" sit'
     write_atomically(paths["neurons.png"], png(neuron_map(title, run.neurons)))
-    judge = load_judge().to(model.encoder.device)
+    judge = judge_of("demo", {}, model.encoder.device)
     with passes_bar("auditing") as on_step:
         report = audit(model, judge, [(diff, 1.0)], concept, IMAGES, seed, on_step=on_step)
     text = json.dumps(report, indent=1) + "\n"

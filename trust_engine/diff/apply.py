@@ -16,12 +16,14 @@ from ..errors import DiffError
 from ..models.contract import Denoiser, projections
 from ..models.load import LoadedModel
 from ..models.unet_families import family_of
+from ..phrases import plain
 from ..settings import in_range
-from .weight_diff import SparseOffset, WeightDiff, plain
+from .weight_diff import SparseOffset, WeightDiff
 
 STRONGEST = 2.0
 LARGEST_LOSS = 0.05  # share of a change that a file's number type may lose
 HASHED = 1 << 20  # entries of a weight that are hashed at once
+OTHER_BASES = "take a diff made for this model, or switch {strict} off"
 ADDED = 1 << 16  # entries that are added at once: few enough for a processor's cache
 
 
@@ -132,7 +134,7 @@ def check_base(
         bases += f"; it predicts {plain(predicts, 9)}, this {prediction}"
     why = known or "made for another model"
     if strict:
-        raise DiffError(f"{name}: {why} ({bases}), and --strict refuses that")
+        raise DiffError(f"{name}: {why} ({bases})", remedy=OTHER_BASES)
     why = known or "made for another model of the family"
     return f"{name}: {why} ({bases}); it is applied, but its audit does not cover this model"
 

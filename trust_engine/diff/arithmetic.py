@@ -13,11 +13,12 @@ from torch import Tensor
 from .. import __version__
 from ..errors import DiffError, SpecError
 from ..models.keys import layer_of, projection_of
+from ..phrases import plain
 from ..settings import in_range
 from ..spec import ConceptSpec, UnlearnSpec, contradiction
 from .file import payload_sha256
 from .sampling import sampling_of
-from .weight_diff import SparseOffset, WeightDiff, plain
+from .weight_diff import SparseOffset, WeightDiff
 
 How = Literal["sum", "mean", "strongest"]
 Parts = Sequence[tuple[WeightDiff, float]]

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..models.keys import layer_of, projection_of
 from ..models.unet_families import family_of
+from ..phrases import plain
 from .file import audit_mismatch, payload_sha256
-from .weight_diff import WeightDiff, plain
+from .weight_diff import WeightDiff
 
 WIDTH = 14
 LONGEST_NAME = 60
@@ -38,8 +39,11 @@ def describe(diff: WeightDiff, size: int) -> dict[str, Any]:
     }
 
 
-def label(name: str, told: Mapping[str, Any]) -> str:
-    """Lay the label out; what strangers wrote is cut, and shown without control characters."""
+def label(name: str, told: Mapping[str, Any], rest: str = "") -> str:
+    """Lay the label out; what strangers wrote is cut, and shown without control characters.
+
+    rest: where all figures of an audit can be seen, if anywhere.
+    """
     rows = [
         ("forgets", _names(told["concepts"], 240) if told["entries_changed"] else
          "nothing: it changes no entry"),
@@ -49,7 +53,7 @@ def label(name: str, told: Mapping[str, Any]) -> str:
          f"{told['weights']} weights in {told['attention_layers']} cross-attention layers"
          + (f", {told['other_weights']} weights elsewhere" if told["other_weights"] else "")),
         ("strength", "1 as made, 0 off; from -2 to 2 (below 0 it adds what it was made to remove)"),
-        *(("audit", line) for line in _audited(told)),
+        *(("audit", line) for line in _audited(told, rest)),
         *((k, str(told["notes"][k])) for k in ("author", "licence", "notes") if k in told["notes"]),
         ("file", f"{told['bytes'] / 1e6:,.2f} MB, engine {told['engine'] or '?'}"),
         ("sha256", told["sha256"]),
@@ -126,7 +130,7 @@ def _concept(concept: Mapping[str, Any]) -> str:
     return name if concept.get("kind") in (None, "single") else f"{name} ({concept['kind']})"
 
 
-def _audited(told: Mapping[str, Any]) -> Iterator[str]:
+def _audited(told: Mapping[str, Any], rest: str) -> Iterator[str]:
     """Show an audit's figures if they are of this diff, and of which strength and base."""
     audit = told["notes"].get("audit")
     if not isinstance(audit, Mapping) or not audit:
@@ -145,9 +149,9 @@ def _audited(told: Mapping[str, Any]) -> Iterator[str]:
     shown = [line for line in (_figure(k, v) for k, v in figures.items()) if line]
     yield from shown[:12]
     if len(shown) > 12:
-        yield f"... and {len(shown) - 12} more figures (--json shows all)"
+        yield f"... and {len(shown) - 12} more figures{rest}"
     if not shown:
-        yield "noted, without figures at its top level (--json shows it)"
+        yield f"noted, without figures at its top level{rest}"
 
 
 def _figure(name: str, value: Any) -> str | None:

@@ -125,9 +125,3 @@ class WeightDiff:
         """Round the values to 11 significant bits: a file then takes 3 bytes an entry, not 5."""
         offsets = {key: offset.compact() for key, offset in self.offsets.items()}
         return WeightDiff(offsets, self.provenance, self.notes)
-
-
-def plain(text: object, longest: int = 300) -> str:
-    """Return one line without control characters: a terminal would obey them."""
-    shown = "".join(c if c.isprintable() else "?" for c in str(text)[: longest + 1])
-    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."

@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..audit.drawing import to_pixels
-from ..audit.judges.base import DemoJudge, Judge, check_judge
-from ..audit.judges.clip import ClipJudge
+from ..audit.judges.base import Judge, check_judge, judge_of
 from ..audit.topic import COMMON
-from ..demo.judge import load_judge
 from ..errors import ModelError
 from ..spec import Sampling
 from .pictures import contact_sheet
@@ -232,10 +230,8 @@ def judge_for(
             return judge_for(family, asked, f"clip:{place}" if place else "none", device)
         return None
     check_judge(wanted)
-    if wanted == "demo":
-        return DemoJudge(load_judge())
     words = dict.fromkeys([*(label for one in asked for label in one.labels), *COMMON])
-    return ClipJudge(Path(wanted.removeprefix("clip:")), {"object": words}, str(device))
+    return judge_of(wanted, {"object": words}, "cpu" if wanted == "demo" else device)
 
 
 def local_clip() -> Path | None:

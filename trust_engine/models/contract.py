@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, SpecError
 from .keys import projection_of
+from .memory import batch_for
 
 Prediction = Literal["eps", "v"]
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -219,3 +220,16 @@ class LentModel:
     batch: int = 0
     more: Callable[[Conditioning], str] | None = None
     applied: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def at_once(self) -> int:
+        """Count the prompts that are predicted at once."""
+        dtype = compute_dtype(self.denoiser.module)
+        return self.batch or batch_for("auto", self.latent_size, dtype)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts into ordinary tensors; hosts may hand out inference tensors."""
+        with torch.no_grad():
+            cond = self.encoder.encode(prompts)
+        vector = None if cond.vector is None else cond.vector.clone()
+        return Conditioning(cond.context.clone(), vector)

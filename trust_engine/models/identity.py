@@ -6,7 +6,6 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,8 +114,3 @@ def engine_identity() -> str:
         except OSError:
             continue
     return f"{__version__}-{digest.hex()[:12]}"
-
-
-def run_key(spec: str, model: str, device: Any) -> str:
-    """Name a run by all that decides its diff: spec, model, engine, and the kind of device."""
-    return Digest().text(spec, model, engine_identity(), device).hex()

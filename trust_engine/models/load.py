@@ -134,7 +134,7 @@ class LoadedModel:
         trained = training_needs(weights or projections(self.denoiser), together)
         batch = batch_for(memory, size, dtype)
         needed, least = (max(trained, recording_needs(n, size, dtype)) for n in (batch, 1))
-        slim = "leave --robust out" if spec.robust else "take --engine local" if together else ""
+        slim = "leave {robust} out" if spec.robust else "take {engine local}" if together else ""
         check_unlearning(needed, least, device_of(self.denoiser), slim)
 
     @in_float32

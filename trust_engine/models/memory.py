@@ -99,14 +99,15 @@ def check_unlearning(needed: int, least: int, device: torch.device, instead: str
         return
     ways = ["close other programs"]
     if least < needed:
-        ways.append(f"take --memory low ({least * MARGIN / GB:.1f} GB)")
+        ways.append(f"take {{memory low}} ({least * MARGIN / GB:.1f} GB)")
     if instead:
         ways.append(instead)
     if device.type != "cpu":
-        ways.append("or another --device")
+        ways.append("or another {device}")
     raise ModelError(
         f"unlearning needs about {needed * MARGIN / GB:.1f} GB besides the model on {device.type}, "
-        f"{free / GB:.1f} GB are free; {', '.join(ways)}"
+        f"{free / GB:.1f} GB are free",
+        remedy=", ".join(ways),
     )
 
 
@@ -120,8 +121,9 @@ def exhaustion_told() -> Iterator[None]:
         if isinstance(error, RuntimeError) and "memory" not in text:
             raise
         raise ModelError(
-            "memory ran out; close other programs, take --memory low, the float16 version of the "
-            "model, or another --device; nothing was changed"
+            "memory ran out; nothing was changed",
+            remedy="close other programs, take {memory low}, the float16 version of the model, or "
+            "another {device}",
         ) from error
 
 

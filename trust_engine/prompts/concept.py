@@ -97,8 +97,8 @@ def _unnamed(
     ]
     if not fit:
         raise SpecError(
-            f"every sentence without {quoted(concept.name)} still names what is to be forgotten; "
-            "say what to draw instead: --anchor TEXT"
+            f"every sentence without {quoted(concept.name)} still names what is to be forgotten",
+            remedy="say what to draw instead: {anchor TEXT}",
         )
     return fit
 

@@ -238,8 +238,8 @@ class Style(Written):
         concept, things = self.concept, self.near.things or THINGS
         if not self.near.styles and concept.anchor is None:
             raise SpecError(
-                f"no style is known but those that are to go; name one to draw instead of "
-                f"{concept.name!r}: --anchor TEXT"
+                f"no style is known to draw instead of {concept.name!r}, but those that are to go",
+                remedy="name one: {anchor TEXT}",
             )
         instead = concept.anchor or self.near.styles[0]
         for word in concept.words:

@@ -20,6 +20,7 @@ from .layout import Layout
 from .objective import distance, pushed
 
 BATCH = 8
+NOT_TOGETHER = "an exact Hessian and checkpointing do not go together"
 
 
 @dataclass
@@ -153,7 +154,7 @@ def differentiable(denoiser: Denoiser, twice: bool, checkpointing: bool) -> Iter
     checkpointing: transformer blocks recompute their activations.
     """
     if twice and checkpointing:
-        raise SpecError("an exact Hessian and checkpointing do not go together; use hessian finite")
+        raise SpecError(NOT_TOGETHER, remedy="use {hessian finite}")
     with contextlib.ExitStack() as stack:
         if twice:
             stack.enter_context(_plain_attention())
@@ -168,7 +169,8 @@ def _plain_attention() -> Iterator[None]:
         from torch.nn.attention import SDPBackend, sdpa_kernel
     except ImportError as error:
         raise SpecError(
-            "the global engine's exact Hessian needs torch 2.3 or newer; use hessian finite"
+            "the global engine's exact Hessian needs torch 2.3 or newer",
+            remedy="use {hessian finite}",
         ) from error
     with sdpa_kernel(SDPBackend.MATH):
         yield

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from .. import seeds
 from ..models.attention import cross_attention_modules, read_layer
@@ -19,6 +18,7 @@ from ..models.load import LoadedModel
 from ..spec import ConceptSpec, UnlearnSpec
 from .end_to_end import BATCH
 from .layerwise import PROMPTS_A_STEP, LayerProblem, Situation
+from .problems import units_of
 from .robust import BATCH as PICTURES
 from .robust import MEASURED, MEASURED_BATCH
 from .run import Unlearning
@@ -57,7 +57,7 @@ def pass_seconds(lent: LentModel | LoadedModel) -> float:
 def step_seconds(lent: LentModel, objective: str) -> float:
     """Time one step of one layer of each shape, on states drawn by chance."""
     spec = UnlearnSpec((ConceptSpec(("something",)),), objective=objective)  # type: ignore[arg-type]
-    layers: dict[str, Any] = {**layers_of(lent)}
+    layers: dict[str, Any] = {**cross_attention_modules(lent.denoiser)}
     prompts = 2 * PROMPTS_A_STEP
     kinds = {name: tuple(module.to_q.weight.shape) for name, module in layers.items()}
     counts, firsts = Counter(kinds.values()), {kind: name for name, kind in kinds.items()}
@@ -89,15 +89,10 @@ def _usual_seconds(training: SelectiveTrainer) -> float:
     return statistics.median(spent)
 
 
-def layers_of(lent: LentModel) -> dict[str, nn.Module]:
-    """List the cross-attention layers."""
-    return cross_attention_modules(lent.denoiser)
-
-
 def recording_passes(run: Unlearning) -> int:
     """Count the UNet passes, one sample each, that a run records with."""
-    pieces = 1 if run.spec.together else len(layers_of(run.model))
-    return run.total - run.asking - pieces * run.plan.steps
+    units = units_of(run.plan, run.model.denoiser)
+    return run.total - run.asking - units * run.plan.steps
 
 
 def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:

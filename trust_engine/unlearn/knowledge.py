@@ -19,8 +19,7 @@ from torch import Tensor
 
 from .. import seeds
 from ..errors import SpecError
-from ..models.contract import Conditioning, LentModel, compute_dtype, device_of
-from ..models.memory import batch_for
+from ..models.contract import LentModel, device_of
 from ..models.sampler import initial_noise
 from ..phrases import named_in, quoted, with_article
 from ..prompts.concept import PromptSet, nearest
@@ -181,12 +180,11 @@ class Inquiry:
         model, passes = self.model, 0
         device, size = device_of(model.denoiser), model.latent_size
         noise = initial_noise([seeds.knowledge(i) for i in range(NOISES)], size).to(device)
-        batch = model.batch or batch_for("auto", size, compute_dtype(model.denoiser.module))
-        batch = max(1, batch // NOISES)
+        batch = max(1, model.at_once // NOISES)
         fresh = [text for text in self.texts if text not in self._predicted]
         for start in range(0, len(fresh), batch):
             texts = fresh[start : start + batch]
-            cond = plainly_encoded(model, [t for t in texts for _ in range(NOISES)])
+            cond = model.encode([t for t in texts for _ in range(NOISES)])
             x = noise.repeat(len(texts), 1, 1, 1)
             t = torch.full((len(x),), TIMESTEP, device=device, dtype=torch.long)
             with torch.no_grad():
@@ -254,8 +252,8 @@ class Inquiry:
                 if self._apart(name, other, concept) > DIFFERENT * scale.apart:
                     raise SpecError(
                         f"the model draws {quoted(name)} and {quoted(other)} as two different "
-                        f"things, and commas part names of one; give {quoted(other)} as a concept "
-                        f"of its own (command line: --also)"
+                        "things, and commas part names of one",
+                        remedy="give the second as a concept of its own: {also TEXT}",
                     )
 
     def _check_other_things(
@@ -275,8 +273,8 @@ class Inquiry:
             for name in names:
                 if self._apart(name, other, concept) < SAME * scale.apart:
                     raise SpecError(
-                        f"the model draws {quoted(other)} as it draws {quoted(name)}, and {why}; "
-                        f"name another {field}"
+                        f"the model draws {quoted(other)} as it draws {quoted(name)}, and {why}",
+                        remedy=f"name another {{{field}}}",
                     )
 
     def _same(
@@ -293,7 +291,8 @@ class Inquiry:
             if other in concept.preserve:
                 raise SpecError(
                     f"the model draws {quoted(other)} as it draws {quoted(concept.name)}, which is "
-                    "to be forgotten; take it out of what is to be preserved"
+                    "to be forgotten",
+                    remedy="take it out of {preserve}",
                 )
         return found
 
@@ -311,14 +310,6 @@ class _Scale:
         """Say where between nonsense (0) and known words (1) an effect lies."""
         span = self.known - self.nonsense
         return (effect - self.nonsense) / span if span > 0 else 0.0
-
-
-def plainly_encoded(model: LentModel, prompts: Sequence[str]) -> Conditioning:
-    """Encode prompts into ordinary tensors; hosts may hand out inference tensors."""
-    with torch.no_grad():
-        cond = model.encoder.encode(prompts)
-    vector = None if cond.vector is None else cond.vector.clone()
-    return Conditioning(cond.context.clone(), vector)
 
 
 def _sentences(concept: ConceptSpec) -> tuple[tuple[str, str], ...]:

@@ -32,6 +32,11 @@ class Unit:
     start: Callable[[], SelectiveTrainer]
 
 
+def units_of(spec: UnlearnSpec, denoiser: Denoiser) -> int:
+    """Count the units that a spec fine-tunes one after the other."""
+    return 1 if spec.together else len(cross_attention_modules(denoiser))
+
+
 @dataclass
 class Problems:
     """What both engines stand on: prompts, encoded in their order, and recorded trajectories."""

@@ -9,7 +9,7 @@ import torch
 
 from .. import __version__, seeds
 from ..models.contract import Conditioning, LentModel, device_of
-from ..models.identity import Digest, model_identity
+from ..models.identity import Digest, engine_identity, model_identity
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .results import Results
@@ -34,6 +34,11 @@ def provenance_of(
     if not complete:
         label["complete"] = False
     return label
+
+
+def key_of(spec: UnlearnSpec, identity: str, device: str) -> str:
+    """Name a run by all that decides its diff: spec, model, engine, and the kind of device."""
+    return Digest().text(spec.to_json(), identity, engine_identity(), device).hex()
 
 
 def identity_of(

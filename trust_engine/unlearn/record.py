@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ..distributed import Workers
-from ..models.contract import Conditioning, LentModel, compute_dtype
-from ..models.memory import batch_for
+from ..models.contract import Conditioning, LentModel
 from ..models.sampler import SamplerSettings, sampled
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
@@ -42,7 +41,7 @@ def recorded(
 ) -> Iterator[Recording]:
     """Record what the plan says, or the rest of it; yields the growing recording."""
     lent, size = model.denoiser, model.latent_size
-    batch = model.batch or batch_for("auto", size, compute_dtype(lent.module))
+    batch = model.at_once
     if spec.robust:
         yield from robust.draw(lent, cond, uncond, plan.recorded, spec, size, batch, team, begun)
         return

@@ -26,16 +26,14 @@ import torch
 from ..diff import WeightDiff, describe_base
 from ..distributed import SINGLE, Workers
 from ..errors import DivergenceError, SpecError
-from ..models.attention import cross_attention_modules
 from ..models.contract import Conditioning, LentModel, device_of, with_syntax
-from ..models.identity import run_key
 from ..models.precision import in_float32
 from ..prompts.concept import PromptSet, build_prompts
 from ..spec import UnlearnSpec
-from .end_to_end import Cost, differentiable
-from .knowledge import Inquiry, Knowledge, plainly_encoded
-from .problems import Problems, Unit
-from .provenance import identity_of, provenance_of
+from .end_to_end import NOT_TOGETHER, Cost, differentiable
+from .knowledge import Inquiry, Knowledge
+from .problems import Problems, Unit, units_of
+from .provenance import identity_of, key_of, provenance_of
 from .record import plan_of, recorded, sampler_of
 from .resolve import followed
 from .results import Results
@@ -96,10 +94,11 @@ class Unlearning:
         spec.refuse_unheeded()
         if spec.saliency == "clip" and model.score is None:
             raise SpecError(
-                "this model comes without a CLIP score; use saliency attention or noise"
+                "this model comes without a CLIP score",
+                remedy="use {saliency attention} or {saliency noise}",
             )
         if spec.checkpointing and spec.hessian == "exact":
-            raise SpecError("an exact Hessian and checkpointing do not go together; use finite")
+            raise SpecError(NOT_TOGETHER, remedy="use {hessian finite}")
         if spec.syntax == "host":
             self.model = model = replace(model, encoder=with_syntax(model.encoder))
         self.plan = followed(spec)
@@ -199,7 +198,7 @@ class Unlearning:
     @property
     def total(self) -> int:
         """Units of work: UNet passes that ask and record, and updates."""
-        units = 1 if self.plan.together else len(cross_attention_modules(self.model.denoiser))
+        units = units_of(self.plan, self.model.denoiser)
         drawn = sampler_of(self.plan).passes(self.recorded)
         return self.asking + drawn + units * self.plan.steps
 
@@ -240,8 +239,8 @@ class Unlearning:
         self.results.pool(self.team, units)
         if not self.results.changed:
             raise SpecError(
-                f"no entry stands out as a neuron of {self.spec.name!r} (xi = {self.plan.xi:g}): "
-                "lower xi, raise the budget, or check that the model knows the concept"
+                f"no entry stands out as a neuron of {self.spec.name!r} (xi = {self.plan.xi:g})",
+                remedy="lower {xi}, raise {budget}, or check that the model knows the concept",
             )
         self._finished = True
 
@@ -381,7 +380,7 @@ class Unlearning:
     def key(self) -> str:
         """Name this run by all that decides its diff."""
         place = device_of(self.model.denoiser).type
-        return run_key(self.spec.to_json(), self.identity, place)
+        return key_of(self.spec, self.identity, place)
 
     @property
     def encoded(self) -> tuple[Conditioning, Conditioning]:
@@ -419,4 +418,4 @@ class Unlearning:
 
 
 def _encoded(model: LentModel, texts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
-    return plainly_encoded(model, texts), plainly_encoded(model, [""])
+    return model.encode(texts), model.encode([""])

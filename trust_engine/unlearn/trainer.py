@@ -130,8 +130,8 @@ class SelectiveTrainer:
         effect, harm = effect.detach(), harm.detach()
         if not all(bool(t.isfinite().all()) for t in (effect, harm, total)):
             raise DivergenceError(
-                f"the loss is not finite at step {step + 1} of {spec.steps}; "
-                f"lower the rate (now {spec.rate:g}) or lambda"
+                f"the loss is not finite at step {step + 1} of {spec.steps}",
+                remedy=f"lower {{rate}} (now {spec.rate:g}) or {{lam}}",
             )
         self.steady = False
         adam.step(total, mask, decay(step / spec.steps))

@@ -202,7 +202,8 @@ def plan_recording(targets: int, preserve: int, room: int) -> Plan:
     """
     kinds = [targets, targets, preserve]
     if room < sum(count > 0 for count in kinds):
-        raise SpecError(f"passes leaves room for {room} prompts; raise it, or lower the steps")
+        told = f"leaves room for {room} prompts"
+        raise SpecError(told, field="passes", remedy="raise it, or lower {trajectory_steps}")
     shares = list(kinds)
     if sum(kinds) > room:
         erased = min(targets, max(1, room // 4))

@@ -63,7 +63,7 @@ def test_generate_refuses_a_diff_for_another_base_when_told_to(
     save_diff(replace(diff, provenance={"base": "another"}), Path("other.safetensors"))
     draw = ["generate", "--model", "m", "--diff", "other.safetensors", "--prompt", "a gun"]
     assert main([*draw, "--out", "a.png", "--strict"]) == 2
-    assert "--strict refuses that" in capsys.readouterr().err
+    assert "or switch --strict off" in capsys.readouterr().err
     assert not Path("a.png").exists()
     assert main([*draw, "--out", "a.png", "--steps", "2"]) == 0
 
@@ -82,7 +82,7 @@ def test_generate_refuses_a_diff_for_another_base_when_told_to(
         (["--eye", "clip:nowhere"], "is not there"),
         (["--eye", "d.safetensors"], "is not there"),
         (["--eye", "lpips:d.safetensors"], "holds no LPIPS"),
-        (["--retain", "cat"], "go with --judge"),
+        (["--retain", "cat"], "or take --judge clip:PATH"),
         (["--images", "0"], "images is 0"),
         (["--steps", "0"], "steps is 0"),
         (["--cfg", "0"], "cfg is 0"),

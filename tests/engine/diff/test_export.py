@@ -214,7 +214,7 @@ def test_wrong_models_are_refused(tmp_path: Path) -> None:
         (warning,) = base.check([(small_diff(base=1), 1.0)], ["x"])
         assert small_base() in warning
         assert small_base(1) in warning
-        with pytest.raises(DiffError, match="--strict"):
+        with pytest.raises(DiffError, match="switch strict off"):
             base.check([(small_diff(base=1), 1.0)], ["x"], strict=True)
 
 

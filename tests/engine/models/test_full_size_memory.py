@@ -91,12 +91,12 @@ def test_too_little_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch) 
     check_unlearning(int(0.8e9), int(0.1e9), CPU)
     with pytest.raises(ModelError, match=r"about 2\.2 GB .* 1\.0 GB are free; close other") as low:
         check_unlearning(int(2e9), int(0.5e9), CPU, "take --engine local")
-    assert "--memory low (0.6 GB)" in str(low.value)
-    assert "--engine local" in str(low.value)
+    assert "memory low (0.6 GB)" in str(low.value)
+    assert "take engine local" in str(low.value)
     with pytest.raises(ModelError) as other:
         check_unlearning(int(2e9), int(2e9), CPU)
-    assert "--memory" not in str(other.value)
-    assert "--engine" not in str(other.value)
+    assert "memory low" not in str(other.value)
+    assert "engine local" not in str(other.value)
 
 
 def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_room_is_asked_for_both_engines(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(memory, "free_memory", lambda _: 1)
     ways: list[tuple[dict[str, Any], str]] = [
         ({}, "--memory low"),
-        ({"engine": "global"}, "--engine local"),
+        ({"engine": "global"}, "take engine local"),
         ({"robust": True}, "leave --robust out"),
     ]
     for settings, says in ways:

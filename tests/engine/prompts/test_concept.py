@@ -167,7 +167,7 @@ def test_a_style_becomes_the_nearest_of_the_others() -> None:
 
 def test_a_style_needs_another_that_stays() -> None:
     gone = ConceptSpec(STYLES, "style")
-    with pytest.raises(SpecError, match="no style is known but those"):
+    with pytest.raises(SpecError, match="no style is known to draw instead"):
         build_prompts([gone], WordEncoder())
     for robust in (False, True):
         prompts = build_prompts([replace(gone, anchor="clay")], WordEncoder(), robust=robust)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -128,12 +128,8 @@ def as_judge(judge: Any) -> Judge:
 
 def load_judge(text: str, topic: Topic, device: Any = "cpu") -> Judge:
     """Load "demo", "nudenet", or zero-shot CLIP from "clip:PATH" or a path alone."""
-    if text == "demo":
-        return DemoJudge(demo.load_judge().to(device))
-    if text == "nudenet":
-        return NudeNetJudge()
     world = topic.world
-    groups = {
+    groups: dict[str, Iterable[str]] = {
         "object": (
             *world.objects,
             *world.control,
@@ -142,6 +138,15 @@ def load_judge(text: str, topic: Topic, device: Any = "cpu") -> Judge:
         "style": world.styles,
         "background": world.backgrounds,
     }
+    return judge_of(text, groups, device)
+
+
+def judge_of(text: str, groups: Mapping[str, Iterable[str]], device: Any = "cpu") -> Judge:
+    """Load a judge by its name; groups: the labels that a CLIP chooses among, by their kind."""
+    if text == "demo":
+        return DemoJudge(demo.load_judge().to(device))
+    if text == "nudenet":
+        return NudeNetJudge()
     return ClipJudge(Path(text.removeprefix("clip:")), groups, str(device))
 
 
@@ -152,8 +157,10 @@ def check_judge(text: str) -> None:
     path = Path(text.removeprefix("clip:"))
     if not path.is_dir() and not (path.is_file() and path.suffix == ".safetensors"):
         raise SpecError(
-            f"judge {text!r} is neither demo, nudenet nor a folder with a CLIP model or its "
-            "safetensors file; give --judge clip:PATH"
+            f"{text!r} is neither demo, nudenet nor a folder with a CLIP model or its safetensors "
+            "file",
+            field="judge",
+            remedy="give {judge clip:PATH}",
         )
 
 
