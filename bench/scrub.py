@@ -42,7 +42,6 @@ from trust_engine.audit.topic import demo_topic
 from trust_engine.benchmark.counting import count_scrubbing
 from trust_engine.demo.judge import load_judge
 from trust_engine.diff import fingerprint
-from trust_engine.diff.overrides import with_weights
 from trust_engine.io.files import write_atomically
 from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel, load_model
@@ -214,7 +213,7 @@ def predictions(task: Task, weights: Weights) -> dict[str, float]:
 
     In units of the noise's energy: moved, loss.
     """
-    edited, found = with_weights(task.model, weights), dict[str, float]()
+    edited, found = task.model.with_weights(weights), dict[str, float]()
     with torch.no_grad():
         for name, held in held_out(task).items():
             before, now = (
@@ -295,7 +294,7 @@ class Trial:
         model = self.model
         if setting is not None:
             weights, cell["cost"] = scrubbed(self.task, setting)
-            model = with_weights(model, weights)
+            model = model.with_weights(weights)
         studio = self.studio.with_edited(model)
         if "figures" not in cell:
             cell["figures"] = self._figures(model, studio)
