@@ -8,6 +8,7 @@ from trust_engine.frontend.subjects import COUNT
 from trust_engine.unlearn.effort import EFFORTS
 
 from . import folders
+from .wording import REFUSE_OTHERS
 
 SECTION = ("trust_unlearn", "TRUST Unlearn")
 
@@ -35,8 +36,7 @@ def add() -> None:
             gr.Slider, minimum=0, maximum=16, step=2,
         ),
         "trust_strict": option(
-            False, "Refuse diffs that were made from another checkpoint of the same family",
-            gr.Checkbox,
+            False, REFUSE_OTHERS, gr.Checkbox,
         ),
         "trust_runs": option(
             True, "Keep runs on disk: stopped ones go on when they are started again, finished "

@@ -5,6 +5,9 @@ from __future__ import annotations
 from trust_engine.errors import plainly
 from trust_engine.spec import SETTINGS
 
+REFUSE_OTHERS = "Refuse diffs that were made from another checkpoint of the same family"
+"""The label of a setting."""
+
 LABELS = {
     "words": "Forget",
     "concept": "Forget",
@@ -22,7 +25,7 @@ LABELS = {
     "level": "Level",
     "retain": "What should stay",
     "images": "Pictures an object",
-    "strict": "Settings > TRUST Unlearn > Refuse diffs that were made from another checkpoint",
+    "strict": f"Settings > TRUST Unlearn > {REFUSE_OTHERS!r}",
 }
 """The tab's fields by the names that they have in the engine and the API."""
 

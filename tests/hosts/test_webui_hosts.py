@@ -21,6 +21,7 @@ from hosts.webui_drawing import ROBUST, SHORT, apart, drawn, first, give_lora, m
 from hosts.webui_server import FULL_SIZE, Server
 from trust_engine.diff import WeightDiff, save_diff
 from trust_engine.diff.lora import export_dense
+from trust_webui.wording import REFUSE_OTHERS
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_settings(webui: Server, diff: str) -> None:
     try:
         with pytest.raises(urllib.error.HTTPError) as caught:
             first(webui, "strange.safetensors", 1.0)
-        assert "Settings refuse other bases" in caught.value.read().decode()
+        assert f"{REFUSE_OTHERS!r} off" in caught.value.read().decode()
         first(webui, diff, 1.0)
     finally:
         webui.ask("/sdapi/v1/options", {"trust_strict": False})

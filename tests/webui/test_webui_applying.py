@@ -19,6 +19,7 @@ from toys.tiny import some_diff
 from trust_engine.diff import WeightDiff, applied, save_diff
 from trust_engine.errors import DiffError
 from trust_engine.io.safetensors import write_all
+from trust_webui.wording import REFUSE_OTHERS
 
 
 @pytest.fixture(params=HOSTS)
@@ -113,8 +114,8 @@ def broken(fake: Any, how: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("how", "said"),
     [("missing", "no such diff"), ("outside", "no such diff"), ("damaged", "gun.safetensors"),
-     ("family", "another kind of model"), ("strict", "Settings > TRUST"), ("strength", "strength"),
-     ("twice", "twice"), ("hash", "another diff of the same name")],
+     ("family", "another kind of model"), ("strict", f"{REFUSE_OTHERS!r} off$"),
+     ("strength", "strength"), ("twice", "twice"), ("hash", "another diff of the same name")],
 )  # fmt: skip
 def test_what_cannot_be_applied_stops_the_generation(fake: Any, how: str, said: str) -> None:
     clean, values = fake.bits(), broken(fake, how)
