@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,28 @@ from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
 
 SINGLES = ("gun", "cat", "pizza", "baby", "car")
-CONCEPTS = {
-    **{name: ConceptSpec((name,)) for name in SINGLES},
-    "baby+beer": ConceptSpec(("baby",), "combination", companion="beer"),
-    "girl+wine": ConceptSpec(("girl",), "combination", companion="wine"),
-    "cat on red": ConceptSpec(("cat",), "conditional", condition="on a red background"),
-    "dog on blue": ConceptSpec(("dog",), "conditional", condition="on a blue background"),
-    "openmoji": ConceptSpec(("openmoji",), "style"),
-}
-HELD_OUT = {
-    **{name: ConceptSpec((name,)) for name in ("bird", "house", "snowman")},
-    "horse+apple": ConceptSpec(("horse",), "combination", companion="apple"),
-    "sunflower+tree": ConceptSpec(("sunflower",), "combination", companion="tree"),
-    "house on yellow": ConceptSpec(("house",), "conditional", condition="on a yellow background"),
-    "tree on yellow": ConceptSpec(("tree",), "conditional", condition="on a yellow background"),
-    "fluent": ConceptSpec(("fluent",), "style"),
-}
+
+
+def _concepts(singles: Sequence[str], others: Sequence[str], style: str) -> dict[str, ConceptSpec]:
+    """Name concepts by what they are: "cat", "baby+beer", "cat on red" (background), a style."""
+    found = {name: ConceptSpec((name,)) for name in singles}
+    for name in others:
+        if "+" in name:
+            word, companion = name.split("+")
+            found[name] = ConceptSpec((word,), "combination", companion=companion)
+        else:
+            word, colour = name.split(" on ")
+            where = f"on a {colour} background"
+            found[name] = ConceptSpec((word,), "conditional", condition=where)
+    return found | {style: ConceptSpec((style,), "style")}
+
+
+CONCEPTS = _concepts(SINGLES, ("baby+beer", "girl+wine", "cat on red", "dog on blue"), "openmoji")
+HELD_OUT = _concepts(
+    ("bird", "house", "snowman"),
+    ("horse+apple", "sunflower+tree", "house on yellow", "tree on yellow"),
+    "fluent",
+)
 """Drawn by chance among what no trial was made on: to be measured, never to choose by."""
 EVERY = {**CONCEPTS, **HELD_OUT}
 FOLDER = Path("runs/diffs")

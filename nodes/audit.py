@@ -62,13 +62,7 @@ class HostDecoder(nn.Module):
         return image[..., :3].movedim(-1, 1).clone() * 2 - 1
 
 
-@node(
-    "audit",
-    Output("report", REPORT, "All figures; connect to Save Diff to put them on the diff's label."),
-    Output("pictures", "IMAGE", "Some of the pictures that were judged."),
-    Output("verdict", "STRING", "The verdict in words, and what it does not cover."),
-    ends=True,
-)
+@node("audit", ends=True, hidden=("unique_id",))
 class TrustAudit:
     """Compare two MODELs on the same seeds, let a judge count, then attack."""
 
@@ -98,7 +92,13 @@ class TrustAudit:
                        multiline=True, hint="what should stay (optional)"),
         "sampling": setting("sampling"),
     }  # fmt: skip
-    HIDDEN: ClassVar = {"unique_id": "UNIQUE_ID"}
+    GIVES: ClassVar = (
+        Output(
+            "report", REPORT, "All figures; connect to Save Diff to put them on the diff's label."
+        ),
+        Output("pictures", "IMAGE", "Some of the pictures that were judged."),
+        Output("verdict", "STRING", "The verdict in words, and what it does not cover."),
+    )
 
     @classmethod
     def VALIDATE_INPUTS(

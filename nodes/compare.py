@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.sample
 import comfy.samplers
@@ -24,16 +24,16 @@ MOST = 64  # pictures a model
 WIDTH = 7  # pixels of a letter, about
 
 
-@node(
-    "compare",
-    Output("sheet", "IMAGE", "Both rows with labels."),
-    Output("before", "IMAGE", "The first model's pictures."),
-    Output("after", "IMAGE", "The second's."),
-)
+@node("compare")
 class TrustCompare:
     """Draw before and after beside each other."""
 
     DESCRIPTION = "Draws the same prompts with the same seeds by two models, into one sheet."
+    GIVES: ClassVar = (
+        Output("sheet", "IMAGE", "Both rows with labels."),
+        Output("before", "IMAGE", "The first model's pictures."),
+        Output("after", "IMAGE", "The second's."),
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

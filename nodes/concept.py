@@ -17,10 +17,7 @@ PARTNERS = {
 }
 
 
-@node(
-    "describe",
-    Output("concept", CONCEPT, "Connect to Unlearn, Find Neurons or Audit, or to another Concept."),
-)
+@node("describe")
 class TrustConcept:
     """Describe one concept; chain several to forget them in one run."""
 
@@ -69,6 +66,11 @@ class TrustConcept:
         ),
         "and_also": socket(CONCEPT, "Another concept, to be forgotten in the same run."),
     }
+    GIVES: ClassVar = (
+        Output(
+            "concept", CONCEPT, "Connect to Unlearn, Find Neurons or Audit, or to another Concept."
+        ),
+    )
 
     @classmethod
     def VALIDATE_INPUTS(

@@ -20,29 +20,35 @@ class Output:
 
 
 def node(
-    method: str, *outputs: Output, ends: bool = False, shown_again: bool = False
+    method: str, ends: bool = False, shown_again: bool = False, hidden: tuple[str, ...] = ()
 ) -> Callable[[Class], Class]:
     """Give a class what the host reads of a node; method: what is called.
 
-    Inputs are the class's REQUIRED, OPTIONAL and HIDDEN; one whose choices change while the host
-    runs has its own INPUT_TYPES. ends: the host runs it though nothing is connected behind;
-    shown_again: recent hosts show what it said once more when nothing has to be done.
+    Inputs are the class's REQUIRED and OPTIONAL; one whose choices change while the host runs has
+    its own INPUT_TYPES. Outputs are its GIVES. ends: the host runs it though nothing is connected
+    behind; shown_again: recent hosts show what it said once more when nothing has to be done;
+    hidden: what the host itself adds, such as unique_id.
     """
-    read: dict[str, Any] = {
+    flags = {
         "CATEGORY": CATEGORY,
         "FUNCTION": method,
-        "RETURN_TYPES": tuple(output.kind for output in outputs),
-        "RETURN_NAMES": tuple(output.name for output in outputs),
-        "OUTPUT_TOOLTIPS": tuple(output.tooltip for output in outputs),
         **({"OUTPUT_NODE": True} if ends else {}),
         **({"HAS_INTERMEDIATE_OUTPUT": True} if shown_again else {}),
     }
 
     def taken(made: Any) -> dict[str, Any]:
-        groups = ("REQUIRED", "OPTIONAL", "HIDDEN")
-        return {name.lower(): dict(getattr(made, name)) for name in groups if hasattr(made, name)}
+        groups = ("REQUIRED", "OPTIONAL")
+        read = {name.lower(): dict(getattr(made, name)) for name in groups if hasattr(made, name)}
+        return read | ({"hidden": {name: name.upper() for name in hidden}} if hidden else {})
 
     def declare(made: Class) -> Class:
+        outputs: tuple[Output, ...] = made.GIVES  # type: ignore[attr-defined]
+        read: dict[str, Any] = {
+            **flags,
+            "RETURN_TYPES": tuple(output.kind for output in outputs),
+            "RETURN_NAMES": tuple(output.name for output in outputs),
+            "OUTPUT_TOOLTIPS": tuple(output.tooltip for output in outputs),
+        }
         for name, value in read.items():
             setattr(made, name, value)
         if not hasattr(made, "INPUT_TYPES"):

@@ -96,12 +96,7 @@ def register() -> None:
         models.append(TrustEmojiWorld)
 
 
-@node(
-    "load",
-    Output("MODEL", "MODEL", "For KSampler and Unlearn."),
-    Output("CLIP", "CLIP", "For CLIPTextEncode."),
-    Output("VAE", "VAE", "For VAEDecode."),
-)
+@node("load")
 class TrustDemoModel:
     """Load the demo model: SD 1.x in small, in seconds, on a CPU."""
 
@@ -111,6 +106,11 @@ class TrustDemoModel:
     )
 
     REQUIRED: ClassVar[dict[str, Any]] = {}
+    GIVES: ClassVar = (
+        Output("MODEL", "MODEL", "For KSampler and Unlearn."),
+        Output("CLIP", "CLIP", "For CLIPTextEncode."),
+        Output("VAE", "VAE", "For VAEDecode."),
+    )
 
     def load(self) -> tuple[Any, Any, Any]:
         """Return the host's own MODEL, CLIP and VAE."""

@@ -21,16 +21,15 @@ MODES = ("sum", "mean", "strongest")
 STRENGTH = "1: as made. 0: off. Below 0 it adds what it was made to remove."
 
 
-@node(
-    "load",
-    Output("diff", DIFF, "The diff."),
-    Output("label", "STRING", "What it says of itself: concept, base, audit, licence."),
-    shown_again=True,
-)
+@node("load", shown_again=True)
 class TrustLoadDiff:
     """Read a diff file; everything in it is checked before it is used."""
 
     DESCRIPTION = f"Loads a diff from `models/{DIFFS}`. Its label says what it forgets."
+    GIVES: ClassVar = (
+        Output("diff", DIFF, "The diff."),
+        Output("label", "STRING", "What it says of itself: concept, base, audit, licence."),
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -58,12 +57,7 @@ class TrustLoadDiff:
         return {"ui": {"text": [text]}, "result": (diff, text)}
 
 
-@node(
-    "apply",
-    Output("model", "MODEL", "The model under the diff."),
-    Output("note", "STRING", "Empty, or a warning about another base."),
-    shown_again=True,
-)
+@node("apply", shown_again=True)
 class TrustApplyDiff:
     """Put a diff on a MODEL, as a patch that the host takes off by itself."""
 
@@ -77,6 +71,10 @@ class TrustApplyDiff:
     OPTIONAL: ClassVar = {
         "strict": switch(False, "Refuse any base but the one that the diff was made from."),
     }
+    GIVES: ClassVar = (
+        Output("model", "MODEL", "The model under the diff."),
+        Output("note", "STRING", "Empty, or a warning about another base."),
+    )
 
     def apply(
         self, model: Any, diff: WeightDiff, strength: float, strict: bool = False
@@ -94,12 +92,7 @@ class TrustApplyDiff:
         return {"ui": {"text": [note] if note else []}, "result": result}
 
 
-@node(
-    "merge",
-    Output("diff", DIFF, "The merged diff."),
-    Output("report", "STRING", "How far the two touch the same neurons."),
-    shown_again=True,
-)
+@node("merge", shown_again=True)
 class TrustMergeDiffs:
     """Make one diff of two."""
 
@@ -113,6 +106,10 @@ class TrustMergeDiffs:
         "how": choice(MODES, MODES[0], "Where both move one entry: sum them, as applying "
                       "one after the other does; take the mean; or keep the larger."),
     }  # fmt: skip
+    GIVES: ClassVar = (
+        Output("diff", DIFF, "The merged diff."),
+        Output("report", "STRING", "How far the two touch the same neurons."),
+    )
 
     def merge(
         self, diff_a: WeightDiff, diff_b: WeightDiff, strength_a: float, strength_b: float, how: str

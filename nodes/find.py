@@ -27,12 +27,7 @@ SIDE = 384  # pixels of a picture that is shown
 NOTES = ("share of entries that stand out as concept neurons", "(100%): before any training")
 
 
-@node(
-    "find",
-    Output("neurons", NEURONS, "Connect to Unlearn, to save recording once more."),
-    Output("map", "IMAGE", "The concept's attention over a picture, and the map of its neurons."),
-    shown_again=True,
-)
+@node("find", shown_again=True, hidden=("unique_id", "prompt"))
 class TrustFindNeurons:
     """Look for concept neurons without changing anything."""
 
@@ -53,7 +48,12 @@ class TrustFindNeurons:
         "vae": socket("VAE", "Shows the picture itself below the heat map."),
         "settings": socket(SETTINGS, "From Unlearn Settings; Unlearn needs the same."),
     }  # fmt: skip
-    HIDDEN: ClassVar = {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"}
+    GIVES: ClassVar = (
+        Output("neurons", NEURONS, "Connect to Unlearn, to save recording once more."),
+        Output(
+            "map", "IMAGE", "The concept's attention over a picture, and the map of its neurons."
+        ),
+    )
 
     def find(
         self,

@@ -21,11 +21,7 @@ FORMATS = ("dense", "exact", "low rank")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")
 
 
-@node(
-    "save",
-    Output("path", "STRING", "The path of the file."),
-    ends=True,
-)
+@node("save", ends=True)
 class TrustSaveDiff:
     """Write a diff, whole or not at all."""
 
@@ -42,6 +38,7 @@ class TrustSaveDiff:
         "notes": text("", "What others should know.", multiline=True, hint="notes"),
         "report": socket(REPORT, "From Audit: its figures go onto the label."),
     }  # fmt: skip
+    GIVES: ClassVar = (Output("path", "STRING", "The path of the file."),)
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
@@ -67,12 +64,7 @@ class TrustSaveDiff:
         return {"ui": {"text": [shown]}, "result": (str(path),)}
 
 
-@node(
-    "export",
-    Output("path", "STRING", "The path of the file."),
-    Output("report", "STRING", "What the export lost."),
-    ends=True,
-)
+@node("export", ends=True)
 class TrustExportLora:
     """Write a file that the stock LoRA loaders of ComfyUI, A1111 and Forge read."""
 
@@ -91,6 +83,10 @@ class TrustExportLora:
         "error": number(0.1, 0.0, 1.0, 0.01, "Low rank only: how much of each weight's "
                         "change may be lost."),
     }  # fmt: skip
+    GIVES: ClassVar = (
+        Output("path", "STRING", "The path of the file."),
+        Output("report", "STRING", "What the export lost."),
+    )
 
     @classmethod
     def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:

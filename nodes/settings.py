@@ -29,10 +29,7 @@ class Settings:
     resolution: int = 0
 
 
-@node(
-    "collect",
-    Output("settings", SETTINGS, "Connect to Unlearn, and to Find Neurons if you use it."),
-)
+@node("collect")
 class TrustUnlearnSettings:
     """Settings for those who want to look under the bonnet."""
 
@@ -46,6 +43,9 @@ class TrustUnlearnSettings:
         "syntax": setting("syntax"),
         "sampling": setting("sampling"),
     }  # fmt: skip
+    GIVES: ClassVar = (
+        Output("settings", SETTINGS, "Connect to Unlearn, and to Find Neurons if you use it."),
+    )
 
     def collect(self, resolution: int, **fields: Any) -> tuple[Settings]:
         """Return the settings."""

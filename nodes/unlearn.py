@@ -29,20 +29,7 @@ log = logging.getLogger(__name__)
 SMALL = 2  # rows of a batch on the second try
 
 
-@node(
-    "unlearn",
-    Output(
-        "model", "MODEL", "The model under the diff, to sample with or to save by the stock node."
-    ),
-    Output("diff", DIFF, "The diff: save it, apply it at another strength, merge it, export it."),
-    Output(
-        "chart",
-        "IMAGE",
-        "How effect and harm went, and where the neurons sit; with a VAE also before and after.",
-    ),
-    Output("report", "STRING", "What was done, in words."),
-    shown_again=True,
-)  # fmt: skip
+@node("unlearn", shown_again=True, hidden=("unique_id", "prompt"))
 class TrustUnlearn:
     """Unlearn concepts; the MODEL that comes in is only ever read."""
 
@@ -50,7 +37,6 @@ class TrustUnlearn:
         "Makes a model forget the concept, by fine-tuning only its concept neurons: a few entries "
         "of cross-attention q, k and v. Gives a patched MODEL and the small diff that patches it."
     )
-
     REQUIRED: ClassVar = {
         "model": socket("MODEL", "SD 1.x, SD 2.x or SDXL, LoRAs and all. It is not "
                         "changed."),
@@ -74,7 +60,15 @@ class TrustUnlearn:
                            "with the diff: the report rests on them. Half of them show "
                            "what must stay. 0: none."),
     }  # fmt: skip
-    HIDDEN: ClassVar = {"unique_id": "UNIQUE_ID", "prompt": "PROMPT"}
+    GIVES: ClassVar = (
+        Output("model", "MODEL",
+               "The model under the diff, to sample with or to save by the stock node."),
+        Output("diff", DIFF,
+               "The diff: save it, apply it at another strength, merge it, export it."),
+        Output("chart", "IMAGE", "How effect and harm went, and where the neurons sit; with a VAE "
+               "also before and after."),
+        Output("report", "STRING", "What was done, in words."),
+    )  # fmt: skip
 
     def unlearn(
         self,

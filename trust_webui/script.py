@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -187,11 +188,10 @@ def _asked_for(name: str) -> Any:
 @functools.cache
 def _pasted_strength(slot: int) -> Callable[[dict[str, Any]], Any]:
     def value(params: dict[str, Any]) -> Any:
-        try:
+        with contextlib.suppress(TrustError):  # of which the field for the name says all
             mine = _pasted(params, slot)
-        except TrustError:
-            mine = []
-        return gr.update(value=mine[0].strength if len(mine) == 1 else 1.0)
+            return gr.update(value=mine[0].strength if len(mine) == 1 else 1.0)
+        return gr.update(value=1.0)
 
     return value
 

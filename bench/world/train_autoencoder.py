@@ -9,6 +9,7 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from torch import Tensor, nn
 
+from bench.world.pace import Pace
 from bench.world.training import RUNS, Stage, autocast, channels_last, pick_device, scene_batch
 
 STEPS, BATCH, RATE = 5500, 16, 8e-4
@@ -57,7 +58,7 @@ def main() -> None:
     torch.manual_seed(1)
     device = pick_device()
     codec = channels_last(Codec(), device)
-    stage = Stage("autoencoder", {"codec": codec}, STEPS, RATE)
+    stage = Stage("autoencoder", {"codec": codec}, Pace(STEPS, RATE))
     rng = np.random.default_rng((1, stage.step))
     forward = torch.compile(codec)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.world.pace import Pace
 from bench.world.scenes import describe, draw, random_scene
 from bench.world.training import RUNS, Stage, autocast, pick_device, to_tensor
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene
@@ -65,7 +66,7 @@ def main() -> None:
     device = pick_device()
     clip = TinyClip().to(device)
     probe = nn.Linear(TEXT_CONFIG["projection_dim"], len(ATTRIBUTES)).to(device)
-    stage = Stage("clip", {"clip": clip, "probe": probe}, STEPS, RATE, decay=0.998)
+    stage = Stage("clip", {"clip": clip, "probe": probe}, Pace(STEPS, RATE, decay=0.998))
     rng = np.random.default_rng((3, stage.step))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

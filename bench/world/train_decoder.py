@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bench.world.pace import Pace
 from bench.world.train_autoencoder import CROP, NOISE, codec_loss, crops
 from bench.world.train_unet import LATTICE, load_codec
 from bench.world.training import RUNS, Stage, autocast, channels_last, pick_device
@@ -18,7 +19,7 @@ def main() -> None:
     device = pick_device()
     codec = channels_last(load_codec(), device)
     codec.decoder.requires_grad_(True)
-    stage = Stage("decoder", {"decoder": codec.decoder}, STEPS, RATE)
+    stage = Stage("decoder", {"decoder": codec.decoder}, Pace(STEPS, RATE))
     rng = np.random.default_rng((6, stage.step))
     encode, decode = torch.compile(codec.encoder), torch.compile(codec.decoder)
 

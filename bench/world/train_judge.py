@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.world.pace import Pace
 from bench.world.training import RUNS, Stage, autocast, channels_last, pick_device, scene_batch
 from trust_engine.demo.judge import ASSETS, Judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, JUDGED, STYLES, Scene
@@ -77,7 +78,7 @@ def main() -> None:
     if (RUNS / "judge.pt").exists():
         judge.load_state_dict(torch.load(RUNS / "judge.pt", weights_only=True))
         steps = MORE
-    stage = Stage("judge", {"judge": judge}, steps, RATE)
+    stage = Stage("judge", {"judge": judge}, Pace(steps, RATE))
     rng = np.random.default_rng((2, stage.step))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 
+from bench.world.pace import Pace
 from bench.world.scenes import describe, draw, random_scene
 from bench.world.train_autoencoder import Codec
 from bench.world.training import RUNS, Stage, autocast, channels_last, pick_device, to_tensor
@@ -113,7 +114,7 @@ def main() -> None:
     if SHIPPED.exists():
         unet.load_state_dict(torch.load(SHIPPED, weights_only=True))
         steps, decay, hard = MORE, 0.999, 2.0
-    stage = Stage("unet", {"unet": unet}, steps, RATE, decay=decay, muon=True)
+    stage = Stage("unet", {"unet": unet}, Pace(steps, RATE, decay, muon=True))
     torch.manual_seed(stage.step + 4)
     rng = np.random.default_rng((4, stage.step))
     forward = torch.compile(unet)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.world.muon import Muon
+from bench.world.pace import Pace
 from bench.world.scenes import draw, random_scene
 from trust_engine.demo.vocabulary import OBJECTS, Scene
 
@@ -58,29 +59,24 @@ class Stage:
     """A training run that can be stopped and resumed: weights, average, optimiser, log."""
 
     def __init__(
-        self,
-        name: str,
-        modules: dict[str, nn.Module],
-        steps: int,
-        rate: float,
-        decay: float = 0.999,
-        muon: bool = False,
-        runs: Path = RUNS,
+        self, name: str, modules: dict[str, nn.Module], pace: Pace, runs: Path = RUNS
     ) -> None:
         self.folder = runs / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.module = nn.ModuleDict(modules)
-        self.steps, self.rate, self.decay, self.step = steps, rate, decay, 0
+        self.steps, self.rate, self.decay, self.step = pace.steps, pace.rate, pace.decay, 0
         self.warm = 0  # the step at which the rate was last warmed up
         trained = [p for p in self.module.parameters() if p.requires_grad]
-        matrices = [p for p in trained if muon and p.ndim >= 2]
+        matrices = [p for p in trained if pace.muon and p.ndim >= 2]
         chosen = {id(p) for p in matrices}
         rest = [p for p in trained if id(p) not in chosen]
         self.optimisers: list[torch.optim.Optimizer] = []
         if rest:
-            self.optimisers.append(torch.optim.AdamW(rest, rate, weight_decay=1e-3, fused=True))
+            self.optimisers.append(
+                torch.optim.AdamW(rest, pace.rate, weight_decay=1e-3, fused=True)
+            )
         if matrices:
-            self.optimisers.append(Muon(matrices, rate))
+            self.optimisers.append(Muon(matrices, pace.rate))
         self.average = {k: v.clone().float() for k, v in self.module.state_dict().items()}
         self._saved = time.monotonic()
         if (self.folder / "state.pt").exists():

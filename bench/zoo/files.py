@@ -92,6 +92,18 @@ def write_folder(
     return folder
 
 
+def index_of(pipeline: str, part: str, network: str, scheduler: str, text: str) -> dict[str, Any]:
+    """Index a folder of a diffusers pipeline: what its network, in `part`, and the rest are."""
+    return {
+        "_class_name": pipeline,
+        part: ["diffusers", network],
+        "scheduler": ["diffusers", scheduler],
+        "text_encoder": ["transformers", text],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "vae": ["diffusers", "AutoencoderTiny"],
+    }
+
+
 TOKENIZER = {
     "tokenizer_class": "CLIPTokenizer",
     "model_max_length": 77,

@@ -14,7 +14,7 @@ from bench.world import pack as world
 from bench.world.train_unet import SHIPPED
 from bench.zoo import derived, english, sd3, siblings, text, towers
 from bench.zoo.archive import Trained, ZooError, path_of, read
-from bench.zoo.files import SCHEDULER, demo_folder, write_file, write_folder
+from bench.zoo.files import SCHEDULER, demo_folder, index_of, write_file, write_folder
 from bench.zoo.training import RUNS
 from bench.zoo.unet import Job, train
 from trust_engine.models.demo_architecture import UNET_CONFIG
@@ -90,17 +90,12 @@ def _write_inpainting(trained: Trained, folder: Path) -> Path:
     unet: dict[str, Any] = {"_class_name": "UNet2DConditionModel", **UNET_CONFIG}
     configs |= {"unet": {**unet, "in_channels": 9}, "scheduler": SCHEDULER}
     parts["unet"] = trained.part("net.")
-    index = {
-        "_class_name": "StableDiffusionInpaintPipeline",
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "vae": ["diffusers", "AutoencoderTiny"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-    }
+    index = index_of(
+        "StableDiffusionInpaintPipeline", "unet", "UNet2DConditionModel", "DDIMScheduler",
+        "CLIPTextModel",
+    )  # fmt: skip
+    absent = {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    index |= {**absent, "requires_safety_checker": False}
     return write_folder(folder, parts, configs, index)
 
 

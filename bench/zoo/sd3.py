@@ -15,7 +15,7 @@ from bench.world.scenes import describe
 from bench.world.train_unet import load_clip
 from bench.world.training import autocast, pick_device
 from bench.zoo.archive import Trained
-from bench.zoo.files import demo_folder, write_folder
+from bench.zoo.files import demo_folder, index_of, write_folder
 from bench.zoo.unet import Job, Recipe, Texts
 from trust_engine.demo.vocabulary import OBJECTS
 from trust_engine.models.demo_clip import TEXT_CONFIG, TinyClip, tokenize
@@ -121,14 +121,10 @@ def draw(
     return x
 
 
-INDEX = {
-    "_class_name": "StableDiffusion3Pipeline",
-    "transformer": ["diffusers", "SD3Transformer2DModel"],
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "vae": ["diffusers", "AutoencoderTiny"],
-}
+INDEX = index_of(
+    "StableDiffusion3Pipeline", "transformer", "SD3Transformer2DModel",
+    "FlowMatchEulerDiscreteScheduler", "CLIPTextModelWithProjection",
+)  # fmt: skip
 
 
 def write(trained: Trained, folder: Path) -> Path:

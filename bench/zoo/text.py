@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.world.pace import Pace
 from bench.world.scenes import random_scene
 from bench.world.train_unet import load_clip
 from bench.world.training import autocast, pick_device
@@ -212,7 +213,7 @@ def main(stop: int | None = None) -> None:
     device = pick_device()
     teacher = load_clip()
     pupil, rows = make_pupil(teacher)
-    run = Run("english-text", {"clip": pupil}, STEPS, RATE, decay=0.99)
+    run = Run("english-text", {"clip": pupil}, Pace(STEPS, RATE, decay=0.99))
     rng = np.random.default_rng((11, run.step))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

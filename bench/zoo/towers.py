@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.world.pace import Pace
 from bench.world.scenes import describe, random_scene
 from bench.world.train_unet import load_clip
 from bench.world.training import autocast, pick_device
@@ -126,7 +127,7 @@ def train(name: str, family: ModelFamily, steps: int, stop: int | None = None) -
     teacher = load_clip().to(device)
     rows = teacher.text.text_model.embeddings.token_embedding.weight.detach()
     pupil = Towers(family, rows.cpu()).to(device)
-    run = Run(f"{name}-text", {"towers": pupil}, steps, RATE, decay=0.998)
+    run = Run(f"{name}-text", {"towers": pupil}, Pace(steps, RATE, decay=0.998))
     rng = np.random.default_rng((21, run.step))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:

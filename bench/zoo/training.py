@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from bench.world.pace import Pace
 from bench.world.training import Stage
 
 RUNS = Path("runs/zoo")
@@ -19,13 +20,10 @@ class Run(Stage):
         self,
         name: str,
         modules: dict[str, nn.Module],
-        steps: int,
-        rate: float,
-        decay: float = 0.999,
-        muon: bool = False,
+        pace: Pace,
         start: tuple[dict[str, Tensor], int] | None = None,
     ) -> None:
-        super().__init__(name, modules, steps, rate, decay, muon, RUNS)
+        super().__init__(name, modules, pace, RUNS)
         if self.step == 0 and start is not None:
             weights, self.step = start
             self._start(weights)

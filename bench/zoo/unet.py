@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.world.pace import Pace
 from bench.world.train_unet import latents, schedule, weight_of
 from bench.world.training import autocast, channels_last, pick_device
 from bench.zoo.captions import write
@@ -127,7 +128,8 @@ def train(job: Job, stop: int | None = None) -> None:
     torch.manual_seed(4)
     module = channels_last(job.module, device)
     recipe = job.recipe
-    run = Run(job.name, {"net": module}, job.steps, recipe.rate, recipe.decay, True, job.start)
+    pace = Pace(job.steps, recipe.rate, recipe.decay, muon=True)
+    run = Run(job.name, {"net": module}, pace, job.start)
     torch.manual_seed(run.step + 4)
     rng = np.random.default_rng((4, run.step))
     last = min(job.steps, stop or job.steps)

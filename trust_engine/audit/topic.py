@@ -86,14 +86,8 @@ class Topic:
 
     def to_dict(self) -> dict[str, Any]:
         """Spell it out for the report."""
-        return {
-            "word": self.word,
-            "kind": self.kind,
-            "companion": self.companion,
-            "condition": self.condition,
-            "synonyms": list(self.synonyms),
-            "labels": list(self.labels),
-        }
+        texts = {name: getattr(self, name) for name in ("word", "kind", "companion", "condition")}
+        return {**texts, "synonyms": list(self.synonyms), "labels": list(self.labels)}
 
 
 def demo_topic(

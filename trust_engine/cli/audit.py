@@ -11,9 +11,8 @@ from ..errors import OutputError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs, check_suffix
 from ..spec import KINDS, ConceptSpec
+from .flags import add_command, add_list, add_model, add_sampler
 from .inputs import (
-    add_model,
-    add_sampler,
     check_all_fit,
     check_texts,
     kind_of,
@@ -28,19 +27,19 @@ if TYPE_CHECKING:
     from ..audit.request import AuditRequest
 
 
+ABOUT = (
+    "Draw the concept, other words for it and what should stay, with and without the diff, on the "
+    "same seeds; let the judge count; then attack. Quick asks the main questions, full runs every "
+    "attack."
+)
+
+
 def add_audit(commands: Any) -> None:
     """Declare `audit`."""
-    parser = commands.add_parser(
-        "audit",
-        help="measure what is gone, what is kept, and what attackers bring back",
-        description="Draw the concept, other words for it and what should stay, with and without "
-        "the diff, on the same seeds; let the judge count; then attack. Quick asks the main "
-        "questions, full runs every attack.",
-    )
+    says = "measure what is gone, what is kept, and what attackers bring back"
+    parser = add_command(commands, "audit", says, ABOUT)
     add_model(parser)
-    parser.add_argument(
-        "--diff", nargs="+", action="extend", default=[], required=True, metavar="FILE[:STRENGTH]"
-    )
+    add_list(parser, "--diff", "FILE[:STRENGTH]", required=True)
     parser.add_argument("--strict", action="store_true", help="refuse a diff for another base")
     parser.add_argument("--concept", required=True, metavar="TEXT", help="what was unlearned")
     parser.add_argument("--kind", choices=KINDS, help="default: single, or as --with/--when imply")
@@ -55,14 +54,8 @@ def add_audit(commands: Any) -> None:
         metavar="demo|nudenet|clip:PATH",
         help="who says what a picture shows (default: demo, for Emoji World)",
     )
-    parser.add_argument(
-        "--eye",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="lpips:FILE|clip:PATH",
-        help="measure also by these how far pictures moved",
-    )
+    add_list(parser, "--eye", "lpips:FILE|clip:PATH",
+             "measure also by these how far pictures moved")  # fmt: skip
     _add_words(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--images", type=int, help="pictures an object (quick: 1, full: 4)")
@@ -92,9 +85,7 @@ def _add_words(parser: argparse.ArgumentParser) -> None:
         ("retain", "what should stay and the judge looks for"),
         ("style", "styles that should stay"),
     ):
-        group.add_argument(
-            f"--{name}", nargs="+", action="extend", default=[], metavar="TEXT", help=text
-        )
+        add_list(group, f"--{name}", "TEXT", text)
 
 
 def read_request(args: argparse.Namespace) -> AuditRequest:

@@ -10,22 +10,25 @@ from typing import Any
 from ..errors import SpecError
 from ..io.files import check_writable, write_atomically
 from ..settings import in_range
+from .flags import add_command
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 PARTS = ("local", "global", "baselines")
 
 
+ABOUT = (
+    "Draw a full-size model's weights at random, stored in float16, and measure sampling, the "
+    "local and the global engine, and single steps of ESD, SalUn and UCE: seconds by stage, UNet "
+    "passes, memory. Nothing is downloaded."
+)
+
+
 def add_bench(commands: Any) -> None:
     """Declare `bench speed`."""
-    parser = commands.add_parser("bench", help="measure speed and memory on this machine")
+    parser = add_command(commands, "bench", "measure speed and memory on this machine")
     kinds = parser.add_subparsers(required=True, metavar="WHAT")
-    speed = kinds.add_parser(
-        "speed",
-        help="both engines and other methods' steps on a full-size model",
-        description="Draw a full-size model's weights at random, stored in float16, and measure "
-        "sampling, the local and the global engine, and single steps of ESD, SalUn and UCE: "
-        "seconds by stage, UNet passes, memory. Nothing is downloaded.",
-    )
+    says = "both engines and other methods' steps on a full-size model"
+    speed = add_command(kinds, "speed", says, ABOUT)
     speed.add_argument("--family", choices=FAMILIES, required=True)
     speed.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     speed.add_argument(

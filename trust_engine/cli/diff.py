@@ -14,6 +14,7 @@ from .. import strict_json
 from ..errors import DiffError, SpecError
 from ..frontend.wording import some
 from ..io.outputs import check_folder, check_outputs, check_suffix
+from .flags import add_command
 from .inputs import named, read_diffs
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ FORMATS = {
     "unet-folder": "a diffusers UNet folder; needs --model",
     "unet-pt": "a UNet state dict (pickle) for benchmarks that read nothing else; needs --model",
 }
+ABOUT = (
+    "Work with diff files. FILE:STRENGTH applies a share of a diff, -2 to 2; several are taken in "
+    "the order given."
+)
 SUFFIX, PICKLES = ".safetensors", (".pt", ".pth", ".bin")
 LONGEST_AUDIT = 1 << 20
 PAIRED = 6  # diffs of a merge that are compared pair by pair, at most
@@ -34,12 +39,8 @@ LINES = 8  # comparisons that are printed of a larger one
 
 def add_diff(commands: Any) -> None:
     """Declare `diff` and its actions."""
-    parser = commands.add_parser(
-        "diff",
-        help="inspect, check, apply, merge, convert and annotate diff files",
-        description="Work with diff files. FILE:STRENGTH applies a share of a diff, -2 to 2; "
-        "several are taken in the order given.",
-    )
+    says = "inspect, check, apply, merge, convert and annotate diff files"
+    parser = add_command(commands, "diff", says, ABOUT)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     _action(actions, "info", _info, "show what a diff is: concept, base, audit", "file", "json")
     _action(actions, "verify", _verify, "check a diff, and whether a model has its q, k, v",
@@ -74,9 +75,7 @@ def add_diff(commands: Any) -> None:
 def _action(
     actions: Any, name: str, run: Callable[..., None], text: str, *flags: str
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(
-        name, help=text, description=f"{text[0].upper()}{text[1:]}."
-    )
+    parser = add_command(actions, name, text, f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(run=run)
     for flag in flags:
         if flag == "file":

@@ -9,35 +9,18 @@ from typing import Any
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs, check_suffix
 from ..settings import in_range
-from .inputs import (
-    add_model,
-    add_sampler,
-    check_all_fit,
-    check_texts,
-    named,
-    read_diffs,
-    sampler_settings,
-    say_cut,
-)
+from .flags import add_command, add_list, add_model, add_sampler
+from .inputs import check_all_fit, check_texts, named, read_diffs, sampler_settings, say_cut
 
 
 def add_generate(commands: Any) -> None:
     """Declare `generate`."""
-    parser = commands.add_parser(
-        "generate",
-        help="draw prompts, with or without diffs",
-        description="Draw one picture a prompt, side by side in one PNG.",
-    )
+    about = "Draw one picture a prompt, side by side in one PNG."
+    parser = add_command(commands, "generate", "draw prompts, with or without diffs", about)
     add_model(parser)
     parser.add_argument("--prompt", nargs="+", required=True, metavar="TEXT")
-    parser.add_argument(
-        "--diff",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE[:STRENGTH]",
-        help="apply a diff; several are applied in the order given (strength -2..2, default 1)",
-    )
+    about = "apply a diff; several are applied in the order given (strength -2..2, default 1)"
+    add_list(parser, "--diff", "FILE[:STRENGTH]", about)
     parser.add_argument("--strict", action="store_true", help="refuse a diff for another base")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture (default: 0)")
     add_sampler(parser)

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..settings import RUNS as SETTING
+from .flags import add_command
 
 if TYPE_CHECKING:
     from ..unlearn.run_store import RunStore
@@ -50,14 +51,13 @@ def open_store(args: argparse.Namespace) -> RunStore | None:
 
 def add_runs(commands: Any) -> None:
     """Declare `runs`."""
-    parser = commands.add_parser(
-        "runs",
-        help="show what is kept of earlier runs, or clear it",
-        description="A run of unlearn or demo, or an audit, is kept while it works: stopped, by "
+    parser = add_command(
+        commands, "runs", "show what is kept of earlier runs, or clear it",
+        "A run of unlearn or demo, or an audit, is kept while it works: stopped, by "
         "whatever, it goes on when it is started again with the same inputs. A finished one is not "
         f"computed again. {SETTING}=off switches this off, {SETTING}=FOLDER keeps runs elsewhere, "
         f"{SETTING}_GB=N bounds their size (default: 10).",
-    )
+    )  # fmt: skip
     parser.add_argument("--clear", action="store_true", help="remove all that is kept")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_runs)

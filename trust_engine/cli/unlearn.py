@@ -14,15 +14,8 @@ from ..errors import DivergenceError, SpecError, TrustError
 from ..io.outputs import check_outputs, check_suffix
 from ..settings import in_range
 from ..spec import KINDS
-from .inputs import (
-    add_device,
-    add_memory,
-    add_model,
-    add_settings,
-    read_spec,
-    say_applied,
-    say_cut,
-)
+from .flags import add_command, add_device, add_list, add_memory, add_model, add_settings
+from .inputs import read_spec, say_applied, say_cut
 from .runs import Stopping, add_store, open_store, say
 from .wording import worded
 
@@ -33,6 +26,17 @@ if TYPE_CHECKING:
     from ..models.load import LoadedModel
     from ..unlearn.run import Unlearning
 
+ABOUT = (
+    "Find the concept's neurons in the cross-attention q/k/v weights, fine-tune only those, and "
+    "save the change as a small diff. The model file is not touched."
+)
+ABOUT_DEMO = (
+    "Unlearn one concept from the embedded demo model and show the result: diff.safetensors, "
+    "before_after.png, neurons.png and audit.json in --out."
+)
+PRESERVE = "what must keep its look (default: the nearest words the model knows)"
+ALSO = "further concepts to remove in the same run, one each (beside a style: styles)"
+TEMPLATE = 'sentences of your own with {} where the concept goes, e.g. "a photo of {}"'
 IMAGES = 1  # pictures an object in the demo's own audit, which says so
 ROWS = {
     "ua": "concept gone (UA)",
@@ -45,12 +49,7 @@ ROWS = {
 
 def add_unlearn(commands: Any) -> None:
     """Declare `unlearn`."""
-    parser = commands.add_parser(
-        "unlearn",
-        help="make a diff that removes a concept",
-        description="Find the concept's neurons in the cross-attention q/k/v weights, fine-tune "
-        "only those, and save the change as a small diff. The model file is not touched.",
-    )
+    parser = add_command(commands, "unlearn", "make a diff that removes a concept", ABOUT)
     add_model(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -67,33 +66,12 @@ def add_unlearn(commands: Any) -> None:
     parser.add_argument(
         "--when", dest="condition", metavar="TEXT", help='e.g. "on a red background" (conditional)'
     )
-    parser.add_argument(
-        "--preserve",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="TEXT",
-        help="what must keep its look (default: the nearest words the model knows)",
-    )
+    add_list(parser, "--preserve", "TEXT", PRESERVE)
     parser.add_argument(
         "--anchor", metavar="TEXT", help="what to draw instead (default: the same without it)"
     )
-    parser.add_argument(
-        "--also",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="TEXT",
-        help="further concepts to remove in the same run, one each (beside a style: styles)",
-    )
-    parser.add_argument(
-        "--template",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="TEXT",
-        help='sentences of your own with {} where the concept goes, e.g. "a photo of {}"',
-    )
+    add_list(parser, "--also", "TEXT", ALSO)
+    add_list(parser, "--template", "TEXT", TEMPLATE)
     add_settings(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
@@ -259,12 +237,8 @@ def tell(args: argparse.Namespace, model: LoadedModel, run: Unlearning, diff: We
 
 def add_demo(commands: Any) -> None:
     """Declare `demo`."""
-    parser = commands.add_parser(
-        "demo",
-        help="the whole job on the embedded demo model, with pictures and an audit",
-        description="Unlearn one concept from the embedded demo model and show the result: "
-        "diff.safetensors, before_after.png, neurons.png and audit.json in --out.",
-    )
+    says = "the whole job on the embedded demo model, with pictures and an audit"
+    parser = add_command(commands, "demo", says, ABOUT_DEMO)
     parser.add_argument("--concept", default="gun", help="an object to forget (default: gun)")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="default: out/demo")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")

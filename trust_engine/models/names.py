@@ -82,8 +82,7 @@ def _changed(
 
 _VAE = {
     "norm_out": "conv_norm_out",
-    "mid.block_1": "mid_block.resnets.0",
-    "mid.block_2": "mid_block.resnets.1",
+    **{f"mid.block_{i + 1}": f"mid_block.resnets.{i}" for i in range(2)},
     "mid.attn_1": "mid_block.attentions.0",
 }
 _UP = re.compile(r"decoder\.up\.(\d+)\.(block|upsample)\.")

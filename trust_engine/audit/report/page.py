@@ -21,6 +21,7 @@ KEPT = {
     "members": "each part of it by itself",
     "negative_prompt": "others, with the concept as negative prompt",
 }
+Figure = Mapping[str, Any]
 
 
 def render_page(report: Report, blur: bool | None = None) -> str:
@@ -80,12 +81,7 @@ def _head(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _card(
-    title: str,
-    short: str,
-    now: Mapping[str, Any],
-    was: Mapping[str, Any],
-    good: bool,
-    was_label: str = "untouched",
+    title: str, short: str, now: Figure, was: Figure, good: bool, was_label: str = "untouched"
 ) -> str:
     if not now["n"]:
         empty = "<p class=big>&ndash;</p><p>not asked</p>"
