@@ -13,7 +13,6 @@ from ..trust_engine.frontend.wording import spelled
 from ..trust_engine.models.memory import TRAINED
 from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn.estimate import Speed, expected_seconds, pass_seconds, step_seconds
-from ..trust_engine.unlearn.resolve import followed
 from ..trust_engine.unlearn.run import StepReport, Unlearning
 from .lending import Lent
 
@@ -73,8 +72,9 @@ def _key(lent: Lent) -> Any:
 class Stopwatch:
     """Looks at a run's reports: the next run of the model is expected to go as this one went."""
 
-    def __init__(self, lent: Lent, spec: UnlearnSpec) -> None:
-        self.lent, self.spec = lent, spec
+    def __init__(self, lent: Lent, plan: UnlearnSpec) -> None:
+        """Look at a run of `plan`, the spec as it was resolved."""
+        self.lent, self.plan = lent, plan
         self.first: tuple[float, int] | None = None
         self.last = (time.monotonic(), 0)
         self.pieces: dict[str, int] = {}
@@ -91,16 +91,16 @@ class Stopwatch:
     def remember(self) -> None:
         """Put what this run took in the place of what was measured before it."""
         known, key = _known.setdefault(self.lent.host.patcher.model, {}), _key(self.lent)
-        speed, spec = known.get(key), self.spec
+        speed, plan = known.get(key), self.plan
         if speed is None:
             return
         if self.first is not None and self.last[1] > self.first[1]:
             (began, before), (ended, passes) = self.first, self.last
             speed = replace(speed, one=(ended - began) / (passes - before))
         steps = sum(self.pieces.values()) / max(1, len(self.pieces))
-        if not spec.through_unet and steps >= max(LEAST, followed(spec).steps / 2):
+        if not plan.through_unet and steps >= max(LEAST, plan.steps / 2):
             spent = (time.monotonic() - self.last[0]) / steps
-            speed = replace(speed, step={**speed.step, spec.objective: spent})
+            speed = replace(speed, step={**speed.step, plan.objective: spent})
         known[key] = speed
 
 

@@ -66,7 +66,7 @@ def run_engine(
     ran = Ran(run)
     said = Saying(node, ran)
     with Keeping(run, store() if keep else None, say=said) as kept:
-        bar, watch = Bar(node, run.total), Stopwatch(lent, spec)
+        bar, watch = Bar(node, run.total), Stopwatch(lent, run.plan)
         expected = 0.0 if kept.recalled else _announced(lent, run, bar, ran, drawing)
         sent: dict[str, int] = {}
         for report in kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -34,6 +35,19 @@ def dead(page: Path) -> list[str]:
     return found
 
 
+def defined(path: Path) -> set[str]:
+    """List what a module defines: functions, classes, methods and fields, as "Class.method"."""
+    found = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        found.add(node.name)
+        for part in node.body if isinstance(node, ast.ClassDef) else ():
+            name = part.target if isinstance(part, ast.AnnAssign) else part
+            found.add(f"{node.name}.{getattr(name, 'name', getattr(name, 'id', ''))}")
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
 def test_links_lead_somewhere(page: Path) -> None:
     assert dead(page) == []
@@ -43,6 +57,17 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One two\n[a](#one-two) [b](none.md) [c](#three) `tests/none.py` `x/y.py`")
     assert dead(page) == ["none.md", "#three", "tests/none.py"]
+
+
+def test_each_equation_of_the_method_leads_to_its_function() -> None:
+    text = (ROOT / "docs/concepts/method.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+\.)+(?:[A-Z]\w+(?:\.\w+)?|[a-z_]\w*))(?:\(\))?`", text))
+    modules: dict[str, set[str]] = {}
+    for path in (ROOT / "trust_engine").rglob("*.py"):
+        modules.setdefault(path.stem, set()).update(defined(path))
+    ours = {name for name in named if name.split(".")[0] in modules}
+    assert len(ours) > 20
+    assert {n for n in ours if n.partition(".")[2] not in modules[n.split(".")[0]]} == set()
 
 
 def test_every_page_of_the_docs_is_in_the_site() -> None:

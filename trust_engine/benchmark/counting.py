@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..unlearn.layerwise import LayerProblem, Situation
 from ..unlearn.objective import csr, exact_product, slope
 from ..unlearn.problems import UNGUIDED
 from ..unlearn.record import sampler_of
-from ..unlearn.resolve import followed
+from ..unlearn.resolve import resolve
 from ..unlearn.scrubbing.blocks import blocks_of
 from ..unlearn.scrubbing.replay import Outputs, Replay
 from ..unlearn.trainer import SelectiveTrainer
@@ -44,10 +45,10 @@ class Work:
     targets: int
     preserve: int
 
-    @property
+    @cached_property
     def spec(self) -> UnlearnSpec:
-        """Return the spec that is followed, all defaults."""
-        return followed(UnlearnSpec((self.concept,)))
+        """Return what a run with all defaults does."""
+        return resolve(UnlearnSpec((self.concept,)))
 
 
 WORD = Work(ConceptSpec(("gun",)), 13, 192)

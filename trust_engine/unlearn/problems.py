@@ -15,7 +15,7 @@ from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .end_to_end import Cost, EndToEndProblem, Moments
 from .layerwise import LayerProblem, Situation
-from .robust import Hardening, RobustProblem, every_weight, hardened
+from .robust import Hardening, RobustProblem, every_weight
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
 from .trainer import SelectiveTrainer
 from .trajectory import Plan, Recording
@@ -72,8 +72,7 @@ class Problems:
     def pieces(self) -> Iterator[Unit]:
         """List what is to be fine-tuned, piece by piece."""
         if self.spec.robust:
-            harden = lambda: Hardening(self.robust, hardened(self.spec))  # noqa: E731
-            yield Unit("the UNet", self.robust.keys, harden)
+            yield Unit("the UNet", self.robust.keys, lambda: Hardening(self.robust, self.spec))
             return
         modules = cross_attention_modules(self.denoiser)
         keys = {name: [f"{name}.to_{letter}.weight" for letter in "qkv"] for name in modules}

@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from ..diff import SparseOffset
 from ..distributed import Workers
 from ..models.keys import projection_of
+from .end_to_end import Cost
+from .knowledge import Knowledge
 from .mask import overlap, thinned
-from .problems import Unit
+from .problems import Problems, Unit
 from .state import RunState
 from .trainer import Metrics, SelectiveTrainer
+from .trajectory import Recording
 
 
 @dataclass
@@ -67,6 +72,43 @@ class Results:
                 "drift": thinned(report.drift),
                 "counts": thinned(report.counts),
             }
+
+    def count(self, problems: Problems, kept: RunState | None = None) -> None:
+        """Count passes through the UNet; setting up is not paid for again if `kept` has been."""
+        if not problems.needs_whole:
+            return
+        spent = kept.passes - kept.recording.passes if kept is not None else 0
+        if kept is not None and spent > 0:
+            problems.paid(Cost(spent, kept.backward))
+        cost = problems.cost
+        self.passes = problems.recording.passes + cost.forward
+        self.backward = cost.backward
+
+    def state(
+        self,
+        spec: str,
+        identity: str,
+        recording: Recording,
+        unit: str,
+        training: dict[str, Tensor],
+        knowledge: Knowledge | None,
+    ) -> RunState:
+        """Return what a later run goes on from; unit, training: the one at work, "" for none."""
+        known = {*self.final, unit}
+        return RunState(
+            spec,
+            identity,
+            self.passes,
+            self.backward,
+            recording,
+            dict(self.offsets),
+            dict(self.neurons),
+            dict(self.final),
+            unit,
+            training,
+            {name: list(curve) for name, curve in self.curves.items() if name in known},
+            knowledge=knowledge,
+        )
 
     def pool(self, team: Workers, units: Sequence[str]) -> None:
         """Put together what the team's processes did, in the order in which one would have."""

@@ -20,7 +20,7 @@ did to the rest, and starts where the concept's own features are gone instead of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,10 +45,8 @@ SEEN = 750  # timesteps below it show what is drawn, whatever the prompt
 EARLIEST = 20  # below it there is no noise to speak of
 UNCOND, OTHERS, ANCHORS = 0.15, 0.15, 0.1  # of them meet no, another, the anchor's prompt
 SCALED = 8  # batches that tell how large E is at the start
-RATE = 0.12  # of the spec's: every weight moves, not one in thirty
 STANDS_OUT = 4.0  # Fisher information on the concept over that on the rest, to be dampened
 MEASURED, MEASURED_BATCH = 40, 4  # batches of either that tell the Fisher information
-BUDGET = 0.3  # share of all weights that may change, unless the spec asks for more
 
 
 def pictured(prompts: PromptSet, spec: UnlearnSpec) -> list[int]:
@@ -239,19 +237,3 @@ def every_weight(denoiser: Denoiser) -> dict[str, tuple[Tensor, int]]:
         for name, p in named
         if p.ndim >= 2
     }
-
-
-def hardened(spec: UnlearnSpec) -> UnlearnSpec:
-    """Return the spec that the shared step follows: a shrinking mask over all weights."""
-    return replace(
-        spec,
-        engine="global",
-        saliency="noise",
-        objective="none",
-        selection="neurons",
-        granularity="entry",
-        schedule="shrinking",
-        refresh=5,
-        rate=RATE * spec.rate,
-        budget=max(BUDGET, spec.budget),
-    )

@@ -30,12 +30,12 @@ from ..models.contract import Conditioning, LentModel, device_of, with_syntax
 from ..models.precision import in_float32
 from ..prompts.concept import PromptSet, build_prompts
 from ..spec import UnlearnSpec
-from .end_to_end import NOT_TOGETHER, Cost, differentiable
+from .end_to_end import NOT_TOGETHER, differentiable
 from .knowledge import Inquiry, Knowledge
 from .problems import Problems, Unit, units_of
 from .provenance import identity_of, key_of, provenance_of
 from .record import plan_of, recorded, sampler_of
-from .resolve import followed
+from .resolve import resolve
 from .results import Results
 from .resume import check_extent, check_origin
 from .state import RunState
@@ -101,7 +101,7 @@ class Unlearning:
             raise SpecError(NOT_TOGETHER, remedy="use {hessian finite}")
         if spec.syntax == "host":
             self.model = model = replace(model, encoder=with_syntax(model.encoder))
-        self.plan = followed(spec)
+        self.plan = resolve(spec)
         self._asks = self.knowledge is None
         self.prompts = self._named = self._build_prompts()
         self._inquiry = Inquiry(model, spec, self.prompts)
@@ -229,7 +229,7 @@ class Unlearning:
         self.ground = self._problems()
         for unit in self.ground.pieces():
             if not units:
-                self._count(kept)
+                self.results.count(self.ground, kept)
             units.append(unit.name)
             mine = self.team.mine(len(units) - 1) and unit.name not in self.final
             for standing in self._train(unit, kept) if mine else ():
@@ -282,6 +282,7 @@ class Unlearning:
 
     def _train(self, unit: Unit, kept: RunState | None) -> Iterator[Metrics]:
         """Take a unit's steps and keep its result, or the last good one if it diverges."""
+        assert self.ground is not None
         trainer, curve = unit.start(), list[tuple[float, float]]()
         if kept is not None and kept.piece == unit.name:
             trainer.load(kept.forgetting)
@@ -292,7 +293,7 @@ class Unlearning:
             while not trainer.finished:
                 with self._fit():  # never held while the host has the floor
                     standing = trainer.step()
-                self._count()
+                self.results.count(self.ground)
                 curve.append((standing.effect, standing.harm))
                 yield standing
         except DivergenceError as error:
@@ -315,17 +316,6 @@ class Unlearning:
         own = steps if trainer is None or trainer.finished else trainer.done
         return self.asking + self._recording.passes + before * steps + own
 
-    def _count(self, kept: RunState | None = None) -> None:
-        """Count passes through the UNet; setting up is not paid for again if `kept` has been."""
-        if self.ground is None or not self.ground.needs_whole:
-            return
-        spent = kept.passes - kept.recording.passes if kept is not None else 0
-        if kept is not None and spent > 0:
-            self.ground.paid(Cost(spent, kept.backward))
-        cost = self.ground.cost
-        self.results.passes = self.ground.recording.passes + cost.forward
-        self.results.backward = cost.backward
-
     @property
     def resumable(self) -> bool:
         """Tell whether there is a state to go on from; of a team, when recording is over."""
@@ -342,22 +332,9 @@ class Unlearning:
         name, run = self._piece or ("", None)
         if run is not None and not run.steady:
             name, run = "", None  # stopped while its weights moved: this piece begins again
-        known = {*self.final, name}
-        results = self.results
-        return RunState(
-            self.spec.to_json(),
-            self.identity,
-            results.passes,
-            results.backward,
-            self._recording,
-            dict(results.offsets),
-            dict(results.neurons),
-            dict(results.final),
-            name,
-            run.state() if run else {},
-            {unit: list(curve) for unit, curve in results.curves.items() if unit in known},
-            knowledge=self.knowledge,
-        )
+        at_work = name, run.state() if run else {}
+        spec, results = self.spec.to_json(), self.results
+        return results.state(spec, self.identity, self._recording, *at_work, self.knowledge)
 
     @property
     def identity(self) -> str:

@@ -111,33 +111,42 @@ class SelectiveTrainer:
 
     def _step(self) -> Metrics:
         """Algorithm 1, one turn of its loop."""
-        spec, problem, adam, step = self.spec, self.problem, self.optimiser, self.done
+        plan, problem, adam, step = self.spec, self.problem, self.optimiser, self.done
         theta = adam.theta()
         effect = problem.effect(theta, step)  # E
-        (gradient,) = torch.autograd.grad(effect, theta, create_graph=spec.exact_hessian)  # g
-        if self.scale is None:
-            self.scale = InfluenceScale.of(gradient, problem.layout)
-        mask = self.mask.update(step, lambda: self.saliency(theta, gradient, step), adam.influence)
-        if spec.objective == "zero":
-            return self._zero(mask, step)
-        total = gradient.detach()
+        gradient = grad(effect, theta, twice=plan.exact_hessian)  # g
+        selected = self.select(theta, gradient, step)  # m
+        if plan.objective == "zero":
+            return self._zero(selected, step)
+        total = gradient.detach()  # dL/dtheta, L = E + lambda R(g, m) + beta P
         if self.penalised:
-            total = total + spec.lam * self.penalty_gradient(theta, gradient, mask, step)
-        with torch.set_grad_enabled(spec.beta > 0):
+            total = total + plan.lam * self.penalty_gradient(theta, gradient, selected, step)
+        with torch.set_grad_enabled(plan.beta > 0):
             harm = problem.harm(theta, step)  # P
-        if spec.beta > 0:
-            total = total + spec.beta * torch.autograd.grad(harm, theta)[0]
-        effect, harm = effect.detach(), harm.detach()
-        if not all(bool(t.isfinite().all()) for t in (effect, harm, total)):
-            raise DivergenceError(
-                f"the loss is not finite at step {step + 1} of {spec.steps}",
-                remedy=f"lower {{rate}} (now {spec.rate:g}) or {{lam}}",
-            )
+        if plan.beta > 0:
+            total = total + plan.beta * grad(harm, theta)
+        effect, harm = effect.detach(), harm.detach()  # lets their graphs go
+        self.check_finite(effect, harm, total)
         self.steady = False
-        adam.step(total, mask, decay(step / spec.steps))
-        if step + 1 == spec.steps:
-            mask = self.keep_to_budget(mask)
-        return self._stand(float(effect), float(harm), mask)
+        adam.step(total, selected, decay(step / plan.steps))
+        if step + 1 == plan.steps:
+            selected = self.keep_to_budget(selected)
+        return self._stand(float(effect), float(harm), selected)
+
+    def select(self, theta: Tensor, gradient: Tensor, step: int) -> Tensor:
+        """Return the mask m of this step."""
+        if self.scale is None:
+            self.scale = InfluenceScale.of(gradient, self.problem.layout)
+        influence = self.optimiser.influence
+        return self.mask.update(step, lambda: self.saliency(theta, gradient, step), influence)
+
+    def check_finite(self, *values: Tensor) -> None:
+        """Raise DivergenceError unless the loss and its gradient are finite."""
+        if not all(bool(value.isfinite().all()) for value in values):
+            raise DivergenceError(
+                f"the loss is not finite at step {self.done + 1} of {self.spec.steps}",
+                remedy=f"lower {{rate}} (now {self.spec.rate:g}) or {{lam}}",
+            )
 
     def saliency(self, theta: Tensor, gradient: Tensor, step: int) -> Tensor:
         """Return s = |dS/dtheta|: of the effect itself, or of another source if there is one."""
@@ -165,7 +174,7 @@ class SelectiveTrainer:
             return exact_product(gradient, theta, w)
 
         def gradient_at(here: Tensor) -> Tensor:
-            return torch.autograd.grad(self.problem.effect(here, step), here)[0]
+            return grad(self.problem.effect(here, step), here)
 
         return finite_product(gradient_at, theta, w, layout)
 
@@ -238,6 +247,11 @@ class SelectiveTrainer:
             there = kept.get(name)
             if there is None or there.shape != tensor.shape or there.dtype != tensor.dtype:
                 raise SpecError(f"the saved state lacks a sound {name}; start without it")
+
+
+def grad(value: Tensor, theta: Tensor, twice: bool = False) -> Tensor:
+    """Return d value / d theta; twice: to be differentiated once more."""
+    return torch.autograd.grad(value, theta, create_graph=twice)[0]
 
 
 def _below(kept: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

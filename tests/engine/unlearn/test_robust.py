@@ -16,9 +16,8 @@ from trust_engine.models.contract import LentModel, projections
 from trust_engine.prompts.concept import PromptSet
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.problems import Problems
-from trust_engine.unlearn.resolve import followed
+from trust_engine.unlearn.resolve import BUDGET, resolve
 from trust_engine.unlearn.robust import (
-    BUDGET,
     EARLIEST,
     MEASURED_BATCH,
     PASSES,
@@ -29,7 +28,6 @@ from trust_engine.unlearn.robust import (
     draw,
     erased_of,
     every_weight,
-    hardened,
     pictured,
 )
 from trust_engine.unlearn.run import Unlearning
@@ -147,7 +145,7 @@ def test_dampening_shrinks_what_stands_out_alone(
 
 
 def test_a_run_starts_from_dampened_weights(problem: RobustProblem) -> None:
-    run = Hardening(problem, hardened(robust_spec(rate=1e-6, steps=5)))
+    run = Hardening(problem, resolve(robust_spec(rate=1e-6, steps=5)))
     start = problem.dampened()
     run.step()
     assert run.mask.current is not None
@@ -221,7 +219,7 @@ def test_the_same_seed_gives_the_same_diff_and_counts_are_true(kind: str) -> Non
     # Some batches for the scale, as many of either that dampening looks at; then, a step: told,
     # kept, and kept by theta_0.
     looked = 2 * MEASURED * MEASURED_BATCH
-    updates = followed(one.spec).steps
+    updates = resolve(one.spec).steps
     assert updates == 2 < one.spec.steps == 3
     assert one.passes == drawn + BATCH * SCALED + looked + updates * BATCH * 3
     assert one.backward == looked + updates * BATCH * 2
@@ -250,6 +248,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path) -> None
 
 def test_settings_that_do_not_count_are_set_aside() -> None:
     odd = robust_spec(objective="zero", granularity="head", selection="random", budget=0.5)
-    spec = hardened(odd)
+    spec = resolve(odd)
     assert spec.shrinks and not spec.exact_hessian and not odd.exact_hessian
     assert spec.objective == "none" and spec.budget == 0.5

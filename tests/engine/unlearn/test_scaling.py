@@ -6,7 +6,7 @@ import pytest
 
 from toys.tiny import tiny_model, tiny_spec
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn.resolve import followed
+from trust_engine.unlearn.resolve import resolve
 from trust_engine.unlearn.run import Unlearning
 
 
@@ -17,24 +17,24 @@ def several(count: int, **changes: object) -> UnlearnSpec:
 
 def test_one_concept_is_followed_to_the_letter() -> None:
     spec = several(1, steps=77, budget=0.5, beta=3.3, passes=123)
-    assert followed(spec) == spec
+    assert resolve(spec) == spec
 
 
 def test_a_combination_is_trained_longer_layer_by_layer() -> None:
     pair = (ConceptSpec(("baby",), "combination", companion="beer"),)
     spec = UnlearnSpec(pair)
-    assert followed(spec).steps == 1.5 * spec.steps and followed(spec).passes == spec.passes
-    assert followed(UnlearnSpec((*pair, ConceptSpec(("gun",))))).steps > 1.5 * spec.steps
+    assert resolve(spec).steps == 1.5 * spec.steps and resolve(spec).passes == spec.passes
+    assert resolve(UnlearnSpec((*pair, ConceptSpec(("gun",))))).steps > 1.5 * spec.steps
     for together in (UnlearnSpec(pair, engine="global"), UnlearnSpec(pair, robust=True)):
         alone = UnlearnSpec(
             (ConceptSpec(("gun",)),), engine=together.engine, robust=together.robust
         )
-        assert followed(together).steps == followed(alone).steps
+        assert resolve(together).steps == resolve(alone).steps
 
 
 def test_five_concepts_take_more_but_not_five_times_as_much() -> None:
     spec = several(5)
-    more = followed(spec)
+    more = resolve(spec)
     assert more.concepts == spec.concepts
     assert spec.steps < more.steps < 5 * spec.steps
     assert spec.passes < more.passes < 5 * spec.passes
@@ -43,7 +43,7 @@ def test_five_concepts_take_more_but_not_five_times_as_much() -> None:
 
 
 def test_fifty_concepts_cost_less_than_twelve_one_by_one() -> None:
-    spec, more = several(50), followed(several(50))
+    spec, more = several(50), resolve(several(50))
     assert max(more.steps / spec.steps, more.passes / spec.passes) < 12
 
 
@@ -51,12 +51,12 @@ def test_fifty_concepts_cost_less_than_twelve_one_by_one() -> None:
 def test_the_diff_stays_a_part_of_the_weights_unless_the_user_asked_for_more(
     budget: float, most: float
 ) -> None:
-    assert followed(several(40, budget=budget)).budget == most
+    assert resolve(several(40, budget=budget)).budget == most
 
 
 def test_robust_mode_takes_fewer_of_its_long_steps() -> None:
-    assert followed(several(1, robust=True)).steps == round(0.8 * several(1).steps)
-    assert followed(several(1, robust=True, steps=1)).steps == 1
+    assert resolve(several(1, robust=True)).steps == round(0.8 * several(1).steps)
+    assert resolve(several(1, robust=True, steps=1)).steps == 1
 
 
 def test_a_run_does_what_is_followed_and_its_label_says_what_was_asked() -> None:
@@ -65,7 +65,7 @@ def test_a_run_does_what_is_followed_and_its_label_says_what_was_asked() -> None
     run, model = Unlearning(tiny_model(), spec), tiny_model()
     *_, last = run
     assert (last.done, last.total) == (run.total, run.total)
-    more = followed(spec)
+    more = resolve(spec)
     assert more.steps == 6 and run.passes <= more.passes
     standings = run.final.values()
     assert all(spec.budget < s.share <= more.budget for s in standings)
