@@ -3,8 +3,6 @@
 COMFYUI_PATH names its folder, COMFYUI_PYTHON its interpreter (else this one is used).
 """
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import json
@@ -14,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.comfy_hosted import baseline, drawn_anew, server  # noqa: F401
+from hosts.comfy_hosted import drawn_anew
 from hosts.comfy_prompts import DIRECT, PATCHED, drawn, hurried, hurry, node, unlearned
 from hosts.comfy_server import FOLDER, ROOT, ComfyServer, as_prompt
 from trust_engine.demo.judge import ASSETS

@@ -1,7 +1,5 @@
 """Cancel, mistakes, want of memory in a real ComfyUI: it says so, and the model stays as it is."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import time
@@ -9,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hosts.comfy_hosted import baseline, drawn_anew, server  # noqa: F401
+from hosts.comfy_hosted import drawn_anew
 from hosts.comfy_prompts import DIRECT, PATCHED, Prompt, drawn, hurry, node, unlearned
 from hosts.comfy_server import ComfyServer, Ended
 

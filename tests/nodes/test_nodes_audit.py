@@ -1,7 +1,5 @@
 """The Audit node from end to end on the pretended host, and Cancel in the midst of it."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 from dataclasses import replace
@@ -12,16 +10,7 @@ import pytest
 import torch
 
 from fakes.comfy import Clip, Host, InterruptProcessingException, Patcher, Vae
-from fakes.comfy_pack import (  # noqa: F401
-    Part,
-    concept,
-    frozen,
-    host,
-    model,
-    models,
-    part,
-    unlearn,
-)
+from fakes.comfy_pack import Part, concept, frozen, unlearn
 
 
 @pytest.fixture

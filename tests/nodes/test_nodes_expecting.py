@@ -1,7 +1,5 @@
 """The time and memory that Unlearn announces, and what it learns from a run."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import logging
@@ -11,15 +9,7 @@ from typing import Any
 import pytest
 
 from fakes.comfy import Clip, Host, Patcher, Vae, fake_model
-from fakes.comfy_pack import (  # noqa: F401
-    Part,
-    concept,
-    host,
-    model,
-    models,
-    part,
-    unlearn,
-)
+from fakes.comfy_pack import Part, concept, unlearn
 
 
 def expected(part: Part, model: Patcher, drawing: int = 0, **fields: Any) -> Any:

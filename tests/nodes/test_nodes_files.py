@@ -1,7 +1,5 @@
 """Save, load, apply, merge, export, compare, and what Audit says around the audit itself."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,17 +9,7 @@ import pytest
 import torch
 
 from fakes.comfy import Clip, Host, Patcher, Vae, fake_model
-from fakes.comfy_pack import (  # noqa: F401
-    Part,
-    concept,
-    content,
-    frozen,
-    host,
-    model,
-    models,
-    part,
-    unlearn,
-)
+from fakes.comfy_pack import Part, concept, content, frozen, unlearn
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The host's UNet, text encoder and patches through our adapter; nothing shared is written."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import gc
@@ -14,7 +12,7 @@ import torch
 
 from fakes.comfy import CONST, V_PREDICTION, Clip, Host, Patcher, fake_model
 from fakes.comfy_modules import calculate_weight
-from fakes.comfy_pack import Part, frozen, host, model, models, part, unlearn  # noqa: F401
+from fakes.comfy_pack import Part, frozen, unlearn
 
 KEY = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 FULL = "diffusion_model." + KEY

@@ -1,7 +1,5 @@
 """What the nodes say of themselves: ids, tooltips, defaults, both languages, help pages."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import dataclasses
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fakes.comfy_pack import Part, host, models, part  # noqa: F401
+from fakes.comfy_pack import Part
 from hosts.comfy_prompts import hurry
 from trust_engine.spec import UnlearnSpec
 

@@ -1,7 +1,5 @@
 """Our patch under what hosts do to patches: made anew in flight, added in the weight's own type."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 from typing import Any
@@ -11,7 +9,7 @@ import torch
 
 from fakes.comfy import Host, Patcher, Vae, fake_model
 from fakes.comfy_modules import calculate_weight, cast_with_patches
-from fakes.comfy_pack import Part, frozen, host, model, models, part, unlearn  # noqa: F401
+from fakes.comfy_pack import Part, frozen, unlearn
 
 KEY = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 FULL = "diffusion_model." + KEY

@@ -1,7 +1,5 @@
 """A cached node's chart is found again by what the node was asked."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import copy
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.comfy import Host, Patcher
-from fakes.comfy_pack import Part, host, model, models, part, quick, unlearn  # noqa: F401
+from fakes.comfy_pack import Part, unlearn
 
 PROMPT = {
     "1": {"class_type": "TrustDemoModel", "inputs": {}},

@@ -1,7 +1,5 @@
 """Bad input is refused before anything runs, at the node that has it, in one sentence."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import inspect
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from fakes.comfy import Clip, Host, Patcher, Vae, fake_model
-from fakes.comfy_pack import Part, concept, host, model, models, part, unlearn  # noqa: F401
+from fakes.comfy_pack import Part, concept, unlearn
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "example_workflows").glob("*.json"))
 

@@ -1,7 +1,5 @@
 """Runs in ComfyUI outlive an interrupt, a restart and a full cache; its switch and its button."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -12,17 +10,7 @@ import pytest
 import torch
 
 from fakes.comfy import Host, InterruptProcessingException, Patcher, fake_model
-from fakes.comfy_pack import (  # noqa: F401
-    Part,
-    content,
-    frozen,
-    host,
-    model,
-    models,
-    part,
-    quick,
-    unlearn,
-)
+from fakes.comfy_pack import Part, content, frozen, unlearn
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Attacks that learn tokens, on the host's CLIP: as it encodes, and differentiable."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 
 from fakes.comfy import Clip
 from fakes.comfy_clip import WIDTH, TowerClip, TwoTowerClip
-from fakes.comfy_pack import Part, host, model, models, part  # noqa: F401
+from fakes.comfy_pack import Part
 
 CPU = torch.device("cpu")
 FC1 = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"

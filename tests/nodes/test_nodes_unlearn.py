@@ -1,7 +1,5 @@
 """The Unlearn and Find Neurons nodes: what they give; the shared model is never written."""
 
-# ruff: noqa: F811 - importing a fixture and asking for it is no redefinition
-
 from __future__ import annotations
 
 import json
@@ -11,18 +9,7 @@ import pytest
 import torch
 
 from fakes.comfy import Clip, Host, InterruptProcessingException, Patcher, Vae, fake_model
-from fakes.comfy_pack import (  # noqa: F401
-    Part,
-    concept,
-    content,
-    frozen,
-    host,
-    model,
-    models,
-    part,
-    quick,
-    unlearn,
-)
+from fakes.comfy_pack import Part, concept, content, frozen, quick, unlearn
 
 
 def test_gives_a_patched_clone_and_leaves_the_model(part: Part, host: Host, model: Patcher) -> None:
