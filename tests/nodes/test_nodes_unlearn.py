@@ -207,7 +207,7 @@ def test_browser_hears_of_it(part: Part, host: Host, model: Patcher, monkeypatch
         ({"words": " , "}, "there is no concept"),
         ({"kind": "combination"}, "needs a second part"),
         ({"partner": "beer"}, "`partner`"),
-        ({"preserve": "a gun"}, "preserve names the concept"),
+        ({"preserve": "a gun"}, "preserve. names the concept"),
         ({"templates": "a photo"}, "needs {} once"),
     ],
 )
