@@ -54,9 +54,9 @@ MAKERS = (
     "phrases", "spec", "models/attention", "models/sampler", "prompts/concept",
     "prompts/kinds", "prompts/subset",
     "prompts/templates", "unlearn/end_to_end", "seeds", "unlearn/layerwise", "unlearn/layout",
-    "unlearn/mask", "unlearn/objective", "unlearn/optimiser", "unlearn/problems", "unlearn/record",
-    "unlearn/resolve", "unlearn/results", "unlearn/run", "unlearn/saliency", "unlearn/trainer",
-    "unlearn/trajectory",
+    "unlearn/mask", "unlearn/objective", "unlearn/optimiser", "unlearn/pairs", "unlearn/problems",
+    "unlearn/record", "unlearn/resolve", "unlearn/results", "unlearn/run", "unlearn/saliency",
+    "unlearn/trainer", "unlearn/trajectory",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""
 Made = tuple[WeightDiff, dict[str, Any]]

@@ -19,7 +19,7 @@ from ..models.load import blank_unet
 from ..models.memory import batch_for
 from ..models.text_encoders import TIME_WIDTH
 from ..spec import ConceptSpec, UnlearnSpec
-from ..unlearn.layerwise import LayerProblem, Situation
+from ..unlearn.layerwise import LayerPairs, LayerProblem
 from ..unlearn.objective import csr, exact_product, slope
 from ..unlearn.problems import UNGUIDED
 from ..unlearn.record import sampler_of
@@ -188,8 +188,8 @@ def problem_for(layer: CrossAttention, work: Work) -> LayerProblem:
     rows = plan.rows.to(device)
     kept = torch.cat([rows[n:], told + torch.arange(free, device=device)])
     push = torch.zeros(2 * n)
-    erase = Situation(states(told), rows[: 2 * n], contexts(2 * n), contexts(2 * n), push)
-    keep = Situation(states(told + free), kept, contexts(len(kept)))
+    erase = LayerPairs(states(told), rows[: 2 * n], contexts(2 * n), contexts(2 * n), push)
+    keep = LayerPairs(states(told + free), kept, contexts(len(kept)))
     return LayerProblem(layer, erase, keep, spec.eta, 0)
 
 

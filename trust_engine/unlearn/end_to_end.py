@@ -18,6 +18,7 @@ from ..models.parameters import exchanged
 from ..spec import UnlearnSpec
 from .layout import Layout
 from .objective import distance, pushed
+from .pairs import Pairs
 
 BATCH = 8
 NOT_TOGETHER = "an exact Hessian and checkpointing do not go together"
@@ -29,19 +30,6 @@ class Cost:
 
     forward: int = 0
     backward: int = 0
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Recorded latents (r, steps, 4, h, w) that prompts meet: `now` is to be answered as `goal`.
-
-    rows: (p,), the recording of each prompt; push (p,): times eta, how far beyond the goal.
-    """
-
-    rows: Tensor
-    now: Conditioning
-    goal: Conditioning
-    push: Tensor | None = None
 
 
 class Differentiable:
@@ -84,15 +72,14 @@ class EndToEndProblem(Differentiable):
         self,
         denoiser: Denoiser,
         weights: Mapping[str, tuple[Tensor, int]],
-        latents: Tensor,
         timesteps: Tensor,
-        erase: Moments,
-        keep: Moments,
+        erase: Pairs[Conditioning],
+        keep: Pairs[Conditioning],
         spec: UnlearnSpec,
     ) -> None:
         super().__init__(denoiser, weights)
         self.spec = spec
-        self.latents, self.timesteps, self.erase, self.keep = latents, timesteps, erase, keep
+        self.timesteps, self.erase, self.keep = timesteps, erase, keep
         self.scale = self._scale()
 
     def effect(self, theta: Tensor, step: int) -> Tensor:
@@ -107,33 +94,33 @@ class EndToEndProblem(Differentiable):
         """Seed what a step looks at."""
         return seeds.sample(self.spec.seed, step, which)
 
-    def draw(self, moments: Moments, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, pairs: Pairs[Conditioning], seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Choose prompts (b,), their latents (b, 4, h, w) and timesteps (b,)."""
         generator = seeds.generator(seed)
-        count = len(moments.rows)
+        count = len(pairs.rows)
         some = torch.randperm(count, generator=generator)[:BATCH]
         when = torch.randint(len(self.timesteps), (len(some),), generator=generator)
         device = device_of(self.denoiser)
-        x = self.latents[moments.rows[some], when].to(device)
+        x = pairs.x[pairs.rows[some], when].to(device)
         return some, x, self.timesteps[when].to(device)
 
-    def _measure(self, moments: Moments, theta: Tensor, sample: int) -> Tensor:
-        some, x, t = self.draw(moments, sample)
-        now = moments.now.select(some.to(moments.now.context.device))
-        goal = self._goal(moments, some, x, t)
+    def _measure(self, pairs: Pairs[Conditioning], theta: Tensor, sample: int) -> Tensor:
+        some, x, t = self.draw(pairs, sample)
+        now = pairs.now.select(some.to(pairs.now.context.device))
+        goal = self._goal(pairs, some, x, t)
         return distance(self.predict(theta, x, t, now), goal, self.scale)
 
     @torch.no_grad()
-    def _goal(self, moments: Moments, some: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        there = some.to(moments.now.context.device)
-        goal = self.frozen(x, t, moments.goal.select(there))
+    def _goal(self, pairs: Pairs[Conditioning], some: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        there = some.to(pairs.now.context.device)
+        goal = self.frozen(x, t, (pairs.now if pairs.goal is None else pairs.goal).select(there))
         push = torch.full((len(some),), self.spec.eta)
-        if moments.push is not None:
-            push = push * moments.push[some]
-        if moments is not self.erase or not push.any():
+        if pairs.push is not None:
+            push = push * pairs.push[some]
+        if pairs is not self.erase or not push.any():
             return goal
         push = push.view(-1, 1, 1, 1).to(goal.device)
-        return pushed(goal, self.frozen(x, t, moments.now.select(there)), push)
+        return pushed(goal, self.frozen(x, t, pairs.now.select(there)), push)
 
     @torch.no_grad()
     def _scale(self, batches: int = 4) -> Tensor:

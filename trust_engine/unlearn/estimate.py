@@ -17,7 +17,7 @@ from ..models.contract import LentModel, device_of
 from ..models.load import LoadedModel
 from ..spec import ConceptSpec, UnlearnSpec
 from .end_to_end import BATCH
-from .layerwise import PROMPTS_A_STEP, LayerProblem, Situation
+from .layerwise import PROMPTS_A_STEP, LayerPairs, LayerProblem
 from .problems import units_of
 from .robust import BATCH as PICTURES
 from .robust import MEASURED, MEASURED_BATCH
@@ -71,7 +71,11 @@ def step_seconds(lent: LentModel, objective: str) -> float:
         goal = far + 0.1 * torch.randn(far.shape, generator=chance).to(device)
         rows = torch.arange(prompts, device=device)
         problem = LayerProblem(
-            layer, Situation(x, rows, goal, far), Situation(x, rows, far, far), spec.eta, spec.seed
+            layer,
+            LayerPairs(x, rows, goal, far),
+            LayerPairs(x, rows, far, far),
+            spec.eta,
+            spec.seed,
         )
         training = SelectiveTrainer(problem, spec)
         spent += _usual_seconds(training) * counts[kind]

@@ -15,6 +15,7 @@ from .. import seeds
 from ..models.attention import CrossAttention
 from .layout import Layout
 from .objective import distance, pushed
+from .pairs import Pairs
 
 PROMPTS_A_STEP = 12  # drawn anew for each step when there are more
 POSITIONS_A_STEP = 24  # likewise, for each prompt
@@ -23,29 +24,22 @@ MEMORY_KEPT = 1 << 26  # likewise of theta_0's keys and values, which are most o
 
 
 @dataclass(frozen=True)
-class Situation:
-    """States a layer sees, under which contexts, and what it should answer as.
+class LayerPairs(Pairs[Tensor]):
+    """Pairs of one layer: states x (r, n, d) under contexts (p, 77, c).
 
-    x: (r, n, d); rows: (p,), the row of x that each prompt meets; now, goal: contexts (p, 77, c):
-    `now` is to be answered as theta_0 answers `goal`, None: as theta_0 answers it;
-    push (p,): times eta, how far beyond it. Once worked out: answers (p, n, d), or theta_0's keys
-    and values (p, heads, 77, h / heads) under `now` and `goal`.
+    Once worked out: answers (p, n, d), or theta_0's keys and values (p, heads, 77, h / heads) under
+    `now` and `goal`.
     """
 
-    x: Tensor
-    rows: Tensor
-    now: Tensor
-    goal: Tensor | None = None
-    push: Tensor | None = None
     answers: Tensor | None = None
     memory: tuple[Tensor, ...] = ()
 
-    def to(self, device: torch.device) -> Situation:
+    def to(self, device: torch.device) -> LayerPairs:
         """Move to a device."""
         parts = (self.x, self.rows, self.now, self.goal, self.push, self.answers)
-        return Situation(*(None if t is None else t.to(device) for t in parts))  # type: ignore[arg-type]
+        return LayerPairs(*(None if t is None else t.to(device) for t in parts))  # type: ignore[arg-type]
 
-    def draw(self, generator: torch.Generator) -> Situation:
+    def draw(self, generator: torch.Generator) -> LayerPairs:
         """Take a random subset of prompts, and of positions, the same for all of them."""
         device, count = self.x.device, len(self.rows)
         some = torch.randperm(count, generator=generator)[:PROMPTS_A_STEP].sort().values.to(device)
@@ -56,7 +50,7 @@ class Situation:
         answers = None if self.answers is None else self.answers[some][:, where]
         goal = None if self.goal is None else self.goal[some]
         memory = tuple(part[some] for part in self.memory)
-        return Situation(x, rows, self.now[some], goal, push, answers, memory)
+        return LayerPairs(x, rows, self.now[some], goal, push, answers, memory)
 
     @property
     def states(self) -> Tensor:
@@ -68,7 +62,7 @@ class LayerProblem:
     """What one layer does to a concept's prompts and to those that must stay."""
 
     def __init__(
-        self, layer: CrossAttention, erase: Situation, keep: Situation, eta: float, seed: int
+        self, layer: CrossAttention, erase: LayerPairs, keep: LayerPairs, eta: float, seed: int
     ) -> None:
         weights = (layer.q, layer.k, layer.v)
         self.layout = Layout.of(weights, (layer.heads,) * 3)
@@ -91,27 +85,27 @@ class LayerProblem:
         """Measure the distance to theta_0's own answers, in the same units."""
         return self._measure(self.keep, theta, seeds.sample(self.seed, step, seeds.HARM))
 
-    def _measure(self, situation: Situation, theta: Tensor, sample: int) -> Tensor:
-        seen = situation.draw(seeds.generator(sample))
+    def _measure(self, pairs: LayerPairs, theta: Tensor, sample: int) -> Tensor:
+        seen = pairs.draw(seeds.generator(sample))
         with torch.no_grad():
             goal = self._goal(seen)
         layer = self._under(self.layer, theta)
         return distance(layer(seen.states, seen.now), goal, self.scale)
 
-    def _answered(self, situation: Situation) -> Situation:
+    def _answered(self, pairs: LayerPairs) -> LayerPairs:
         """Work the goals out once for all steps, or at least K and V, unless that takes much room.
 
         At full size all answers together would take as long as those that are ever drawn.
         """
-        if len(situation.rows) * situation.x[0].numel() <= ANSWERS_KEPT:
-            return replace(situation, answers=self._goal(situation))
-        contexts = [c for c in (situation.now, situation.goal) if c is not None]
+        if len(pairs.rows) * pairs.x[0].numel() <= ANSWERS_KEPT:
+            return replace(pairs, answers=self._goal(pairs))
+        contexts = [c for c in (pairs.now, pairs.goal) if c is not None]
         if 2 * sum(c.shape[0] * c.shape[1] for c in contexts) * len(self.layer.k) > MEMORY_KEPT:
-            return situation
+            return pairs
         memory = tuple(part for c in contexts for part in self.layer.keys_values(c))
-        return replace(situation, memory=memory)
+        return replace(pairs, memory=memory)
 
-    def _goal(self, seen: Situation) -> Tensor:
+    def _goal(self, seen: LayerPairs) -> Tensor:
         if seen.answers is not None:
             return seen.answers
         if seen.goal is None:
@@ -122,6 +116,6 @@ class LayerProblem:
         push = self.eta if seen.push is None else self.eta * seen.push.view(-1, 1, 1)
         return pushed(goal, self._frozen(seen, seen.now, seen.memory[:2]), push)
 
-    def _frozen(self, seen: Situation, context: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
+    def _frozen(self, seen: LayerPairs, context: Tensor, memory: tuple[Tensor, ...]) -> Tensor:
         """Answer as theta_0 does."""
         return self.layer.attend(seen.states, *(memory or self.layer.keys_values(context)))

@@ -13,8 +13,9 @@ from ..models.attention import cross_attention_modules, read_layer
 from ..models.contract import Conditioning, Denoiser, device_of, stack
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
-from .end_to_end import Cost, EndToEndProblem, Moments
-from .layerwise import LayerProblem, Situation
+from .end_to_end import Cost, EndToEndProblem
+from .layerwise import LayerPairs, LayerProblem
+from .pairs import Pairs
 from .robust import Hardening, RobustProblem, every_weight
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
 from .trainer import SelectiveTrainer
@@ -101,11 +102,11 @@ class Problems:
         # forgets, what enters a layer moves from the first kind to the second.
         now, goal = torch.cat([target, target]), torch.cat([anchor, anchor])
         push = torch.tensor(self.prompts.push).repeat(2)
-        erase = Situation(guided, self.plan.rows[: 2 * n], now, goal, push)
+        erase = LayerPairs(guided, self.plan.rows[: 2 * n], now, goal, push)
         some = unguided[:: max(1, len(unguided) // UNGUIDED)]
         kept = torch.cat([stay, uncond.expand(len(some), -1, -1)])
         rows = torch.cat([self.plan.rows[n:], len(guided) + torch.arange(len(some))])
-        keep = Situation(torch.cat([guided, some]), rows, kept)
+        keep = LayerPairs(torch.cat([guided, some]), rows, kept)
         device = device_of(self.denoiser)
         layer = read_layer(cross_attention_modules(self.denoiser)[name])
         return LayerProblem(layer, erase.to(device), keep.to(device), self.spec.eta, self.spec.seed)
@@ -113,24 +114,25 @@ class Problems:
     @cached_property
     def whole(self) -> EndToEndProblem:
         """Set the whole UNet's problem up, once."""
-        n, rows = len(self.prompts.targets), self.plan.rows
+        n, rows, latents = len(self.prompts.targets), self.plan.rows, self.recording.latents
         target, anchor, stay = (
             self.cond.select(slice(*e)) for e in ((0, n), (n, 2 * n), (n, None))
         )
         push = torch.tensor(self.prompts.push).repeat(2)
-        erase = Moments(rows[: 2 * n], stack([target, target]), stack([anchor, anchor]), push)
+        erase = Pairs(
+            latents, rows[: 2 * n], stack([target, target]), stack([anchor, anchor]), push
+        )
         count = len(self.plan.recorded)
         unguided = torch.arange(0, count, max(1, count // UNGUIDED))
         kept = stack([stay, *[self.uncond] * len(unguided)])
-        keep = Moments(torch.cat([rows[n:], unguided]), kept, kept)
+        keep = Pairs(latents, torch.cat([rows[n:], unguided]), kept)
         weights = {}
         for name, module in cross_attention_modules(self.denoiser).items():
             layer = read_layer(module)
             for letter, weight in zip("qkv", (layer.q, layer.k, layer.v), strict=True):
                 weights[f"{name}.to_{letter}.weight"] = (weight, layer.heads)
-        here = self.recording
         return EndToEndProblem(
-            self.denoiser, weights, here.latents, here.timesteps, erase, keep, self.spec
+            self.denoiser, weights, self.recording.timesteps, erase, keep, self.spec
         )
 
     @cached_property

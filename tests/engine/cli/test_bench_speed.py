@@ -34,7 +34,7 @@ from trust_engine.models.load import LoadedModel
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.knowledge import Knowledge
-from trust_engine.unlearn.layerwise import Situation
+from trust_engine.unlearn.layerwise import LayerPairs
 from trust_engine.unlearn.run import Unlearning
 
 CPU = torch.device("cpu")
@@ -98,7 +98,9 @@ def test_what_is_counted_is_what_a_layer_is_trained_on(
     class Stopped(Exception):
         pass
 
-    def stop(layer: CrossAttention, erase: Situation, keep: Situation, eta: float, _: int) -> None:
+    def stop(
+        layer: CrossAttention, erase: LayerPairs, keep: LayerPairs, eta: float, _: int
+    ) -> None:
         met.extend([layer, erase, keep, eta])
         raise Stopped
 

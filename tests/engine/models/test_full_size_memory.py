@@ -30,7 +30,7 @@ from trust_engine.models.memory import (
 )
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn.layerwise import LayerProblem, Situation
+from trust_engine.unlearn.layerwise import LayerPairs, LayerProblem
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.trajectory import Recording, record
 
@@ -159,9 +159,9 @@ def test_goals_worked_out_once_are_those_of_each_step() -> None:
     layer = CrossAttention(*(torch.randn(8, 8) for _ in range(4)), None, 2)
     x, context = torch.randn(5, 60, 8), torch.randn(50, 7, 8)
 
-    def situation(prompts: int) -> Situation:
+    def situation(prompts: int) -> LayerPairs:
         rows = torch.arange(prompts) % 5
-        return Situation(x, rows, context[:prompts], context[-prompts:])
+        return LayerPairs(x, rows, context[:prompts], context[-prompts:])
 
     problem = LayerProblem(layer, situation(6), situation(50), 0.5, 0)
     again = LayerProblem(layer, situation(6), situation(50), 0.5, 0)

@@ -14,7 +14,7 @@ from toys.tiny import tiny_spec
 from trust_engine.errors import DivergenceError
 from trust_engine.models.attention import CrossAttention
 from trust_engine.spec import UnlearnSpec
-from trust_engine.unlearn.layerwise import LayerProblem, Situation
+from trust_engine.unlearn.layerwise import LayerPairs, LayerProblem
 from trust_engine.unlearn.mask import overlap, share
 from trust_engine.unlearn.trainer import Metrics, SelectiveTrainer
 
@@ -28,7 +28,7 @@ def layer() -> CrossAttention:
     return CrossAttention(q, k, v, out, torch.zeros(D), heads=4)
 
 
-def situations() -> tuple[Situation, Situation]:
+def situations() -> tuple[LayerPairs, LayerPairs]:
     """Erase one token's row, in several prompts; keep the same prompts with other tokens there."""
     torch.manual_seed(2)
     concept, neutral, others = torch.randn(C), torch.randn(C), torch.randn(PROMPTS, C)
@@ -37,7 +37,7 @@ def situations() -> tuple[Situation, Situation]:
     now[:, 2], goal[:, 2], kept[:, 2] = concept, neutral, others
     x = torch.randn(2, PROMPTS, POSITIONS, D)
     rows = torch.arange(PROMPTS)
-    return Situation(x[0], rows, now, goal), Situation(x[1], rows, kept)
+    return LayerPairs(x[0], rows, now, goal), LayerPairs(x[1], rows, kept)
 
 
 def spec(**changes: object) -> UnlearnSpec:
@@ -47,7 +47,7 @@ def spec(**changes: object) -> UnlearnSpec:
     )
 
 
-def forgetting(wanted: UnlearnSpec, erase: Situation, keep: Situation) -> SelectiveTrainer:
+def forgetting(wanted: UnlearnSpec, erase: LayerPairs, keep: LayerPairs) -> SelectiveTrainer:
     """Set a layer up."""
     problem = LayerProblem(layer(), erase, keep, wanted.eta, wanted.seed)
     return SelectiveTrainer(problem, wanted)
@@ -59,7 +59,7 @@ def run(wanted: UnlearnSpec) -> tuple[SelectiveTrainer, list[Metrics]]:
     return it, list(it)
 
 
-def effect(theta: CrossAttention, part: Situation, base: CrossAttention) -> float:
+def effect(theta: CrossAttention, part: LayerPairs, base: CrossAttention) -> float:
     """Measure the distance to the goal over all positions."""
     return float(
         (theta(part.x, part.now) - base(part.x, part.now if part.goal is None else part.goal))

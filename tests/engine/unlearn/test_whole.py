@@ -11,8 +11,9 @@ from trust_engine.errors import SpecError
 from trust_engine.models.attention import cross_attention_modules, read_layer
 from trust_engine.models.contract import Conditioning
 from trust_engine.models.parameters import exchanged
-from trust_engine.unlearn.end_to_end import EndToEndProblem, Moments, differentiable
+from trust_engine.unlearn.end_to_end import EndToEndProblem, differentiable
 from trust_engine.unlearn.objective import csr, exact_product, finite_product, slope
+from trust_engine.unlearn.pairs import Pairs
 from trust_engine.unlearn.trainer import SelectiveTrainer
 
 
@@ -28,9 +29,9 @@ def whole(style: str = "diffusers", **changes: object) -> EndToEndProblem:
     now, goal, kept = (Conditioning(torch.randn(3, 6, 16)) for _ in range(3))
     rows = torch.arange(3)
     latents, timesteps = torch.randn(3, 2, 4, 8, 8), torch.tensor([801, 301])
-    erase, keep = Moments(rows, now, goal), Moments(rows, kept, kept)
+    erase, keep = Pairs(latents, rows, now, goal), Pairs(latents, rows, kept)
     return EndToEndProblem(
-        denoiser, weights, latents, timesteps, erase, keep, tiny_spec(engine="global", **changes)
+        denoiser, weights, timesteps, erase, keep, tiny_spec(engine="global", **changes)
     )
 
 
