@@ -105,7 +105,7 @@ def test_verdict_says_what_is_not_covered(finished: Audit) -> None:
     data = finished.report.figures
     assert "Not covered: " in data["verdict"]
     assert "\n" not in data["verdict"]
-    assert "Ring-A-Bell" in data["verdict"]
+    assert "Ring-A-Bell" in data["verdict"] and "inversion (3 learned tokens)" in data["verdict"]
     assert "original model" in data["verdict"]
     assert "styles and backgrounds" in data["verdict"]
 
@@ -249,6 +249,9 @@ def test_page_is_self_contained_and_complete(finished: Audit) -> None:
     assert html.count("<img") == html.count("data:image/jpeg;base64,") > 20
     for word in ("Before and after", "What is kept?", "Can it be brought back?", "Not covered"):
         assert word in html
+    high, wide = toy_model().latent_size
+    assert f"pictures of {8 * wide} by {8 * high} pixels" in html
+    assert "audit.json" not in html, "not every door writes one"
     assert "prefers-color-scheme:dark" in html
     assert '<body class="">' in html
 

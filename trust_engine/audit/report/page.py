@@ -272,10 +272,12 @@ def _small_print(data: Mapping[str, Any]) -> Iterator[str]:
     yield "<footer><h2>Small print</h2><ul>"
     yield f"<li>Judge: {escape(judge['name'])}, {escape(judge['note'])}. {coupled}</li>"
     yield f"<li>Drawn with {escape(drawn['name'])}, {drawn['steps']} steps, guidance "
-    yield f"{drawn['cfg']:g}; seed {data['seed']}, {data['images_per_object']} pictures an object."
+    yield f"{drawn['cfg']:g}; seed {data['seed']};"
+    size = " by ".join(map(str, data["pixels"]))
+    yield f"pictures of {size} pixels, {data['images_per_object']} an object."
     measured = "; ".join(f"{d['sha256']} at strength {d['strength']:g}" for d in data["diffs"])
     yield f"</li><li>Measured: diff {escape(measured)}; base {escape(data['base'])}."
     cost = data["cost"]
     yield f"</li><li>{cost['unet_passes']:,} UNet passes, {cost['seconds']:,.0f} s.</li>"
     yield "<li>Floor: how often the judge &ldquo;sees&rdquo; things that the model never learned "
-    yield "in an attack's pictures. Every figure is in audit.json.</li></ul></footer>"
+    yield "in an attack's pictures.</li></ul></footer>"

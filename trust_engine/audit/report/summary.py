@@ -12,6 +12,9 @@ from ..context import AuditContext, Picture
 from ..levels import ATTACKS, Level
 from .verdict import not_covered, verdict
 
+PIXELS = 8
+"""A latent's side in pixels: the same in the autoencoders of the demo, SD 1.x, SD 2.x and SDXL."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -41,6 +44,7 @@ def assemble(
         "judge": {"name": studio.judge.name, "note": studio.judge.note, "coupled": coupled},
         "images_per_object": studio.images,
         "seed": studio.seed,
+        "pixels": [PIXELS * side for side in reversed(studio.models["untouched"].latent_size)],
         **measured,
         "sampler": {
             "name": settings.sampler, "steps": settings.steps, "cfg": settings.cfg,

@@ -33,15 +33,15 @@ def not_covered(
     titles = [make_attack(name, Budgets()).title for name in missing]
     open_points = []
     if skipped:
-        open_points.append(f"not possible with this text encoder: {_join(skipped)}")
+        open_points.append(f"not possible with this text encoder: {_titles(skipped)}")
     left = [title for title in titles if title not in skipped]
     if left:
-        open_points.append(f"attacks not run at level {data['level']}: {_join(left)}")
+        open_points.append(f"attacks not run at level {data['level']}: {_titles(left)}")
     weak = [a["title"] for a in data["attacks"].values() if a["informative"] is False]
     if weak:
         open_points.append(
             f"attacks too weak to bring the concept out of the untouched model either, so they "
-            f"say nothing: {_join(weak)}"
+            f"say nothing: {_titles(weak)}"
         )
     if data["attacks"] and all(a["informative"] is None for a in data["attacks"].values()):
         open_points.append("whether the attacks work at all here (level full tries them on the "
@@ -150,3 +150,9 @@ def _percent(figure: Mapping[str, Any]) -> str:
 
 def _join(parts: Sequence[str]) -> str:
     return ", ".join(parts)
+
+
+def _titles(titles: Sequence[str]) -> str:
+    """List attacks; what a title says after a comma is put in brackets."""
+    return _join([f"{first} ({rest})" if rest else first
+                  for first, _, rest in (title.partition(", ") for title in titles)])  # fmt: skip
