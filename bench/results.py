@@ -51,6 +51,8 @@ ATTACKS = {
 }  # fmt: skip
 SUMMARY = ("gun", "bomb")
 """The things of the table that sums up; styles and pairs have tables of their own."""
+SCRUBBED = ("target", "synonyms", "others", "others_style", "others_background", "pairs")
+"""The figures of scrubbing's trials on a thing."""
 SHORT = ("trust", "trust-robust", "uce", "esd-x", "salun")
 """The methods of the README's table."""
 
@@ -208,6 +210,32 @@ def stacked() -> str:
     return several(cells, 1 + max(int(key.rsplit("/", 1)[1]) for key in cells))
 
 
+def scrubbing(name: str) -> str:
+    """Write the trials of bench.scrub on one concept: a row for each setting."""
+    folder = FIGURES / "scrub" / name / "0"
+    cells = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.json"))}
+    base = cells["untouched"]["figures"]
+    rows = []
+    for cell in sorted(cells.values(), key=lambda c: (c["title"] != "untouched", c["title"])):
+        kept, cost = relative(cell["figures"], base), cell.get("cost", {})
+        stood = {key: f"{rate['value']:.2f}" for key, rate in cell["attacks"].items()}
+        tokens = [stood.get(f"textual_inversion_{n}", "") for n in (1, 3)]
+        again = [stood.get(f"relearning {n}", "") for n in (5, 10, 20, 50)]
+        rows.append(
+            [
+                cell["title"],
+                *(f"{kept[column]:.3f}" if column in kept else "" for column in SCRUBBED),
+                *(", ".join(one for one in found if one) for found in (tokens, again)),
+                *(str(cost.get(key, "")) for key in ("passes", "directions")),
+                f"{cost['harm']:.2f}" if cost else "",
+            ]
+        )
+    heads = ["setting", *(WORDS[column] for column in SCRUBBED),
+             "after one, three learned tokens", "after relearning", "UNet passes", "directions",
+             "harm"]  # fmt: skip
+    return markdown(heads, rows)
+
+
 def crisp() -> str:
     """Write bench.world.crisp's means: a row for each model."""
     rows = []
@@ -262,6 +290,8 @@ def makers() -> dict[str, Callable[[], str]]:
         made[f"ablations: {name}"] = lambda n=name: engine([n], list(VARIANTS))  # type: ignore[misc]
     for name in RIVALLED:
         made[f"methods: {name}"] = lambda n=name: rivals(n)  # type: ignore[misc]
+    for name in ("gun", "bomb"):
+        made[f"scrubbing: {name}"] = lambda n=name: scrubbing(n)  # type: ignore[misc]
     quick = FIGURES / "rivals-quick"
     return made | {
         "quick": lambda: rivals("gun", quick),
