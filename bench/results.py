@@ -236,6 +236,21 @@ def scrubbing(name: str) -> str:
     return markdown(heads, rows)
 
 
+def scrubbed_predictions(name: str) -> str:
+    """Write what settings of scrubbing do to predictions: a row for each setting."""
+    kept = json.loads((FIGURES / "scrub" / name / "predictions-0.json").read_text("utf-8"))
+    columns = ("concept's loss", "blank's loss", "concept", "rest", "beside", "harm")
+    rows = [
+        [title, *(f"{cell[c]:.4f}" if c in columns[2:5] else f"{cell[c]:.2f}" for c in columns),
+         str(cell["directions"]), str(cell["passes"])]
+        for title, cell in sorted(kept.items())
+    ]  # fmt: skip
+    heads = ("setting", "loss on the concept", "without its prompt", "moved: the concept",
+             "other things", "those, the concept asked for, too", "harm", "directions",
+             "UNet passes")  # fmt: skip
+    return markdown(heads, rows)
+
+
 def crisp() -> str:
     """Write bench.world.crisp's means: a row for each model."""
     rows = []
@@ -291,7 +306,10 @@ def makers() -> dict[str, Callable[[], str]]:
     for name in RIVALLED:
         made[f"methods: {name}"] = lambda n=name: rivals(n)  # type: ignore[misc]
     for name in ("gun", "bomb"):
+        if not (FIGURES / "scrub" / name / "0" / "untouched.json").exists():
+            continue
         made[f"scrubbing: {name}"] = lambda n=name: scrubbing(n)  # type: ignore[misc]
+    made["scrubbing: predictions"] = lambda: scrubbed_predictions("gun")
     quick = FIGURES / "rivals-quick"
     return made | {
         "quick": lambda: rivals("gun", quick),
