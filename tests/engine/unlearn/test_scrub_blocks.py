@@ -308,6 +308,16 @@ def test_layers_without_a_module_of_their_own_are_refused() -> None:
         blocks_of(denoiser, once)
 
 
+def test_one_batch_is_measured_and_cannot_be_checked_on_another() -> None:
+    denoiser = tiny_denoiser()
+    plan = replace(QUICK, batch=2 * SAMPLES)
+    work = Scrubbing(denoiser, *shown(denoiser), plan)
+    list(work)
+    assert work.edits
+    with pytest.raises(SpecError, match="two batches"):
+        Scrubbing(denoiser, *shown(denoiser), replace(plan, checked=True))
+
+
 @pytest.mark.parametrize("wrong", [{"tau": 0.5}, {"eps": 0.0}, {"eps": 2.0}])
 def test_a_plan_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SpecError):

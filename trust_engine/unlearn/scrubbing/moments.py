@@ -35,10 +35,11 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         """Put the inputs of two together."""
         both = Moments()
-        if self.total is not None and other.total is not None:
-            assert self.sum is not None and other.sum is not None
-            both.total, both.sum = self.total + other.total, self.sum + other.sum
-        both.count = self.count + other.count
+        for part in (self, other):
+            if part.total is not None and part.sum is not None:
+                both.total = part.total if both.total is None else both.total + part.total
+                both.sum = part.sum if both.sum is None else both.sum + part.sum
+                both.count += part.count
         return both
 
     @property

@@ -83,7 +83,11 @@ class Scrubbing:
         """Take samples; start: weights by parameter name that stand in for the network's own."""
         self.denoiser, self.plan = denoiser, plan or ScrubPlan()
         self.kinds = concept.batches(self.plan.batch), rest.batches(self.plan.batch)
-        self.samples = len(concept) + len(rest)
+        if self.plan.checked and min(map(len, self.kinds)) < 2:
+            raise SpecError(
+                f"to check directions takes two batches of {self.plan.batch} samples of either "
+                "kind; take more samples, or do not check"
+            )
         self.blocks_done, edits = begun or (0, {})
         self.edits: dict[str, Edit] = dict(edits)
         self.outputs = Outputs(self.plan.memory, folder)
