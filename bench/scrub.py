@@ -29,7 +29,7 @@ from bench.baselines.common import Task, Weights
 from bench.baselines.scrubbed import Order, Settings
 from bench.measure import Known, measure, relative
 from bench.results import scrubbing
-from bench.rivals import CONCEPTS
+from bench.rivals import CONCEPTS, MAKERS
 from bench.trained import engine_mark
 from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
@@ -301,11 +301,13 @@ class Trial:
 
     def cell(self, title: str, setting: Settings | None, relearning: bool) -> dict[str, Any]:
         """Measure what a cell still lacks; setting None: the untouched model."""
-        about = {"setting": told(setting), "base": self.base, "title": title}
+        mark = engine_mark(*MAKERS["trust-scrub"]) if setting is not None else ""
+        about = {"setting": told(setting), "base": self.base, "title": title, "engine": mark}
         path = self.path(title)
         cell = json.loads(path.read_text()) if path.exists() else {}
         # A field that came later is as if it had always had its default.
-        if cell.get("base") != self.base or {**told(Settings()), **cell["setting"]} != {
+        same = (cell.get("base"), cell.get("engine")) == (self.base, mark)
+        if not same or {**told(Settings()), **cell["setting"]} != {
             **told(Settings()),
             **told(setting),
         }:
