@@ -13,6 +13,7 @@ from toys.tiny import tiny_model, tiny_spec
 from trust_engine.benchmark.counting import pass_gb
 from trust_engine.benchmark.random_models import family_for, schedule_for
 from trust_engine.benchmark.tensor_memory import LiveTensors
+from trust_engine.cli.wording import in_flags
 from trust_engine.errors import ModelError, OutputError
 from trust_engine.io.outputs import check_outputs
 from trust_engine.models.attention import CrossAttention
@@ -90,7 +91,7 @@ def test_too_little_memory_says_what_to_change(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(memory, "free_memory", lambda _: int(1e9))
     check_unlearning(int(0.8e9), int(0.1e9), CPU)
     with pytest.raises(ModelError, match=r"about 2\.2 GB .* 1\.0 GB are free; close other") as low:
-        check_unlearning(int(2e9), int(0.5e9), CPU, "take --engine local")
+        check_unlearning(int(2e9), int(0.5e9), CPU, "take {engine local}")
     assert "memory low (0.6 GB)" in str(low.value)
     assert "take engine local" in str(low.value)
     with pytest.raises(ModelError) as other:
@@ -145,13 +146,14 @@ def test_room_is_asked_for_both_engines(monkeypatch: pytest.MonkeyPatch) -> None
     model.check_room(UnlearnSpec((GUN,), engine="global"), "high")
     monkeypatch.setattr(memory, "free_memory", lambda _: 1)
     ways: list[tuple[dict[str, Any], str]] = [
-        ({}, "--memory low"),
-        ({"engine": "global"}, "take engine local"),
+        ({}, "take --memory low"),
+        ({"engine": "global"}, "take --engine local"),
         ({"robust": True}, "leave --robust out"),
     ]
     for settings, says in ways:
-        with pytest.raises(ModelError, match=says):
+        with pytest.raises(ModelError) as refused:
             model.check_room(UnlearnSpec((GUN,), **settings), "auto")
+        assert says in refused.value.worded(in_flags)
 
 
 def test_goals_worked_out_once_are_those_of_each_step() -> None:

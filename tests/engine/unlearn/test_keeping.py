@@ -207,7 +207,7 @@ def test_other_settings_and_another_engine_are_other_runs(
     next(report for report in run if report.stage == "recording")
     with pytest.raises(SpecError, match=r"of TRUST Unlearn 0\.0\.9, this is"):
         Unlearning(tiny_model(), SPEC).check(replace(run.state, engine="0.0.9"))
-    monkeypatch.setattr("trust_engine.models.identity.engine_identity", lambda: "another")
+    monkeypatch.setattr("trust_engine.unlearn.provenance.engine_identity", lambda: "another")
     assert Unlearning(tiny_model(), SPEC).key != key
 
 

@@ -127,7 +127,7 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_divergence_keeps_the_last_good_state() -> None:
     run = Unlearning(tiny_model(), tiny_spec(steps=6))
-    with pytest.raises(DivergenceError, match="not finite at step 3 of 6; lower the rate"):
+    with pytest.raises(DivergenceError, match="not finite at step 3 of 6; lower rate"):
         for report in run:
             if report.standing is not None and run._piece is not None:
                 forgetting = run._piece[1]

@@ -99,5 +99,5 @@ def test_without_room_prompts_borrow_from_their_own_kind(room: int) -> None:
 
 
 def test_no_room_is_said() -> None:
-    with pytest.raises(SpecError, match="raise it, or lower the steps"):
+    with pytest.raises(SpecError, match="raise it, or lower trajectory_steps"):
         plan_recording(8, 8, 2)
