@@ -27,11 +27,13 @@ from .file import (
     save_diff,
 )
 from .least_squares import fitted
-from .weight_diff import SparseOffset, WeightDiff
+from .weight_diff import LowRankOffset, Offset, SparseOffset, WeightDiff
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "LowRankOffset",
+    "Offset",
     "Overlap",
     "Rounding",
     "SparseOffset",

@@ -18,13 +18,14 @@ from ..models.load import LoadedModel
 from ..models.unet_families import family_of
 from ..phrases import plain
 from ..settings import in_range
-from .weight_diff import SparseOffset, WeightDiff
+from .weight_diff import Offset, WeightDiff
 
 STRONGEST = 2.0
 LARGEST_LOSS = 0.05  # share of a change that a file's number type may lose
 HASHED = 1 << 20  # entries of a weight that are hashed at once
 OTHER_BASES = "take a diff made for this model, or switch {strict} off"
 ADDED = 1 << 16  # entries that are added at once: few enough for a processor's cache
+Where = Tensor | slice  # flat indices (n,), or a stretch of the flat weight
 
 
 @dataclass
@@ -146,7 +147,7 @@ def applied(denoiser: Denoiser, diffs: Sequence[tuple[WeightDiff, float]]) -> It
     Yields what the rounding of the model's number type lost.
     """
     parameters: dict[str, Tensor] = dict(denoiser.module.named_parameters())
-    backup: list[tuple[Tensor, Tensor, Tensor]] = []
+    backup: list[tuple[Tensor, Where, Tensor]] = []
     rounding = Rounding()
     try:
         with torch.inference_mode():  # hosts' weights may be inference tensors
@@ -159,23 +160,24 @@ def applied(denoiser: Denoiser, diffs: Sequence[tuple[WeightDiff, float]]) -> It
         yield rounding
     finally:
         with torch.inference_mode():
-            for weight, indices, values in reversed(backup):
-                _put(weight, indices, values)
+            for weight, where, values in reversed(backup):
+                _put(weight, where, values)
 
 
 def add(
-    weight: Tensor, offset: SparseOffset, strength: float, rounding: Rounding, key: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Add strength * offset in place; yields (indices, old values) before each block is changed."""
+    weight: Tensor, offset: Offset, strength: float, rounding: Rounding, key: str
+) -> Iterator[tuple[Where, Tensor]]:
+    """Add strength * offset in place; yields (where, old values) before each block is changed."""
     if tuple(weight.shape) != offset.shape:
         raise DiffError(f"{key}: the diff has {offset.shape}, the model {tuple(weight.shape)}")
     if not strength:
         return
-    for start in range(0, len(offset.indices), ADDED):
-        indices = offset.indices[start : start + ADDED].to(weight.device).long()
-        change = offset.values[start : start + ADDED].to(weight.device)
+    for where, values in offset.blocks(ADDED):
+        if isinstance(where, Tensor):
+            where = where.to(weight.device).long()
+        change = values.to(weight.device)
         change = change if strength == 1 else strength * change
-        old = _take(weight, indices)
+        old = _take(weight, where)
         before = old.float()
         new = (before + change).to(old.dtype)
         moved = new.float() - before
@@ -190,37 +192,43 @@ def add(
             raise DiffError(
                 f"{key}: strength {strength:g} is too much for {old.dtype}; choose a smaller one"
             )
-        yield indices, old
-        _put(weight, indices, new)
-        rounding.entries += len(indices)
-        rounding.unmoved += len(indices) - int(moved.count_nonzero())
+        yield where, old
+        _put(weight, where, new)
+        rounding.entries += len(change)
+        rounding.unmoved += len(change) - int(moved.count_nonzero())
         rounding.wanted += float(change.dot(change))
         rounding.error += error
 
 
-def _take(weight: Tensor, indices: Tensor) -> Tensor:
+def _take(weight: Tensor, where: Where) -> Tensor:
     if weight.element_size() == 1:  # float8 cannot be indexed, its bytes can
-        return _take_from(weight.view(torch.uint8), indices).view(weight.dtype)
-    return _take_from(weight, indices)
+        return _take_from(weight.view(torch.uint8), where).view(weight.dtype)
+    return _take_from(weight, where)
 
 
-def _take_from(weight: Tensor, indices: Tensor) -> Tensor:
-    if weight.is_contiguous():
-        return weight.view(-1).index_select(0, indices)
-    return weight[_places(weight, indices)]
+def _take_from(weight: Tensor, where: Where) -> Tensor:
+    if not weight.is_contiguous():
+        return weight[_places(weight, where)]
+    flat = weight.view(-1)
+    return flat[where].clone() if isinstance(where, slice) else flat.index_select(0, where)
 
 
-def _put(weight: Tensor, indices: Tensor, values: Tensor) -> None:
+def _put(weight: Tensor, where: Where, values: Tensor) -> None:
     if weight.element_size() == 1:
         weight, values = weight.view(torch.uint8), values.view(torch.uint8)
-    if weight.is_contiguous():
-        weight.view(-1).index_copy_(0, indices, values)
+    if not weight.is_contiguous():
+        weight[_places(weight, where)] = values
+    elif isinstance(where, slice):
+        weight.view(-1)[where] = values
     else:
-        weight[_places(weight, indices)] = values
+        weight.view(-1).index_copy_(0, where, values)
 
 
-def _places(weight: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
+def _places(weight: Tensor, where: Where) -> tuple[Tensor, ...]:
     """Turn flat indices into one index a dimension; hosts may hold weights in other strides."""
+    indices = where
+    if isinstance(indices, slice):
+        indices = torch.arange(indices.start, indices.stop, device=weight.device)
     places: list[Tensor] = []
     for size in reversed(weight.shape):
         places.append(indices % size)

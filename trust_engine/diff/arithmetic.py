@@ -18,7 +18,7 @@ from ..settings import in_range
 from ..spec import ConceptSpec, UnlearnSpec, contradiction
 from .file import payload_sha256
 from .sampling import sampling_of
-from .weight_diff import SparseOffset, WeightDiff
+from .weight_diff import LowRankOffset, Offset, SparseOffset, WeightDiff
 
 How = Literal["sum", "mean", "strongest"]
 Parts = Sequence[tuple[WeightDiff, float]]
@@ -71,7 +71,34 @@ def combine(parts: Parts, how: How = "sum") -> WeightDiff:
     return WeightDiff(offsets, lineage(parts, how))
 
 
-def _combined(parts: Sequence[tuple[SparseOffset, float]], how: How) -> SparseOffset:
+def _combined(parts: Sequence[tuple[Offset, float]], how: How) -> Offset:
+    """Combine what several diffs add to one weight: of low rank where that stays possible."""
+    if len(parts) == 1:
+        return parts[0][0].times(parts[0][1])
+    low = [(*o.factors, strength) for o, strength in parts if o.factors is not None]
+    sparse = [(o.sparse, strength) for o, strength in parts if o.sparse is not None]
+    if how == "mean" and not sparse:
+        low = [(up, down, strength / len(parts)) for up, down, strength in low]
+    elif how != "sum" or not low:
+        return _by_entries([(o.entries(), strength) for o, strength in parts], how)
+    return _stacked(low, _by_entries(sparse, "sum") if sparse else None)
+
+
+def _stacked(parts: Sequence[tuple[Tensor, Tensor, float]], sparse: SparseOffset | None) -> Offset:
+    """Sum products of factors, times strengths, by stacking them.
+
+    Directions that read the same are made one, so that a diff and its own reverse leave nothing.
+    """
+    up = torch.cat([strength * up.double() for up, _, strength in parts], 1)
+    down, which = torch.cat([down for _, down, _ in parts]).unique(dim=0, return_inverse=True)
+    summed = up.new_zeros(len(up), len(down), *up.shape[2:]).index_add_(1, which, up)
+    offset = LowRankOffset(summed.float(), down, sparse)
+    if len(down) * (summed[:, 0].numel() + down.shape[1]) < offset.numel:
+        return offset.tidy()
+    return offset.entries()  # the factors would take more than the weight itself
+
+
+def _by_entries(parts: Sequence[tuple[SparseOffset, float]], how: How) -> SparseOffset:
     union = torch.cat([offset.indices for offset, _ in parts]).unique()
     total = torch.zeros(len(union), dtype=torch.float64)
     touched = torch.zeros(len(union), dtype=torch.float64)
@@ -159,25 +186,33 @@ def thinned(diff: WeightDiff, share: float) -> WeightDiff:
     layers: dict[str, list[str]] = {}
     for key in diff.offsets:
         layers.setdefault(layer_of(key) if projection_of(key) else key, []).append(key)
-    offsets: dict[str, SparseOffset] = {}
+    offsets: dict[str, Offset] = {}
     for keys in layers.values():
-        sizes = torch.cat([diff.offsets[key].values.abs() for key in keys])
-        count = math.ceil(share * sum(diff.offsets[key].numel for key in keys))
+        own = {key: diff.offsets[key].entries() for key in keys}
+        sizes = torch.cat([offset.values.abs() for offset in own.values()])
+        count = math.ceil(share * sum(offset.numel for offset in own.values()))
         kept = torch.zeros(len(sizes), dtype=torch.bool)
         kept[sizes.sort(descending=True, stable=True).indices[:count]] = True
-        parts = kept.split([len(diff.offsets[key].indices) for key in keys])
-        offsets.update({k: diff.offsets[k].at(m) for k, m in zip(keys, parts, strict=True)})
+        parts = kept.split([len(offset.indices) for offset in own.values()])
+        offsets.update({k: o.at(m) for (k, o), m in zip(own.items(), parts, strict=True)})
     ordered = {key: offsets[key] for key in diff.offsets}
     return WeightDiff(ordered, {**diff.provenance, "thinned": share}, {})
 
 
 def touched(parts: Parts) -> int:
     """Count the entries that diffs move together; one that several move counts once."""
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Offset]] = {}
     for diff, strength in parts:
         for key, offset in diff.offsets.items() if strength else ():
-            found.setdefault(key, []).append(offset.indices)
-    return sum(len(torch.cat(indices).unique()) for indices in found.values())
+            found.setdefault(key, []).append(offset)
+    return sum(map(_touched, found.values()))
+
+
+def _touched(offsets: Sequence[Offset]) -> int:
+    most = max(offset.changed for offset in offsets)
+    if len(offsets) == 1 or most == offsets[0].numel:
+        return most
+    return len(torch.cat([offset.entries().indices for offset in offsets]).unique())
 
 
 def refuse_empty(diff: WeightDiff) -> None:
@@ -188,7 +223,7 @@ def refuse_empty(diff: WeightDiff) -> None:
 
 def energy(diff: WeightDiff) -> float:
     """Return the sum of squared offsets."""
-    return sum(float(o.values.double().square().sum()) for o in diff.offsets.values())
+    return sum(float(o.entries().values.double().square().sum()) for o in diff.offsets.values())
 
 
 @dataclass(frozen=True)
@@ -225,17 +260,51 @@ class Overlap:
         return {**asdict(self), "verdict": self.verdict}
 
 
+@dataclass
+class _Tally:
+    """Sums over the entries that two diffs both move."""
+
+    shared: int = 0
+    opposed: int = 0
+    moved: float = 0.0
+    left: float = 0.0
+    product: float = 0.0
+    squares: tuple[float, float] = (0.0, 0.0)
+    chance: float = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Count entries (n,) of one weight, what the one and the other add to them."""
+        self.shared += len(x)
+        self.opposed += int((x * y < 0).sum())
+        self.moved += float(x.abs().sum() + y.abs().sum())
+        self.left += float((x + y).abs().sum())
+        self.product += float(x @ y)
+        self.squares = self.squares[0] + float(x @ x), self.squares[1] + float(y @ y)
+
+    def overlap(self, first: int, second: int) -> Overlap:
+        """Sum up, for diffs that move `first` and `second` entries in all."""
+        length = math.sqrt(self.squares[0] * self.squares[1])
+        return Overlap(
+            shared=self.shared,
+            of_first=self.shared / max(1, first),
+            of_second=self.shared / max(1, second),
+            by_chance=self.chance / max(1, first),
+            opposed=self.opposed / self.shared if self.shared else 0.0,
+            cosine=self.product / length if length else 0.0,
+            cancelled=1 - self.left / self.moved if self.moved else 0.0,
+        )
+
+
 def overlap(a: WeightDiff, b: WeightDiff) -> Overlap:
-    """Compare two diffs of one family entry by entry."""
+    """Compare two diffs of one family entry by entry, one weight at a time."""
     _check_alike([a, b])
-    pairs, chance = [], 0.0
-    for key in a.offsets.keys() & b.offsets.keys():
-        one, two = a.offsets[key], b.offsets[key]
-        chance += len(one.indices) * len(two.indices) / one.numel
+    tally = _Tally()
+    for key in (key for key in a.offsets if key in b.offsets):
+        one, two = a.offsets[key].entries(), b.offsets[key].entries()
+        tally.chance += len(one.indices) * len(two.indices) / one.numel
         mine, yours = torch.isin(one.indices, two.indices), torch.isin(two.indices, one.indices)
-        pairs.append(torch.stack([one.values[mine], two.values[yours]]).double())
-    both = torch.cat(pairs, 1) if pairs else torch.zeros(2, 0, dtype=torch.float64)
-    return _overlap(both, a.changed, b.changed, chance)
+        tally.add(one.values[mine].double(), two.values[yours].double())
+    return tally.overlap(a.changed, b.changed)
 
 
 def overlap_with_rest(parts: Parts) -> list[Overlap]:
@@ -244,10 +313,11 @@ def overlap_with_rest(parts: Parts) -> list[Overlap]:
     One pass over the entries that any of them moves, where pairs would take one for each two.
     """
     _check_alike([diff for diff, _ in parts])
-    found: list[list[Tensor]] = [[] for _ in parts]
-    rest_moved, chance = [0] * len(parts), [0.0] * len(parts)
+    tallies, rest_moved = [_Tally() for _ in parts], [0] * len(parts)
     for key in dict.fromkeys(key for diff, _ in parts for key in diff.offsets):
-        there = [(i, d.offsets[key], s) for i, (d, s) in enumerate(parts) if key in d.offsets]
+        there = [
+            (i, d.offsets[key].entries(), s) for i, (d, s) in enumerate(parts) if key in d.offsets
+        ]
         union, touched = torch.cat([o.indices for _, o, _ in there]).unique(return_counts=True)
         total = torch.zeros(len(union), dtype=torch.float64)
         for _, offset, strength in there:
@@ -257,30 +327,13 @@ def overlap_with_rest(parts: Parts) -> list[Overlap]:
             at = torch.searchsorted(union, offset.indices)
             shared = touched[at] > 1
             mine = strength * offset.values.double()[shared]
-            found[i].append(torch.stack([mine, total[at][shared] - mine]))
+            tallies[i].add(mine, total[at][shared] - mine)
             others = len(union) - len(at) + int(shared.sum())
             rest_moved[i] += others
-            chance[i] += len(at) * others / offset.numel
+            tallies[i].chance += len(at) * others / offset.numel
         for i in set(range(len(parts))) - {i for i, _, _ in there}:
             rest_moved[i] += len(union)
-    empty = torch.zeros(2, 0, dtype=torch.float64)
     return [
-        _overlap(torch.cat([empty, *pairs], 1), diff.changed, rest, by_chance)
-        for pairs, (diff, _), rest, by_chance in zip(found, parts, rest_moved, chance, strict=True)
+        tally.overlap(diff.changed, rest)
+        for tally, (diff, _), rest in zip(tallies, parts, rest_moved, strict=True)
     ]
-
-
-def _overlap(both: Tensor, first: int, second: int, chance: float) -> Overlap:
-    """Sum up what two diffs, that move `first` and `second` entries, do where both move (2, n)."""
-    x, y = both
-    moved, left = float(both.abs().sum()), float((x + y).abs().sum())
-    length = float(x.norm() * y.norm())
-    return Overlap(
-        shared=len(x),
-        of_first=len(x) / max(1, first),
-        of_second=len(x) / max(1, second),
-        by_chance=chance / max(1, first),
-        opposed=float((x * y < 0).double().mean()) if len(x) else 0.0,
-        cosine=float(x @ y) / length if length else 0.0,
-        cancelled=1 - left / moved if moved else 0.0,
-    )

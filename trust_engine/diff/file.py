@@ -149,7 +149,8 @@ def _packed(diff: WeightDiff, name: str) -> Packed:
     packed = {}
     for key, offset in sorted(diff.offsets.items()):
         check_offset(key, offset, name)
-        packed[key] = (*_pack_values(offset.values), _pack_indices(offset.indices))
+        entries = offset.entries()
+        packed[key] = (*_pack_values(entries.values), _pack_indices(entries.indices))
     return {key: (exponent, gaps, values) for key, (exponent, values, gaps) in packed.items()}
 
 

@@ -136,7 +136,7 @@ def stock_name(key: str) -> str:
 
 def _exportable(diff: WeightDiff) -> dict[str, SparseOffset]:
     """Return what there is to export; raises DiffError for what hosts would skip without a word."""
-    offsets = {key: offset for key, offset in diff.offsets.items() if len(offset.indices)}
+    offsets = {key: o.entries() for key, o in diff.offsets.items() if not o.is_zero}
     if not offsets:
         raise DiffError("the diff changes nothing, so there is nothing to export")
     for key, offset in offsets.items():
