@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from trust_engine.diff.apply import fingerprint_of
-from trust_engine.diff.weight_diff import SparseOffset, WeightDiff
+from trust_engine.diff.weight_diff import LowRankOffset, Offset, SparseOffset, WeightDiff
 from trust_engine.io.safetensors import write_all
 from trust_engine.models.contract import ModuleDenoiser, ldm_denoiser, scaled_linear
 from trust_engine.models.keys import LDM_PREFIX
@@ -55,6 +56,37 @@ def small_diff(seed: int = 0, share: float = 0.1, base: int = 0) -> WeightDiff:
         "engine": "0.1.0",
     }
     return WeightDiff(offsets, provenance)
+
+
+def low_rank(shape: tuple[int, ...], rank: int, seed: int = 0) -> LowRankOffset:
+    """Draw factors for a weight (o, d) or (o, d, kh, kw), whose product is about 0.05 an entry."""
+    chance = torch.Generator().manual_seed(200 + seed)
+    out, channels, *taps = shape
+    up = 0.05 / rank**0.5 * torch.randn(out, rank, *taps, generator=chance)
+    return LowRankOffset(up, torch.randn(rank, channels, generator=chance))
+
+
+def scrubbed_diff(seed: int = 0) -> WeightDiff:
+    """Move weights in all forms: a linear layer and a convolution of low rank, entries, both."""
+    sparse = small_diff(seed)
+    query, both, *_ = SHAPES
+    offsets: dict[str, Offset] = {
+        **sparse.offsets,
+        query: low_rank(SHAPES[query], 3, seed),
+        both: replace(low_rank(SHAPES[both], 2, seed), sparse=sparse.offsets[both].entries()),
+        "out.2.weight": low_rank(OTHERS["out.2.weight"], 5, seed),
+    }
+    return replace(sparse, offsets=offsets)
+
+
+def numbers(offset: Offset) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """Spell an offset out, for comparison to the bit: shape and bytes of all that it holds."""
+    held: dict[str, Tensor] = {}
+    if offset.factors is not None:
+        held = dict(zip(("up", "down"), offset.factors, strict=True))
+    if offset.sparse is not None:
+        held |= {"indices": offset.sparse.indices, "values": offset.sparse.values}
+    return {name: (tuple(t.shape), t.contiguous().numpy().tobytes()) for name, t in held.items()}
 
 
 def small_checkpoint(path: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from toys.small_unet import numbers
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint
 from trust_engine.models.contract import (
     Conditioning,
@@ -179,8 +180,5 @@ def some_diff(denoiser: ModuleDenoiser, seed: int = 0) -> WeightDiff:
 
 def content(diff: WeightDiff) -> tuple:
     """Spell a diff out, for comparison to the bit."""
-    offsets = {
-        key: (o.shape, o.indices.numpy().tobytes(), o.values.numpy().tobytes())
-        for key, o in diff.offsets.items()
-    }
+    offsets = {key: (o.shape, numbers(o)) for key, o in diff.offsets.items()}
     return offsets, dict(diff.provenance)

@@ -13,29 +13,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
 from ..errors import DiffError
 from ..io.files import open_regular
 from ..io.safetensors import (
-    Buffer,
     Header,
-    as_tensor,
     planned,
     read_bytes,
     read_header,
     tensor_bytes,
     write_tensors,
 )
-from .weight_diff import NAME, SparseOffset, WeightDiff, check_offset, halves
+from .packing import ENTRIES, FACTORS, Packed, fitting, pack, parts_of, sound_claim, unpack
+from .weight_diff import NAME, WeightDiff, check_offset
 
 FORMAT = "trust-diff"
 NOTES = "trust-notes"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest that is read; what is written is of the first that can hold it
 LONGEST_HEADER = 4 << 20  # bytes; the header of an SDXL diff takes about 0.1 MB
-LARGEST_EXPONENT = 200
-SKIP = 255  # a gap byte that moves on by 255 entries and marks none
+PARTS = (*ENTRIES, *FACTORS)
 NOTE_FIELDS = ("author", "licence", "notes", "audit")
 
 
@@ -45,17 +40,15 @@ def save_diff(diff: WeightDiff, path: Path) -> None:
     Folders that are not there yet are made. Raises OutputError where that cannot be written.
     """
     packed = _packed(diff, str(path))
-    label = _label(diff, packed, str(path))
-    label["sha256"] = _sha256(label, {key: map(tensor_bytes, packed[key][1:]) for key in packed})
-    metadata = {FORMAT: _json(label, str(path))}
+    metadata = {FORMAT: _json(_sealed(diff, packed, str(path)), str(path))}
     if diff.notes:
         notes = _json(dict(diff.notes), str(path))
         sealed = {"notes": dict(diff.notes), "sha256": hashlib.sha256(notes.encode()).hexdigest()}
         metadata[NOTES] = _json(sealed, str(path))
     tensors = {
         f"{key}.{part}": tensor
-        for key, (_, gaps, values) in packed.items()
-        for part, tensor in (("gaps", gaps), ("values", values))
+        for key, one in packed.items()
+        for part, tensor in one.tensors.items()
     }
     plan = planned({key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()})
     if sum(map(len, metadata.values())) + 200 * len(plan) > LONGEST_HEADER:
@@ -65,9 +58,8 @@ def save_diff(diff: WeightDiff, path: Path) -> None:
 
 def payload_sha256(diff: WeightDiff) -> str:
     """Return the hash that a file of this diff carries: its name for good, whatever is noted."""
-    packed = _packed(diff, "diff")
-    label = _label(diff, packed, "diff")
-    return _sha256(label, {key: map(tensor_bytes, packed[key][1:]) for key in packed})
+    sha256: str = _sealed(diff, _packed(diff, "diff"), "diff")["sha256"]
+    return sha256
 
 
 def load_diff(path: Path) -> WeightDiff:
@@ -83,17 +75,20 @@ def read_diff(file: BinaryIO, name: str) -> WeightDiff:
     if not set(header.metadata) <= {FORMAT, NOTES}:
         raise DiffError(f"{name}: it holds metadata that no diff has: damaged or edited")
     _check_tensors(header, label, name)
+    entries = {
+        key: {part: header.entries[f"{key}.{part}"] for part in parts_of(claim)}
+        for key, claim in label["tensors"].items()
+    }
     contents = {
-        key: [read_bytes(file, header.entries[f"{key}.{part}"]) for part in PARTS]
-        for key in label["tensors"]
+        key: {part: read_bytes(file, entry) for part, entry in own.items()}
+        for key, own in entries.items()
     }
     claimed = label.pop("sha256")
-    if claimed != _sha256(label, {key: iter(parts) for key, parts in contents.items()}):
+    if claimed != _sha256(label, {key: iter(own.values()) for key, own in contents.items()}):
         raise DiffError(f"{name}: its content does not match its checksum: damaged or edited")
-    halved = {key: header.entries[f"{key}.values"].dtype == "F16" for key in contents}
     offsets = {
-        key: _unpack(key, label["tensors"][key], contents.pop(key), halved[key], name)
-        for key in label["tensors"]
+        key: unpack(key, claim, entries[key], contents.pop(key), name)
+        for key, claim in label["tensors"].items()
     }
     return WeightDiff(offsets, label["provenance"], _read_notes(header, name))
 
@@ -141,55 +136,28 @@ def _measured(one: Any) -> bool:
     )
 
 
-PARTS = ("gaps", "values")
-Packed = dict[str, tuple[int, Tensor, Tensor]]
-
-
-def _packed(diff: WeightDiff, name: str) -> Packed:
+def _packed(diff: WeightDiff, name: str) -> dict[str, Packed]:
     packed = {}
     for key, offset in sorted(diff.offsets.items()):
         check_offset(key, offset, name)
-        entries = offset.entries()
-        packed[key] = (*_pack_values(entries.values), _pack_indices(entries.indices))
-    return {key: (exponent, gaps, values) for key, (exponent, values, gaps) in packed.items()}
-
-
-def _pack_values(values: Tensor) -> tuple[int, Tensor]:
-    """Return (exponent, values) as float16 where that loses nothing, else as float32."""
-    if len(values) and bool(values.any()):
-        scaled, scale = halves(values)
-        half = scaled.half()
-        if torch.equal(half.double(), scaled):
-            return round(math.log2(scale)), half
-    return 0, values.contiguous()
-
-
-def _pack_indices(indices: Tensor) -> Tensor:
-    """Encode rising indices as the gaps between them, a byte each, SKIP for 255 of a long one."""
-    if not len(indices):
-        return torch.empty(0, dtype=torch.uint8)
-    gaps = indices.long().diff(prepend=torch.tensor([-1])) - 1
-    ends = (gaps // SKIP + 1).cumsum(0) - 1
-    packed = torch.full((int(ends[-1]) + 1,), SKIP, dtype=torch.uint8)
-    packed[ends] = (gaps % SKIP).to(torch.uint8)
+        packed[key] = pack(offset)
     return packed
 
 
-def _unpack_indices(gaps: Tensor) -> Tensor:
-    """Decode to int64 indices, rising by construction."""
-    marks = gaps != SKIP
-    return (gaps.long() + marks).cumsum(0)[marks] - 1
-
-
-def _label(diff: WeightDiff, packed: Packed, name: str) -> dict[str, Any]:
-    tensors = {
-        key: {"shape": list(diff.offsets[key].shape), "exponent": exponent}
-        for key, (exponent, _, _) in packed.items()
-    }
+def _sealed(diff: WeightDiff, packed: Mapping[str, Packed], name: str) -> dict[str, Any]:
+    """Return the label, with the hash of itself and of all tensors."""
+    tensors = {key: dict(one.claim) for key, one in packed.items()}
     # By way of JSON, so that what is hashed is what a reader will find.
     provenance = json.loads(_json(dict(diff.provenance), name))
     _check_provenance(provenance, name)
-    return {"version": FORMAT_VERSION, "tensors": tensors, "provenance": provenance}
+    label = {"version": _version(tensors), "tensors": tensors, "provenance": provenance}
+    contents = {key: map(tensor_bytes, one.tensors.values()) for key, one in packed.items()}
+    return {**label, "sha256": _sha256(label, contents)}
+
+
+def _version(claims: Mapping[str, Any]) -> int:
+    """Tell the version of the format that a diff needs: where nothing is of low rank, the first."""
+    return 2 if any("rank" in claim for claim in claims.values()) else 1
 
 
 def _json(value: Any, name: str) -> str:
@@ -214,9 +182,9 @@ def _read_label(header: Header, name: str) -> dict[str, Any]:
         raise DiffError(f"{name}: not a TRUST diff (no {FORMAT!r} in its metadata)")
     label = _parse(text, f"{name}: its TRUST label")
     version = label.get("version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise DiffError(
-            f"{name}: diff format {ascii(version)[:20]}, this release reads {FORMAT_VERSION}"
+            f"{name}: diff format {ascii(version)[:20]}, this release reads 1 to {FORMAT_VERSION}"
         )
     if "shapes" in label:
         raise DiffError(f"{name}: made by a version before the first release; make it again")
@@ -224,8 +192,10 @@ def _read_label(header: Header, name: str) -> dict[str, Any]:
     sound = set(label) == {"version", "tensors", "provenance", "sha256"} and isinstance(
         label["provenance"], dict
     )
-    if not sound or not isinstance(tensors, dict) or not all(map(_sound_claim, tensors.values())):
+    if not sound or not isinstance(tensors, dict) or not all(map(sound_claim, tensors.values())):
         raise DiffError(f"{name}: its TRUST label is incomplete; the file is damaged")
+    if version != _version(tensors):
+        raise DiffError(f"{name}: its content is of another version than it says; refused")
     _check_provenance(label["provenance"], name)
     return label
 
@@ -234,18 +204,6 @@ def _check_provenance(provenance: Mapping[str, Any], name: str) -> None:
     for key in ("spec", "base", "family", "prediction", "engine"):
         if not isinstance(provenance.get(key), str | None):
             raise DiffError(f"{name}: its {key} is not a text; the file is damaged")
-
-
-def _sound_claim(claim: Any) -> bool:
-    if not isinstance(claim, dict) or set(claim) != {"shape", "exponent"}:
-        return False
-    shape, exponent = claim["shape"], claim["exponent"]
-    return (
-        isinstance(shape, list)
-        and all(type(n) is int and 0 < n < 2**31 for n in shape)
-        and type(exponent) is int
-        and abs(exponent) <= LARGEST_EXPONENT
-    )
 
 
 def _parse(text: str, what: str) -> dict[str, Any]:
@@ -262,36 +220,12 @@ def _check_tensors(header: Header, label: Mapping[str, Any], name: str) -> None:
     for key, claim in label["tensors"].items():
         if not NAME.fullmatch(key):
             raise DiffError(f"{name}: {ascii(key)[:80]} is no name of a UNet's weight; refused")
-        gaps, values = (header.entries.get(f"{key}.{part}") for part in PARTS)
-        numel = math.prod(claim["shape"])
-        if not (
-            gaps is not None
-            and values is not None
-            and gaps.dtype == "U8"
-            and values.dtype in ("F16", "F32")
-            and len(gaps.shape) == len(values.shape) == 1
-            and values.numel <= gaps.numel <= numel + numel // SKIP
-        ):
+        if not fitting(claim, {part: header.entries.get(f"{key}.{part}") for part in PARTS}):
             raise DiffError(
                 f"{name}: entry {key} is missing, too large or of another type; refused"
             )
-    if len(header.entries) != len(PARTS) * len(label["tensors"]):
+    if len(header.entries) != sum(len(parts_of(claim)) for claim in label["tensors"].values()):
         raise DiffError(f"{name}: it holds tensors that its label does not name; refused")
-
-
-def _unpack(
-    key: str, claim: Mapping[str, Any], parts: list[Buffer], half: bool, name: str
-) -> SparseOffset:
-    gaps = as_tensor(parts[0], torch.uint8, (-1,))
-    packed = as_tensor(parts[1], torch.float16 if half else torch.float32, (-1,))
-    shape, indices = tuple(claim["shape"]), _unpack_indices(gaps)
-    last = int(indices[-1]) if len(indices) else -1
-    if last >= math.prod(shape) or bool((gaps[-1:] == SKIP).any()):
-        raise DiffError(f"{name}: entry {key} is out of bounds or not finite; refused")
-    values = (packed.double() * 2.0 ** claim["exponent"]).float()
-    offset = SparseOffset(shape, indices.int(), values)
-    check_offset(key, offset, name)
-    return offset
 
 
 def _read_notes(header: Header, name: str) -> dict[str, Any]:

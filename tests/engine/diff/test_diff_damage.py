@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from toys.tiny import KEY, content, some_diff, tiny_denoiser
-from trust_engine.diff import SparseOffset, WeightDiff, load_diff, save_diff
+from trust_engine.diff import LowRankOffset, SparseOffset, WeightDiff, load_diff, save_diff
 from trust_engine.errors import DiffError, OutputError
 
 
@@ -78,7 +78,7 @@ def other_files() -> dict[str, bytes]:
             {"a": torch.zeros(3)},
             {"trust-diff": '{"version": 1, "tensors": [], "provenance": {}, "sha256": ""}'},
         ),
-        "newer": save({"a": torch.zeros(3)}, {"trust-diff": '{"version": 2, "tensors": {}}'}),
+        "newer": save({"a": torch.zeros(3)}, {"trust-diff": '{"version": 3, "tensors": {}}'}),
     }
 
 
@@ -132,6 +132,36 @@ def test_other_number_types_are_not_saved(tmp_path: Path) -> None:
     ):
         with pytest.raises(DiffError):
             save_diff(WeightDiff({KEY: SparseOffset((2, 3), indices, values)}), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "says"),
+    [
+        (torch.ones(3, 2), torch.ones(1, 4), "do not fit"),
+        (torch.ones(3, 5), torch.ones(5, 4), "do not fit"),
+        (torch.ones(3, 0), torch.ones(0, 4), "do not fit"),
+        (torch.ones(3, 2, 3), torch.ones(2, 4), "do not fit"),
+        (torch.ones(3, 2).half(), torch.ones(2, 4), "do not fit"),
+        (torch.ones(1 << 14, 1), torch.ones(1, 1 << 13), "do not fit"),
+        (torch.ones(3, 2), torch.tensor([[1.0, 2, 3, 4], [1, 2, 3, float("nan")]]), "not finite"),
+        (torch.full((3, 2), 1e30), torch.full((2, 4), 1e30), "not finite"),
+        (torch.full((3, 2), 2e19), torch.full((2, 4), 1e19), "not finite"),
+    ],
+)
+def test_factors_without_a_sound_product_are_not_even_saved(
+    up: torch.Tensor, down: torch.Tensor, says: str, tmp_path: Path
+) -> None:
+    """Each factor finite, and their product not, is no offset either."""
+    with pytest.raises(DiffError, match=says):
+        save_diff(WeightDiff({KEY: LowRankOffset(up, down)}, {}), tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_single_entries_of_another_weight_are_not_saved_with_factors(tmp_path: Path) -> None:
+    sparse = SparseOffset((3, 3), torch.tensor([1]).int(), torch.ones(1))
+    offset = LowRankOffset(torch.ones(3, 2), torch.ones(2, 4), sparse)
+    with pytest.raises(DiffError, match="out of bounds"):
+        save_diff(WeightDiff({KEY: offset}, {}), tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["missing", "x" * 300, ""])

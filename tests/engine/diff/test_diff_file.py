@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from toys.small_unet import KEY, SHAPES, small_diff
+from toys.small_unet import KEY, SHAPES, low_rank, numbers, scrubbed_diff, small_diff
+from trust_engine.benchmark.random_models import family_for, schedule_for
 from trust_engine.diff import (
+    LowRankOffset,
     SparseOffset,
     WeightDiff,
     annotate_diff,
@@ -24,24 +26,26 @@ from trust_engine.diff import (
     payload_sha256,
     save_diff,
 )
-from trust_engine.diff.file import NOTES, _pack_indices, _unpack_indices
+from trust_engine.diff.file import FORMAT, NOTES
+from trust_engine.diff.packing import pack_indices, unpack_indices
+from trust_engine.diff.weight_diff import check_offset
 from trust_engine.errors import DiffError
+from trust_engine.models.diffusers_unet import diffusers_denoiser
+from trust_engine.models.load import blank_unet
+from trust_engine.unlearn.scrubbing.blocks import picture_layers
 
 
-def spelled(diff: WeightDiff) -> dict[str, tuple[bytes, bytes]]:
+def spelled(diff: WeightDiff) -> dict[str, Any]:
     """Spell the offsets out, for comparison to the bit."""
-    return {
-        key: (o.indices.numpy().tobytes(), o.values.numpy().tobytes())
-        for key, o in diff.offsets.items()
-    }
+    return {key: numbers(offset) for key, offset in diff.offsets.items()}
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sets(st.integers(0, 5000), max_size=60))
 def test_gaps_there_and_back(places: set[int]) -> None:
     indices = torch.tensor(sorted(places), dtype=torch.int32)
-    gaps = _pack_indices(indices)
-    assert _unpack_indices(gaps).tolist() == sorted(places)
+    gaps = pack_indices(indices)
+    assert unpack_indices(gaps).tolist() == sorted(places)
     assert len(gaps) <= len(places) + 5001 // 255
     assert not len(gaps) or gaps[-1] != 255
 
@@ -68,6 +72,75 @@ def test_what_is_saved_is_what_is_loaded(compact: bool, tmp_path: Path) -> None:
         dtype = file.get_tensor(f"{KEY}.values").dtype
         assert len(list(file.keys())) == 2 * len(SHAPES)
     assert dtype == (torch.float16 if compact else torch.float32)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_factors_are_saved_as_what_they_are(compact: bool, tmp_path: Path) -> None:
+    """Bit for bit, in any order, and the same bytes again; others see plain tensors."""
+    diff = scrubbed_diff().compact() if compact else scrubbed_diff()
+    save_diff(diff, tmp_path / "a")
+    again = load_diff(tmp_path / "a")
+    assert spelled(again) == spelled(diff)
+    assert payload_sha256(again) == payload_sha256(diff)
+    save_diff(replace(again, offsets=dict(reversed(again.offsets.items()))), tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with safe_open(str(tmp_path / "a"), "pt") as file:
+        label = json.loads(file.metadata()[FORMAT])
+        names = set(file.keys())
+        up, down = (file.get_tensor(f"out.2.weight.{part}") for part in ("up", "down"))
+    assert label["version"] == 2
+    assert {f"{KEY}.up", f"{KEY}.down"} <= names
+    assert f"{KEY}.gaps" not in names
+    assert up.dtype == down.dtype == (torch.float16 if compact else torch.float32)
+    assert (up.shape, down.shape) == ((4, 5, 3, 3), (5, 64))
+    claim = label["tensors"]["out.2.weight"]
+    assert (claim["shape"], claim["rank"]) == ([4, 64, 3, 3], 5)
+    written = up.double() * 2.0 ** claim["up"], down.double() * 2.0 ** claim["down"]
+    exact = torch.einsum("okhw,kd->odhw", *written)
+    torch.testing.assert_close(again.offsets["out.2.weight"].dense().double(), exact)
+
+
+@pytest.mark.parametrize("name", ["demo_gun", "demo_cat"])
+def test_what_needs_no_low_rank_keeps_its_bytes(name: str, tmp_path: Path) -> None:
+    """Diffs that are out there are of version 1, and are written so again."""
+    there = Path(__file__).parents[3] / "example_diffs" / f"{name}.safetensors"
+    save_diff(load_diff(there), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == there.read_bytes()
+    save_diff(load_diff(there).compact(), tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == there.read_bytes()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([(5, 6), (4, 6, 3, 3)]), st.integers(1, 6), st.integers(0, 99), st.data()
+)  # fmt: skip
+def test_compact_factors_are_close_and_idempotent(
+    shape: tuple[int, ...], rank: int, seed: int, data: st.DataObject
+) -> None:
+    """Whatever sizes its directions have, each keeps 11 digits; up to 2 ** 27 below the largest."""
+    drawn = low_rank(shape, rank, seed)
+    sizes = torch.tensor([2.0 ** data.draw(st.integers(-60, 60)) for _ in range(rank)])
+    taps = [1] * (len(shape) - 2)
+    offset = LowRankOffset(drawn.up * sizes.view(1, -1, *taps), drawn.down / sizes.view(-1, 1))
+    once = offset.compact()
+    assert numbers(once) == numbers(once.compact())
+    error = (once.dense() - drawn.dense()).norm() / drawn.dense().norm()
+    assert error < rank * 2**-10
+    check_offset(KEY, once, "f")
+
+
+def test_scrubbing_sd15_fits_in_far_under_40_mb(tmp_path: Path) -> None:
+    """1,000 directions over all the layers that scrubbing changes; whole, they take 1.5 GB."""
+    described = family_for("sd15")
+    unet = diffusers_denoiser(blank_unet(described), schedule_for("sd15"), described.unet.shape)
+    shapes = {key: tuple(layer.weight.shape) for key, layer in picture_layers(unet).items()}
+    assert len(shapes) > 150
+    assert sum(map(math.prod, shapes.values())) > 7e8
+    ranks = {key: 1000 // len(shapes) + (i < 1000 % len(shapes)) for i, key in enumerate(shapes)}
+    diff = WeightDiff({key: low_rank(shape, ranks[key]) for key, shape in shapes.items()})
+    assert diff.directions == 1000
+    save_diff(diff.compact(), tmp_path / "a")
+    assert (tmp_path / "a").stat().st_size < 15e6
 
 
 def test_three_bytes_an_entry(tmp_path: Path) -> None:

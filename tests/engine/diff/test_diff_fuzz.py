@@ -12,6 +12,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ import torch
 from engine.diff.test_diff_damage import mutations
 from engine.diff.test_diff_file import spelled
 
-from toys.small_unet import SHAPES, small_denoiser, small_diff
+from toys.small_unet import OTHERS, SHAPES, low_rank, small_denoiser, small_diff
 from trust_engine.diff import WeightDiff, applied, check_fits, save_diff
-from trust_engine.diff.file import FORMAT, _sha256, read_diff
-from trust_engine.diff.weight_diff import SparseOffset, check_offset
+from trust_engine.diff.file import FORMAT, PARTS, _sha256, read_diff
+from trust_engine.diff.weight_diff import Offset, SparseOffset, check_offset
 from trust_engine.errors import DiffError, TrustError
 
 LIMIT = 256 << 20  # bytes of address space that reading all of them may take on top
@@ -34,15 +35,20 @@ HOSTILE: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Save a small diff of two weights, with notes."""
+@pytest.fixture(scope="module", params=["sparse", "low rank"])
+def original(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> bytes:
+    """Save a small diff of two weights, with notes; or of three, in all forms of low rank."""
     path = tmp_path_factory.mktemp("fuzz") / "a"
-    offsets = {}
+    offsets: dict[str, Offset] = {}
     for key in list(SHAPES)[:2]:
         offset = small_diff().offsets[key]
         offsets[key] = SparseOffset(offset.shape, offset.indices[:40], offset.values[:40])
     offsets[key] = offsets[key].compact()
+    if request.param == "low rank":
+        first, last = offsets
+        offsets[first] = low_rank(SHAPES[first], 2)
+        offsets[last] = replace(low_rank(SHAPES[last], 1).compact(), sparse=offsets[last])
+        offsets["out.2.weight"] = low_rank(OTHERS["out.2.weight"], 3).compact()
     save_diff(WeightDiff(offsets, small_diff().provenance, {"author": "Ann"}), path)
     return path.read_bytes()
 
@@ -141,7 +147,7 @@ def sealed(original: bytes, edit: Callable[[dict[str, Any], bytearray], Any]) ->
             begin, end = entry["data_offsets"]
             parts.setdefault(key, {})[part] = content[begin:end]
     label.pop("sha256", None)
-    listed = {key: iter([p["gaps"], p["values"]]) for key, p in parts.items()}
+    listed = {key: iter([p[part] for part in PARTS if part in p]) for key, p in parts.items()}
     label["sha256"] = _sha256(label, listed)
     header["__metadata__"][FORMAT] = json.dumps(label)
     return put_together(header, bytes(content))
@@ -181,3 +187,55 @@ def test_who_knows_the_format(original: bytes) -> None:
         assert all(torch.equal(now[key], before[key]) for key in diff.offsets if key in now)
     assert 100 < accepted < 2900
     assert all(torch.equal(w, before[k]) for k, w in lent.module.named_parameters())
+
+
+def claims(label: dict[str, Any]) -> dict[str, Any]:
+    """Return the claim of the weight that is of low rank alone, and a convolution."""
+    return label["tensors"]["out.2.weight"]
+
+
+def without(label: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Leave claims out."""
+    for name in names:
+        claims(label).pop(name)
+    return label
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "an old version": (lambda label: {**label, "version": 1}, "another version"),
+    "a later version": (lambda label: {**label, "version": 3}, "reads 1 to 2"),
+    "a lower rank": (lambda label: claims(label).update(rank=2), "of another type"),
+    "no rank": (lambda label: claims(label).update(rank=0), "incomplete"),
+    "true for one": (lambda label: claims(label).update(rank=True), "incomplete"),
+    "more than inputs": (lambda label: claims(label).update(rank=65), "incomplete"),
+    "fewer taps": (lambda label: claims(label).update(shape=[4, 64]), "of another type"),
+    "three dimensions": (lambda label: claims(label).update(shape=[4, 64, 9]), "incomplete"),
+    "a giant": (lambda label: claims(label).update(shape=[2**20, 2**10]), "incomplete"),
+    "turned": (lambda label: claims(label).update(shape=[64, 4, 3, 3]), "of another type"),
+    "no exponent": (lambda label: without(label, "up"), "incomplete"),
+    "an exponent too far": (lambda label: claims(label).update(up=201), "incomplete"),
+    "an infinite product": (lambda label: claims(label).update(up=120, down=100), "not finite"),
+    "entries that are not there": (lambda label: claims(label).update(exponent=0), "is missing"),
+    "one way to write it only": (lambda label: without(label, "up", "down", "rank"), "incomplete"),
+}
+
+
+@pytest.mark.parametrize("original", ["low rank"], indirect=True)
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.usefixtures("_little_memory")
+def test_sealed_claims_of_low_rank_that_cannot_be(original: bytes, name: str) -> None:
+    edit, says = EDITS[name]
+
+    def edited(label: dict[str, Any], _: bytearray) -> Any:
+        changed = edit(label)
+        return changed if isinstance(changed, dict) else None
+
+    with pytest.raises(DiffError, match=says):
+        read_diff(io.BytesIO(sealed(original, edited)), "f")
+
+
+@pytest.mark.parametrize("original", ["sparse"], indirect=True)
+def test_version_2_without_low_rank_is_refused(original: bytes) -> None:
+    """One content has one name: it would be saved as version 1, under another hash."""
+    with pytest.raises(DiffError, match="another version"):
+        read_diff(io.BytesIO(sealed(original, lambda label, _: {**label, "version": 2})), "f")
