@@ -34,7 +34,7 @@ class TrustUnlearn:
     """Unlearn concepts; the MODEL that comes in is only ever read."""
 
     DESCRIPTION = (
-        "Makes a model forget the concept, by fine-tuning only its concept neurons: a few entries "
+        "Makes a model forget the concept, by changing only its concept neurons: a few entries "
         "of cross-attention q, k and v. Gives a patched MODEL and the small diff that patches it."
     )
     REQUIRED: ClassVar = {

@@ -17,12 +17,14 @@ def plainly(setting: str, value: str) -> str:
 
 
 class TrustError(Exception):
-    """Base of every error a user can cause or mend.
+    """Base of every error a user can cause or mend; exit_code: what the command line ends with.
 
     message: what is wrong; field: the setting that is wrong, with whose name the sentence then
     begins; remedy: what to do, in which `{memory low}` stands for setting memory to low. Settings
     are named as in the spec; a door says its own name of them by `worded`.
     """
+
+    exit_code = 2
 
     def __init__(self, message: object = "", *, field: str = "", remedy: str = "") -> None:
         super().__init__(message)
@@ -56,4 +58,6 @@ class OutputError(TrustError):
 
 
 class DivergenceError(TrustError):
-    """Training produced numbers that are not finite."""
+    """A run failed: its numbers are not finite, or, if strict, it made the concept stronger."""
+
+    exit_code = 3

@@ -189,7 +189,12 @@ class UnlearnSpec:
         "all and keep fewer and fewer, down to the budget.",
     )  # fmt: skip
     refresh: int = number(
-        1, 0, 100_000, 1, "Look for the neurons anew every so many steps. 0: only once."
+        1,
+        0,
+        100_000,
+        1,
+        "A shrinking schedule drops entries, a bounded one looks for the neurons "
+        "anew, every so many steps. 0: only once.",
     )
     steps: int = number(
         500, 1, 100_000, 1, flag=True,
@@ -222,7 +227,7 @@ class UnlearnSpec:
     eta: float = number(
         0.8, 0.0, 10.0, 0.1, usual=(0.0, 3.0), label="Push beyond the anchor (eta)", flag=True,
         help="How far beyond the anchor to push. 0: to it; more removes harder and may cost more "
-        "elsewhere.",
+        "elsewhere. Does nothing for a style, which is not pushed, nor in robust mode.",
     )  # fmt: skip
     trajectory_steps: int = number(8, 1, 100, 1, "Denoising steps of each recorded picture.")
     cfg: float = number(4.0, 1.0, 30.0, 0.5, "Guidance of the recorded pictures.")

@@ -44,7 +44,7 @@ def one_line(message: object) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 for what the user can mend, 130 when interrupted."""
+    """Run a command: 0 on success, 130 when interrupted, else the error's `exit_code`."""
     try:
         with console():
             args = build_parser().parse_args(arguments)
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _run(args, team)
     except TrustError as error:  # such as of processes that did not find one another
         print(f"trust_engine: {one_line(worded(error))}", file=sys.stderr)
-        return 2
+        return error.exit_code
 
 
 def _run(args: argparse.Namespace, team: Workers) -> int:
@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace, team: Workers) -> int:
     except TrustError as error:
         team.tell(error)
         print(f"trust_engine: {one_line(worded(error))}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     except ModuleNotFoundError as error:
         said = missing(error)
         if said is None:

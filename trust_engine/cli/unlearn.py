@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ..unlearn.run import Unlearning
 
 ABOUT = (
-    "Find the concept's neurons in the cross-attention q/k/v weights, fine-tune only those, and "
-    "save the change as a small diff. The model file is not touched."
+    "Fine-tune the cross-attention q/k/v weights so that the concept is no longer drawn, put back "
+    "all but its neurons, and save the change as a small diff. The model file is not touched."
 )
 ABOUT_DEMO = (
     "Unlearn one concept from the embedded demo model and show the result: diff.safetensors, "
@@ -37,6 +37,7 @@ ABOUT_DEMO = (
 PRESERVE = "what must keep its look (default: the nearest words the model knows)"
 ALSO = "further concepts to remove in the same run, one each (beside a style: styles)"
 TEMPLATE = 'sentences of your own with {} where the concept goes, e.g. "a photo of {}"'
+FAILED, INCOMPLETE = "failed", "incomplete"  # of runs whose diff is not what was asked for
 IMAGES = 1  # pictures an object in the demo's own audit, which says so
 ROWS = {
     "ua": "concept gone (UA)",
@@ -107,6 +108,7 @@ def run_unlearn(args: argparse.Namespace) -> None:
         inputs = {"the model": args.model, "the spec": args.spec, "the judge": judge}
         check_outputs([args.out, state], inputs)
         check_suffix(args.out, ".safetensors")
+        check_outputs([beside(args.out, why) for why in (FAILED, INCOMPLETE)], inputs)
     store = open_store(args) if team.first else None
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(StateFile(state)) if state else None
@@ -127,7 +129,7 @@ def run_unlearn(args: argparse.Namespace) -> None:
                 if team.first:
                     diff = run.diff
                     failed = args.strict and run.failure
-                    out = args.out.with_suffix(f".failed{args.out.suffix}") if failed else args.out
+                    out = beside(args.out, FAILED) if failed else args.out
                     save_or_rescue(diff, out, kept.store)
         except DivergenceError as error:
             if not team.first:
@@ -161,6 +163,11 @@ def _warn(text: str) -> None:
     say(f"warning: {text}")
 
 
+def beside(out: Path, why: str) -> Path:
+    """Name the file for a diff that is not to be taken for the one that was asked for."""
+    return out.with_suffix(f".{why}{out.suffix}")
+
+
 def _saved_what_there_is(run: Unlearning, out: Path, error: DivergenceError) -> DivergenceError:
     """Save the last good state of a run that diverged, under a name that tells."""
     from ..diff import save_diff
@@ -169,7 +176,7 @@ def _saved_what_there_is(run: Unlearning, out: Path, error: DivergenceError) -> 
         diff = run.last_good
     except SpecError:
         return error
-    path = out.with_suffix(f".incomplete{out.suffix}")
+    path = beside(out, INCOMPLETE)
     save_diff(diff, path)
     return DivergenceError(f"{error}; the last good state is in {path}")
 

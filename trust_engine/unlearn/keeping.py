@@ -13,6 +13,7 @@ from typing import Any
 
 from ..diff import WeightDiff, save_diff
 from ..errors import DivergenceError, OutputError, SpecError, TrustError
+from ..io.files import make_folder, remove_folders
 from ..io.locks import FileLock
 from .run import StepReport, Unlearning
 from .run_store import FINISHED, STATE, UNSAVED, RunStore
@@ -76,6 +77,7 @@ class Keeping:
         self._say, self._told = say, False
         self._key = ""
         self._lock: FileLock | None = None
+        self._made: list[Path] = []  # folders that are taken away again unless something is kept
         self._last, self._pause = time.monotonic(), every
         self._best: tuple[int, int, int] = (-1, -1, -1)
         self._over = False
@@ -143,6 +145,7 @@ class Keeping:
     def _close(self) -> None:
         if self._lock is not None:
             self._lock.give()
+        remove_folders(self._made)
 
     @property
     def _kept_anywhere(self) -> bool:
@@ -192,6 +195,8 @@ class Keeping:
             self.store = None
             return
         self._key = self.run.key
+        with contextlib.suppress(OSError):
+            self._made = make_folder(store.folder)
         lock = store.lock(self._key)
         if lock.take():
             self._lock = lock

@@ -1,5 +1,7 @@
-"""Which entries of q, k and v are concept neurons, re-estimated while training.
+"""Which entries of q, k and v are concept neurons, hence may change: the mask of each step.
 
+`mask_for` chooses between two: `ShrinkingMask`, the default, has every entry at first and only ever
+drops some; `BoundedMask`, the paper's, holds the most salient ones and takes them anew at a step.
 Saliency, scores and masks are vectors (n,) over all entries of a unit, which its layout parts.
 """
 
@@ -153,7 +155,10 @@ class Mask(ABC):
         return mask
 
     def _salient(self, saliency: Tensor) -> Tensor:
-        """Mark the concept neurons: groups whose z-score tops xi, the highest first."""
+        """Mark the most salient groups: z-scores above xi, the highest first.
+
+        They are a bounded mask's neurons; a shrinking one only compares them with what it kept.
+        """
         scores = self.groups.means(saliency)
         if self.spec.pool == "layer":
             scores = z_scores(scores)
@@ -248,9 +253,10 @@ class BoundedMask(Mask):
 
 
 class ShrinkingMask(Mask):
-    """All entries at first, and fewer and fewer of the most influential, down to the budget.
+    """The default: all entries at first, then ever fewer, those whose change does most.
 
-    From DENSE to SETTLE of the run their number falls along a cubic (arXiv 1710.01878).
+    From DENSE to SETTLE of the run their number falls along a cubic (arXiv 1710.01878); then the
+    mask rests. What has left it never comes back. Saliency only fills `first`, for the report.
     """
 
     def update(

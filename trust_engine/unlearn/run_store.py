@@ -107,9 +107,7 @@ class RunStore:
         return self.folder / f"{key}{kind}"
 
     def lock(self, key: str) -> FileLock:
-        """Return the lock of a run, to be held while it is at work."""
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        """Return the lock of a run, to be held while it is at work; its folder is the caller's."""
         return FileLock(self.path(key, LOCK))
 
     def find(self, key: str) -> RunState | None:

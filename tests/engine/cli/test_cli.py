@@ -25,6 +25,7 @@ from trust_engine.errors import ModelError
 from trust_engine.models.keys import LDM_PREFIX
 from trust_engine.models.vae import NoDecoder
 from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn.trainer import Metrics, SelectiveTrainer
 
 FIRST = LDM_PREFIX + "input_blocks.0.0.weight"
 UNLEARN = ["unlearn", "--model", "m", "--out", "new/o", "--concept", "gun"]
@@ -267,10 +268,41 @@ def test_a_run_that_ends_above_the_start_is_said_to_have_failed(
     assert "The run failed: 120% of the concept's effect is left, more than before" in told
     before = Path("new/o").read_bytes()
     strict = [*BRIEF, "--steps", "2", "--seed", "5", "--pictures", "0", "--no-runs", "--strict"]
-    assert main(strict) == 2
+    assert main(strict) == 3
     assert "the run failed: 120%" in capsys.readouterr().err
     assert Path("new/o").read_bytes() == before, "what a failed run made stands beside it"
     assert load_diff(Path("new/o.failed")).changed > 0
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_run_that_diverges_leaves_its_last_good_state_under_another_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = SelectiveTrainer.step
+
+    def spoiled(trainer: SelectiveTrainer) -> Metrics:
+        if trainer.done == 2:
+            trainer.problem.scale.fill_(float("nan"))  # type: ignore[attr-defined]
+        return step(trainer)
+
+    monkeypatch.setattr(SelectiveTrainer, "step", spoiled)
+    line = [*BRIEF, "--steps", "6", "--pictures", "0", "--no-runs"]
+    line[line.index("new/o")] = "new/o.safetensors"
+    assert main(line) == 3
+    assert "the last good state is in new/o.incomplete.safetensors" in capsys.readouterr().err
+    assert os.listdir("new") == ["o.incomplete.safetensors"]
+    assert load_diff(Path("new/o.incomplete.safetensors")).provenance["complete"] is False
+
+
+@pytest.mark.usefixtures("_no_model")
+@pytest.mark.parametrize("why", ["failed", "incomplete"])
+def test_a_failed_run_would_not_be_written_over_the_model(
+    why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["unlearn", "--model", f"sd.{why}.safetensors", "--concept", "gun"]
+    Path(line[2]).write_bytes(Path("sd320.safetensors").read_bytes())
+    refused = Failure([*line, "--out", "sd.safetensors"], capsys)
+    assert f"sd.{why}.safetensors: is the model itself" in refused.line
 
 
 @pytest.mark.usefixtures("tiny")

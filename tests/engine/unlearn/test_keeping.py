@@ -108,6 +108,15 @@ def test_a_run_stopped_while_it_asks_has_nothing_to_keep(
     assert not kept.said and saved(run.diff, tmp_path) == whole.text
 
 
+def test_a_run_that_is_refused_once_the_model_was_asked_leaves_no_folder(tmp_path: Path) -> None:
+    run = Unlearning(tiny_model(), SPEC)
+    with pytest.raises(SpecError), Keeping(run, RunStore(tmp_path / "cache" / "runs")):
+        assert (tmp_path / "cache" / "runs").is_dir(), "it is locked while the model is asked"
+        assert list(run.ask())
+        raise SpecError("two things under one name")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow  # three runs in which all weights learn
 def test_robust_mode_goes_on_within_its_drawing(tmp_path: Path) -> None:
     spec = tiny_spec(steps=2, passes=20, robust=True)
