@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import logging
@@ -17,12 +16,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..trust_engine.audit import Audit, render_page
-from ..trust_engine.audit.judges.base import check_judge
+from ..trust_engine.audit.judges.catalogue import check_judge, explained
 from ..trust_engine.audit.levels import Level
 from ..trust_engine.audit.report.verdict import BACK, is_gone
 from ..trust_engine.audit.request import AuditRequest
 from ..trust_engine.diff import payload_sha256
-from ..trust_engine.errors import ModelError, SpecError
+from ..trust_engine.errors import SpecError
 from ..trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
 from ..trust_engine.frontend.wording import spelled
 from ..trust_engine.io.files import write_atomically
@@ -81,8 +80,7 @@ class TrustAudit:
         "level": choice(("quick", "full"), "quick", "quick: the main questions, and an "
                         "attacker who learns a token. full: every attack; takes hours "
                         "on a full-size model."),
-        "judge": text("demo", "Who says what a picture shows. demo: for the demo model. "
-                      "nudenet: if it is installed. clip:FOLDER: a CLIP model's folder."),
+        "judge": text("demo", f"Who says what a picture shows. {explained()}."),
         "images": number(4, 1, 140, 1, "Pictures an object."),
         "seed": seed("Another seed asks the same questions with other pictures."),
         "filename_prefix": text("trust_audit", "Name of the page in the output folder."),
@@ -111,7 +109,7 @@ class TrustAudit:
 
         def check() -> None:
             if judge is not None:
-                check_judge_input(judge)
+                check_judge(judge)
                 check_retain(judge, retain or "")
             if filename_prefix is not None:
                 check_prefix(filename_prefix)
@@ -203,31 +201,17 @@ def _advice(level: str) -> str:
     return closed if level == "quick" else f"set `level` to quick, or {closed}"
 
 
-def check_judge_input(judge: str) -> None:
-    """Raise SpecError or ModelError for a judge who is not there; loads none."""
-    if judge == "nudenet" and importlib.util.find_spec("nudenet") is None:
-        raise ModelError(
-            "nudenet is not installed",
-            field="judge",
-            remedy="run `python -m pip install nudenet` with ComfyUI's Python, or write "
-            "clip:FOLDER",
-        )
-    check_judge(judge)
-
-
 def check_retain(judge: str, retain: str) -> None:
     """Raise SpecError where the demo's judge, who knows what should stay, is told it."""
     if judge == "demo" and lines(retain):
-        raise SpecError(
-            "goes with judges nudenet and clip:FOLDER", field="retain", remedy="empty it"
-        )
+        raise SpecError("goes with other judges than demo", field="retain", remedy="empty it")
 
 
 def request_of(
     concept: ConceptSpec, judge: str, retain: str, level: str, images: int, seed: int
 ) -> AuditRequest:
     """Say what is audited; raises SpecError or ModelError for what cannot be."""
-    check_judge_input(judge)
+    check_judge(judge)
     check_retain(judge, retain)
     kept = tuple(line.strip() for line in retain.splitlines() if line.strip())
     return AuditRequest(concept, judge, level, images, seed, retain=kept)

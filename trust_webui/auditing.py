@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trust_engine.audit import Audit, Level, pick_level, render_page
-from trust_engine.audit.judges.base import check_judge
+from trust_engine.audit.judges.catalogue import check_judge, forms
 from trust_engine.audit.request import AuditRequest
 from trust_engine.diff import WeightDiff
 from trust_engine.errors import SpecError
@@ -66,8 +66,7 @@ class Question:
 
     def __post_init__(self) -> None:
         if not isinstance(self.judge, str) or not self.judge.isprintable():
-            raise SpecError("judge must be a text: demo, nudenet, or clip: and a CLIP model's "
-                            "folder")  # fmt: skip
+            raise SpecError(f"judge must be a text: {forms()}")
         Wanted(self.diff, self.strength)
         in_range("images", self.images, 1, 140, whole=True)
         in_range("seed", self.seed, 0, LARGEST_SEED, whole=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from trust_engine.audit.judges.catalogue import explained
 from trust_engine.diff import load_diff
 from trust_engine.diff.bake import write_checkpoint
 from trust_engine.diff.base import open_base
@@ -92,8 +93,7 @@ def _audit(chosen: Any, shown: Any, owner: Any) -> None:
                               info="of the diff chosen above; to be typed only where its label "
                                    "does not say")  # fmt: skip
         judge = gr.Textbox(label=LABELS["judge"], elem_id="trust_judge",
-                           info="demo for the demo model; clip: and the folder of a CLIP model; "
-                                "nudenet if it is installed",
+                           info=explained(),
                            placeholder="clip:/models/clip-vit-large-patch14")  # fmt: skip
         level = gr.Radio(list(LEVELS), value=LEVELS[0], label=LABELS["level"],
                          info="quick and full also attack; full takes hours")  # fmt: skip
@@ -226,9 +226,7 @@ def _audited(
     try:
         _chosen(name)
         if not judge.strip():
-            raise SpecError(
-                "name a judge: demo for the demo model, clip: and a CLIP model's folder, or nudenet"
-            )
+            raise SpecError(f"name a judge ({explained()})")
         about = asked_about(str(name), _told(name, concept))
         question = Question(str(name), about, judge.strip(), level, int(images), listed(retain),
                             resolution=int(resolution))  # fmt: skip

@@ -131,9 +131,10 @@ def test_the_judge_is_looked_for_before_training(part: Part, tmp_path: Path) -> 
 
 
 def test_a_judge_that_is_not_installed(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    audit = part("nodes.audit")
-    monkeypatch.setattr(audit.importlib.util, "find_spec", lambda name: None)
+    audit, judges = part("nodes.audit"), part("trust_engine.audit.judges.catalogue")
+    monkeypatch.setattr(judges.importlib.util, "find_spec", lambda name: None)
     assert "pip install nudenet" in refused(audit.TrustAudit, judge="nudenet")
+    assert judges.explained() in audit.TrustAudit.INPUT_TYPES()["required"]["judge"][1]["tooltip"]
 
 
 @pytest.mark.parametrize(

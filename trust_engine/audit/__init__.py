@@ -1,14 +1,9 @@
 """Did it work? Forgetting, retention and attacks, side by side with the untouched model."""
 
-from .checks.core import AUDIT_VERSION, Findings, audit, look
-from .drawing import to_pixels
-from .levels import FULL, LEVELS, QUICK, Budgets, Level, pick_level
-from .metrics.intervals import Rate, mean_figure, mean_rate, wilson
-from .probes import TARGET_FACTOR, Probe, ShotList, plan
-from .report.page import render_page
-from .report.terminal import summary
-from .run import Audit, AuditStep
-from .topic import Topic, World, demo_topic, open_topic
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "AUDIT_VERSION",
@@ -39,3 +34,51 @@ __all__ = [
     "to_pixels",
     "wilson",
 ]
+
+if TYPE_CHECKING:
+    from .checks.core import AUDIT_VERSION, Findings, audit, look
+    from .drawing import to_pixels
+    from .levels import FULL, LEVELS, QUICK, Budgets, Level, pick_level
+    from .metrics.intervals import Rate, mean_figure, mean_rate, wilson
+    from .probes import TARGET_FACTOR, Probe, ShotList, plan
+    from .report.page import render_page
+    from .report.terminal import summary
+    from .run import Audit, AuditStep
+    from .topic import Topic, World, demo_topic, open_topic
+
+_HOME = {
+    "AUDIT_VERSION": "checks.core",
+    "FULL": "levels",
+    "LEVELS": "levels",
+    "QUICK": "levels",
+    "TARGET_FACTOR": "probes",
+    "Audit": "run",
+    "AuditStep": "run",
+    "Budgets": "levels",
+    "Findings": "checks.core",
+    "Level": "levels",
+    "Probe": "probes",
+    "Rate": "metrics.intervals",
+    "ShotList": "probes",
+    "Topic": "topic",
+    "World": "topic",
+    "audit": "checks.core",
+    "demo_topic": "topic",
+    "look": "checks.core",
+    "mean_figure": "metrics.intervals",
+    "mean_rate": "metrics.intervals",
+    "open_topic": "topic",
+    "pick_level": "levels",
+    "plan": "probes",
+    "render_page": "report.page",
+    "summary": "report.terminal",
+    "to_pixels": "drawing",
+    "wilson": "metrics.intervals",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for: torch takes seconds, and a list of judges none."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -13,7 +13,7 @@ from ..errors import SpecError
 from ..models.load import LoadedModel
 from ..models.sampler import SamplerSettings
 from ..spec import ConceptSpec
-from .judges.base import check_judge, load_aligner, load_judge
+from .judges.catalogue import check_judge, load_aligner, load_judge
 from .levels import Level, pick_level
 from .metrics.images import ImageMetric, check_eye, load_eye
 from .probes import core_probes
@@ -26,7 +26,7 @@ from .topic import Topic, demo_topic, open_topic
 class AuditRequest:
     """The concept, who judges, and how hard; raises SpecError or ModelError for what cannot be.
 
-    judge: demo, nudenet or clip:PATH; synonyms: other words for the concept (none: its own);
+    judge: one of the catalogue; synonyms: other words for the concept (none: its own);
     retain, styles: what should stay and the judge looks for: these three for judges other than the
     demo's, which knows its own; images: an object (None: as the level says); eyes: who else tells
     how far pictures moved, lpips:FILE or clip:PATH.

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..audit.judges.catalogue import explained, forms
 from ..errors import OutputError
 from ..io.files import write_atomically
 from ..io.outputs import check_outputs, check_suffix
@@ -51,8 +52,8 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--judge",
         default="demo",
-        metavar="demo|nudenet|clip:PATH",
-        help="who says what a picture shows (default: demo, for Emoji World)",
+        metavar=forms(),
+        help=f"who says what a picture shows; {explained()} (default: demo)",
     )
     add_list(parser, "--eye", "lpips:FILE|clip:PATH",
              "measure also by these how far pictures moved")  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import seeds
+from ..audit.judges.catalogue import explained, forms
 from ..errors import DivergenceError, SpecError, TrustError
 from ..io.outputs import check_outputs, check_suffix
 from ..settings import in_range
@@ -192,15 +193,16 @@ def add_looking(parser: argparse.ArgumentParser) -> None:
         "passes besides those of training)",
     )  # fmt: skip
     group.add_argument(
-        "--judge", default="auto", metavar="auto|none|demo|clip:PATH",
+        "--judge", default="auto", metavar=f"auto|none|{forms()}",
         help="who says what they show; auto: the demo's judge for the demo model, else a CLIP that "
-        "is on this machine already, else nobody, and only how far they moved is said",
+        "is on this machine already, else nobody, and only how far they moved is said; "
+        + explained(),
     )  # fmt: skip
 
 
 def check_looking(args: argparse.Namespace) -> None:
     """Refuse a number of pictures, or a judge that is not there; raises SpecError or ModelError."""
-    from ..audit.judges.base import check_judge
+    from ..audit.judges.catalogue import check_judge
     from ..frontend.subjects import COUNT, MOST
 
     args.pictures = COUNT if args.pictures is None else args.pictures
@@ -257,7 +259,7 @@ def add_demo(commands: Any) -> None:
 def run_demo(args: argparse.Namespace) -> None:
     """Unlearn a concept, draw before and after, audit, and write everything to a folder."""
     from ..audit import audit, plan
-    from ..audit.judges.base import judge_of
+    from ..audit.judges.catalogue import judge_of
     from ..frontend.before_after import before_after_sheet
     from ..frontend.looking import look_at
     from ..frontend.pictures import neuron_map, png

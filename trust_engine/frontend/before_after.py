@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..audit.drawing import to_pixels
-from ..audit.judges.base import Judge, check_judge, judge_of
+from ..audit.judges.base import Judge
+from ..audit.judges.catalogue import check_judge, judge_of
 from ..audit.topic import COMMON
 from ..errors import ModelError
 from ..spec import Sampling
@@ -217,8 +218,8 @@ def judge_for(
 ) -> Judge | None:
     """Return who looks: as wanted, or the demo's judge for its model, or a local CLIP, or nobody.
 
-    wanted: auto, none, demo, or clip:PATH; raises SpecError or ModelError for one that is not
-    there.
+    wanted: auto, none, or a judge of the catalogue; raises SpecError or ModelError for one that is
+    not there.
     """
     if wanted == "none" or not asked:
         return None

@@ -22,7 +22,7 @@ def look(
 ) -> BeforeAfter | None:
     """Draw and judge `count` test pictures without and with a run's diff; None when count is 0.
 
-    judge: auto, none, demo or clip:PATH; on_step: called with (done, total) UNet passes.
+    judge: auto, none, or one of the catalogue; on_step: called with (done, total) UNet passes.
     """
     asked = subjects(run.spec, run.prompts, model.vocabulary, model.styles, count)
     how = run.spec.sampling

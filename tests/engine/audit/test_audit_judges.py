@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from trust_engine.audit.judges.base import (
-    DemoJudge,
-    TinyAligner,
-    as_judge,
+from trust_engine.audit.judges.base import DemoJudge, TinyAligner, as_judge, is_coupled
+from trust_engine.audit.judges.catalogue import (
+    JUDGES,
+    Entry,
     check_judge,
-    is_coupled,
+    explained,
+    forms,
     load_aligner,
     load_judge,
 )
 from trust_engine.audit.judges.clip import ClipJudge
 from trust_engine.audit.judges.nudenet import NudeNetJudge
+from trust_engine.audit.request import AuditRequest
 from trust_engine.audit.topic import demo_topic, open_topic
+from trust_engine.cli.main import main
 from trust_engine.demo.judge import load_judge as load_net
 from trust_engine.diff import WeightDiff
 from trust_engine.errors import ModelError, SpecError
+from trust_engine.spec import ConceptSpec
 
 GROUPS = {"object": ("gun", "cat"), "style": ("sketch",), "background": ()}
 
@@ -185,3 +190,56 @@ def test_tiny_clip_prefers_the_true_prompt() -> None:
     aligner = TinyAligner()
     true, false = aligner.align(texts, pixels), aligner.align(texts[1:] + texts[:1], pixels)
     assert (true > false).all()
+
+
+class RedJudge:
+    """Sees whatever it is asked for in a picture that is mostly red."""
+
+    name, note = "red", "a threshold on one channel"
+
+    def knows(self, label: str) -> bool:
+        """Know every label."""
+        return True
+
+    def sees(self, pixels: Tensor, labels: Sequence[str]) -> Tensor:
+        """Judge pictures (b, 3, h, w)."""
+        return (pixels[:, 0].mean((1, 2)) > 0)[:, None].expand(-1, len(labels))
+
+    def features(self, pixels: Tensor) -> None:
+        """Offer none."""
+        return None
+
+
+def test_a_judge_is_added_by_one_entry(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By it alone it is checked, loaded, asked for, and explained at every door."""
+    entry = Entry("red", "whatever is red", lambda path, groups, device: RedJudge())
+    with pytest.raises(SpecError, match="neither demo, nudenet nor a folder"):
+        check_judge("red")
+    monkeypatch.setitem(JUDGES, "red", entry)
+    check_judge("red")
+    judge = load_judge("red", open_topic("gun"))
+    assert judge.sees(torch.ones(2, 3, 4, 4), ("gun",)).tolist() == [[True], [True]]
+    assert AuditRequest(ConceptSpec(("gun",)), "red").judge == "red"
+    with pytest.raises(SpecError, match="neither demo, nudenet, red nor a folder"):
+        check_judge("blue")
+    assert forms() == "demo|nudenet|clip:PATH|red" and "red: whatever is red" in explained()
+    for command in ("audit", "unlearn"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told = " ".join(capsys.readouterr().out.split())
+        assert "clip:PATH|red" in told and "red: whatever is red" in told
+
+
+def test_a_judge_that_takes_a_path_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("clip:", "clip", "demo:x", "nudenet:"):
+        with pytest.raises(SpecError, match="is neither"):
+            check_judge(text)
+
+
+def test_the_pages_name_every_judge() -> None:
+    root = Path(__file__).resolve().parents[3]
+    for page in ("docs/concepts/audit.md", "web/docs/TrustAudit.md"):
+        text = (root / page).read_text("utf-8")
+        assert [e.form for e in JUDGES.values() if f"`{e.form}`" not in text] == [], page

@@ -1,10 +1,9 @@
-"""Who says what a picture shows: one interface, three judges."""
+"""Who says what a picture shows: the interface, and the demo's judge; `catalogue` has them all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,10 +12,6 @@ from torch import Tensor
 
 from ...demo import judge as demo
 from ...demo.vocabulary import BACKGROUNDS, JUDGED, STYLES
-from ...errors import SpecError
-from ..topic import Topic
-from .clip import ClipJudge
-from .nudenet import NudeNetJudge
 
 
 class Judge(Protocol):
@@ -126,44 +121,6 @@ def as_judge(judge: Any) -> Judge:
     return DemoJudge(judge) if isinstance(judge, demo.Judge) else judge
 
 
-def load_judge(text: str, topic: Topic, device: Any = "cpu") -> Judge:
-    """Load "demo", "nudenet", or zero-shot CLIP from "clip:PATH" or a path alone."""
-    world = topic.world
-    groups: dict[str, Iterable[str]] = {
-        "object": (
-            *world.objects,
-            *world.control,
-            *(topic.labels if topic.kind != "style" else ()),
-        ),
-        "style": world.styles,
-        "background": world.backgrounds,
-    }
-    return judge_of(text, groups, device)
-
-
-def judge_of(text: str, groups: Mapping[str, Iterable[str]], device: Any = "cpu") -> Judge:
-    """Load a judge by its name; groups: the labels that a CLIP chooses among, by their kind."""
-    if text == "demo":
-        return DemoJudge(demo.load_judge().to(device))
-    if text == "nudenet":
-        return NudeNetJudge()
-    return ClipJudge(Path(text.removeprefix("clip:")), groups, str(device))
-
-
-def check_judge(text: str) -> None:
-    """Raise SpecError or ModelError for a judge that is not there; loads nothing."""
-    if text in ("demo", "nudenet"):
-        return
-    path = Path(text.removeprefix("clip:"))
-    if not path.is_dir() and not (path.is_file() and path.suffix == ".safetensors"):
-        raise SpecError(
-            f"{text!r} is neither demo, nudenet nor a folder with a CLIP model or its safetensors "
-            "file",
-            field="judge",
-            remedy="give {judge clip:PATH}",
-        )
-
-
 def is_coupled(judge: Judge, diffs: Iterable[tuple[Any, float]]) -> bool:
     """Tell whether the judge also helped to find the neurons, by the diffs' provenance.
 
@@ -180,10 +137,3 @@ def is_coupled(judge: Judge, diffs: Iterable[tuple[Any, float]]) -> bool:
         if isinstance(spec, dict) and spec.get("saliency") == "clip":
             used.add("clip")
     return judge.name in used or judge.name.split(":")[0] in used
-
-
-def load_aligner(text: str, judge: Judge) -> Aligner | None:
-    """Return who measures prompt alignment beside a judge: tiny CLIP for the demo, CLIP itself."""
-    if text == "demo":
-        return TinyAligner()
-    return judge if isinstance(judge, ClipJudge) else None
