@@ -223,7 +223,15 @@ def refuse_empty(diff: WeightDiff) -> None:
 
 def energy(diff: WeightDiff) -> float:
     """Return the sum of squared offsets."""
-    return sum(float(o.entries().values.double().square().sum()) for o in diff.offsets.values())
+    return sum(map(_energy, diff.offsets.values()))
+
+
+def _energy(offset: Offset) -> float:
+    if offset.factors is None or offset.sparse is not None:
+        return float(offset.entries().values.double().square().sum())
+    up, down = (factor.double() for factor in offset.factors)
+    up = up.transpose(0, 1).flatten(1)
+    return float(((up @ up.T) * (down @ down.T)).sum())  # |U D|^2, without the product itself
 
 
 @dataclass(frozen=True)

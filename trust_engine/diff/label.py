@@ -28,6 +28,7 @@ def describe(diff: WeightDiff, size: int) -> dict[str, Any]:
         "base": diff.provenance.get("base"),
         "entries_changed": diff.changed,
         "share_changed": round(diff.share, 6),
+        "directions": diff.directions,
         "weights": len(diff.offsets),
         "attention_layers": len(layers),
         "other_weights": sum(projection_of(key) is None for key in diff.offsets),
@@ -51,7 +52,8 @@ def label(name: str, told: Mapping[str, Any], rest: str = "") -> str:
          + (f", predicts {told['prediction']}" if told["prediction"] else "")),
         ("changes", f"{told['entries_changed']:,} entries ({told['share_changed']:.2%}) of "
          f"{told['weights']} weights in {told['attention_layers']} cross-attention layers"
-         + (f", {told['other_weights']} weights elsewhere" if told["other_weights"] else "")),
+         + (f", {told['other_weights']} weights elsewhere" if told["other_weights"] else "")
+         + (f"; {told['directions']:,} directions of low rank" if told["directions"] else "")),
         ("strength", "1 as made, 0 off; from -2 to 2 (below 0 it adds what it was made to remove)"),
         *(("audit", line) for line in _audited(told, rest)),
         *((k, str(told["notes"][k])) for k in ("author", "licence", "notes") if k in told["notes"]),

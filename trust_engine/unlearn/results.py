@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..diff import SparseOffset
+from ..diff import Offset, SparseOffset
 from ..distributed import Workers
 from ..models.keys import projection_of
 from .end_to_end import Cost
@@ -27,7 +27,7 @@ class Results:
     curves: effect and harm after each step.
     """
 
-    offsets: dict[str, SparseOffset] = field(default_factory=dict)
+    offsets: dict[str, Offset] = field(default_factory=dict)
     neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
     final: dict[str, Metrics] = field(default_factory=dict)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Results:
     @property
     def changed(self) -> bool:
         """Tell whether any entry has."""
-        return any(len(offset.indices) for offset in self.offsets.values())
+        return any(not offset.is_zero for offset in self.offsets.values())
 
     def take(self, unit: Unit, trainer: SelectiveTrainer) -> None:
         """Add a unit's result, or, if it diverged, its last good one."""

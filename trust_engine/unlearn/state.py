@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..diff import SparseOffset
+from ..diff import LowRankOffset, Offset, SparseOffset
 from ..diff.weight_diff import check_offset
 from ..errors import DiffError, SpecError
 from ..io.files import open_regular
@@ -51,7 +51,7 @@ class RunState:
     passes: int
     backward: int
     recording: Recording
-    offsets: Mapping[str, SparseOffset]
+    offsets: Mapping[str, Offset]
     neurons: Mapping[str, dict[str, Any]]
     final: Mapping[str, Metrics]
     piece: str
@@ -74,7 +74,7 @@ class RunState:
         tensors = [recording.latents, *recording.cond.values(), *recording.uncond.values()]
         tensors += self.forgetting.values()
         for offset in self.offsets.values():
-            tensors += [offset.indices, offset.values]
+            tensors += _held(offset).values()
         for part in recording.parts:
             tensors += [part.x, *part.latents]
             for seen in (*part.cond.values(), *part.uncond.values()):
@@ -118,10 +118,20 @@ def _tensors_of(state: RunState) -> dict[str, Tensor]:
         tensors |= {f"part.{i}.{k}": v for k, v in part.tensors().items()}
     tensors |= {f"run.{k}": v for k, v in state.forgetting.items()}
     for key, offset in state.offsets.items():
-        tensors[f"indices.{key}"], tensors[f"values.{key}"] = offset.indices, offset.values
+        tensors |= {f"{part}.{key}": tensor for part, tensor in _held(offset).items()}
     for name, curve in state.curves.items():
         tensors[f"curve.{name}"] = torch.tensor(curve, dtype=torch.float64).view(-1, 2)
     return tensors
+
+
+def _held(offset: Offset) -> dict[str, Tensor]:
+    """List the tensors of an offset: entries, or factors, or both."""
+    held: dict[str, Tensor] = {}
+    if offset.sparse is not None:
+        held |= {"indices": offset.sparse.indices, "values": offset.sparse.values}
+    if offset.factors is not None:
+        held |= dict(zip(("up", "down"), offset.factors, strict=True))
+    return held
 
 
 def _label_of(state: RunState) -> dict[str, Any]:
@@ -199,12 +209,7 @@ def _build(label: dict[str, Any], tensors: dict[str, Tensor]) -> RunState:
     for name in ("passes", "backward", "recorded"):
         _check(type(label[name]) is int and label[name] >= 0, f"its {name} is no count")
     _check(type(label["finished"]) is bool, "it does not say whether it is finished")
-    offsets = {
-        key: SparseOffset(tuple(shape), tensors[f"indices.{key}"], tensors[f"values.{key}"])
-        for key, shape in label["shapes"].items()
-    }
-    for key, offset in offsets.items():
-        check_offset(key, offset, "the state")
+    offsets = {key: _offset(key, tuple(shape), tensors) for key, shape in label["shapes"].items()}
     final = {name: Metrics(*map(_finite, figures)) for name, figures in label["final"].items()}
     _check(all(isinstance(n, dict) for n in label["neurons"].values()), "its neurons are damaged")
     forgetting, curves = under("run."), under("curve.")
@@ -225,6 +230,19 @@ def _build(label: dict[str, Any], tensors: dict[str, Tensor]) -> RunState:
         label["engine"],
         Knowledge.from_dict(label["knowledge"]) if label.get("knowledge") else None,
     )
+
+
+def _offset(key: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Offset:
+    offset: Offset | None = None
+    if f"up.{key}" not in tensors or f"indices.{key}" in tensors:
+        offset = SparseOffset(shape, tensors[f"indices.{key}"], tensors[f"values.{key}"])
+    if f"up.{key}" in tensors:
+        sparse = None if offset is None else offset.sparse
+        offset = LowRankOffset(tensors[f"up.{key}"], tensors[f"down.{key}"], sparse)
+    assert offset is not None
+    check_offset(key, offset, "the state")
+    _check(offset.shape == shape, f"{key} is of another shape")
+    return offset
 
 
 def _recording(

@@ -12,7 +12,14 @@ from engine.diff.test_diff_file import spelled
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from toys.small_unet import KEY, small_base, small_checkpoint, small_diff, small_weights
+from toys.small_unet import (
+    KEY,
+    scrubbed_diff,
+    small_base,
+    small_checkpoint,
+    small_diff,
+    small_weights,
+)
 from trust_engine.cli.main import main
 from trust_engine.diff import (
     SparseOffset,
@@ -167,6 +174,31 @@ def test_export(capsys: pytest.CaptureFixture[str]) -> None:
         line = f"export a.safetensors --format {kind} --model model.safetensors --out {kind}"
         assert "rounding lost" in ran(line, capsys)[0]
     assert Path("unet-folder/config.json").is_file()
+
+
+def test_low_rank_goes_through_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    diff = scrubbed_diff().compact()
+    save_diff(diff, Path("low.safetensors"))
+    out, _ = ran("info low.safetensors", capsys)
+    assert "10 directions of low rank" in out and "1 weights elsewhere" in out
+    told = json.loads(ran("info low.safetensors --json", capsys)[0])
+    assert (told["directions"], told["entries_changed"]) == (10, diff.changed)
+    assert "directions" not in ran("info a.safetensors", capsys)[0]
+    out, err = ran("verify low.safetensors --model model.safetensors", capsys)
+    assert "the very ones" in out and not err
+    out, _ = ran(
+        "apply low.safetensors:0.5 --model model.safetensors --out new.safetensors", capsys
+    )
+    assert f"{diff.changed:,} entries changed" in out
+    made = load_file("new.safetensors")
+    for key, weight in small_weights().items():
+        change = 0.5 * diff.offsets[key].dense() if key in diff.offsets else 0
+        assert torch.equal(made[LDM_PREFIX + key], weight + change), key
+    ran("merge low.safetensors b.safetensors:-1 --out sum.safetensors", capsys)
+    assert load_diff(Path("sum.safetensors")).directions == 10
+    ran("annotate low.safetensors --author Ann", capsys)
+    noted = load_diff(Path("low.safetensors"))
+    assert spelled(noted) == spelled(diff) and noted.notes == {"author": "Ann"}
 
 
 def test_annotate_leaves_the_rest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ import torch
 from torch import Tensor
 
 from toys.tiny import KEY, WIDTH, HostEncoder, WordEncoder
-from trust_engine.diff import SparseOffset, WeightDiff, combine, fitted, load_diff, save_diff
+from trust_engine.diff import (
+    LowRankOffset,
+    SparseOffset,
+    WeightDiff,
+    combine,
+    fitted,
+    load_diff,
+    save_diff,
+)
 from trust_engine.diff import least_squares as diff_fit
 from trust_engine.errors import DiffError, SpecError
 from trust_engine.prompts.concept import build_prompts
@@ -73,6 +82,19 @@ def test_it_is_the_minimum_of_what_it_says() -> None:
     (steep,) = torch.autograd.grad(objective(start), start)
     (flat,) = torch.autograd.grad(objective(found), found)
     assert flat.norm() < 1e-2 * steep.norm()  # the values are rounded as in a file
+
+
+def test_parts_of_low_rank_are_fitted_as_what_they_are() -> None:
+    chance = torch.Generator().manual_seed(5)
+    up, down = torch.randn(8, 2, generator=chance), torch.randn(2, WIDTH, generator=chance)
+    low = LowRankOffset(up, down, PARTS[0][0].offsets[KEYS].entries())
+    for mine, theirs in ((low, low.entries()), (low.times(0.5), low.times(0.5).entries())):
+        one, other = (
+            fitted([(replace(PARTS[0][0], offsets={KEYS: offset}), 1.0), *PARTS[1:]], ENCODER)
+            for offset in (mine, theirs)
+        )
+        for key in one.offsets:
+            assert torch.equal(one.offsets[key].dense(), other.offsets[key].dense())
 
 
 def test_strengths_scale_and_order_does_not_matter() -> None:

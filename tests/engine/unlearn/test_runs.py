@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 from engine.unlearn.test_unlearn import finish, saved
 
+from toys.small_unet import KEY, low_rank, numbers, scrubbed_diff
 from toys.tiny import frozen_bits, tiny_model, tiny_spec
-from trust_engine.diff import applied, save_diff
+from trust_engine.diff import LowRankOffset, Offset, applied, save_diff
 from trust_engine.errors import DivergenceError, SpecError
 from trust_engine.models.attention import cross_attention_modules, read_layer
 from trust_engine.spec import ConceptSpec
@@ -104,6 +106,35 @@ def test_a_run_goes_on_from_its_state(
     assert len(more) < len(reports)
     assert all(report.stage != "recording" for report in more)
     assert saved(again.diff, tmp_path) == saved(whole.diff, tmp_path)
+
+
+def test_a_state_keeps_offsets_of_low_rank(tmp_path: Path) -> None:
+    """With and without single entries on top, to the bit; damaged ones are refused."""
+    run = Unlearning(tiny_model(), tiny_spec())
+    next(report for report in run if report.standing is not None)
+    offsets: Mapping[str, Offset] = scrubbed_diff().offsets
+    state = replace(run.state, offsets=offsets)
+    save_state(state, tmp_path / "state")
+    again = load_state(tmp_path / "state").offsets
+    assert {key: numbers(again[key]) for key in again} == {
+        key: numbers(offsets[key]) for key in offsets
+    }
+    assert (
+        state.size
+        > replace(state, offsets={}).size
+        + sum(len(data) for offset in offsets.values() for _, data in numbers(offset).values())
+        - 1
+    )
+    good = low_rank((4, 6), 2)
+    for up, down in (
+        (good.up[:, :1], good.down),
+        (good.up * torch.inf, good.down),
+        (good.up.half(), good.down),
+    ):
+        bad = {KEY: LowRankOffset(up, down)}
+        save_state(replace(run.state, offsets=bad), tmp_path / "bad")
+        with pytest.raises(SpecError, match="the state is damaged"):
+            load_state(tmp_path / "bad")
 
 
 def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
