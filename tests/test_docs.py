@@ -35,10 +35,26 @@ def dead(page: Path) -> list[str]:
     return found
 
 
+WHERE = re.compile(r"((?:`[\w.]+`(?:, | and ))*`[\w.]+`) in\s+`([\w./]+\.py)`")
+"""`name`, `Class.method` in `path`: where a page says that something is."""
+
+
+def astray(text: str) -> list[str]:
+    """List what a text says to be in a file that does not define it."""
+    found = []
+    for names, path in WHERE.findall(text):
+        there = defined(ROOT / path) if (ROOT / path).exists() else set()
+        found += [f"{n} in {path}" for n in re.findall(r"`([^`]+)`", names) if n not in there]
+    return found
+
+
 def defined(path: Path) -> set[str]:
-    """List what a module defines: functions, classes, methods and fields, as "Class.method"."""
+    """List what a module defines: names, functions, classes, and what is in them: Class.method."""
     found = set()
     for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue
         found.add(node.name)
@@ -57,6 +73,29 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One two\n[a](#one-two) [b](none.md) [c](#three) `tests/none.py` `x/y.py`")
     assert dead(page) == ["none.md", "#three", "tests/none.py"]
+
+
+def test_each_row_of_where_is_leads_to_what_it_names() -> None:
+    text = (ROOT / "docs/developing.md").read_text("utf-8")
+    table = text.partition("## Where is ...?")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    told = ("[settings]", "nobody has to", "by Forge")  # what is in no file of ours
+    vague = [r for r in rows if not WHERE.search(r) and not any(t in r for t in told)]
+    assert vague == [], "a row names a file and what is in it"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
+def test_what_a_page_says_to_be_in_a_file_is_in_it(page: Path) -> None:
+    assert astray(page.read_text("utf-8")) == []
+
+
+def test_what_is_not_where_a_page_says_is_found() -> None:
+    text = "`csr`, `nothing` in `trust_engine/unlearn/objective.py`, `x` in\n`trust_engine/none.py`"
+    assert astray(text) == [
+        "nothing in trust_engine/unlearn/objective.py", "x in trust_engine/none.py",
+    ]  # fmt: skip
+    assert astray("`UnlearnSpec.eta`, `SETTINGS` in `trust_engine/spec.py`") == []
 
 
 def test_each_equation_of_the_method_leads_to_its_function() -> None:

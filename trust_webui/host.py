@@ -97,6 +97,7 @@ class Host(ABC):
     def borrowed(self) -> contextlib.AbstractContextManager[list[str]]:
         """Have the model loaded and free of LoRAs for a while; yields what there is to say.
 
+        What was taken off is put back afterwards: by this, or by the host's next generation.
         Raises ModelError for a model, or a way of running it, that cannot be worked with.
         """
 
@@ -121,7 +122,7 @@ class Host(ABC):
 
     @abstractmethod
     def clear(self) -> None:
-        """Take off what is left of diffs."""
+        """Take diffs off and put the checkpoint's weights back, unless the host does so itself."""
 
     def begin(self) -> None:  # noqa: B027 - most hosts need nothing
         """Teach the host what it has to know of us, when it loads this extension."""
