@@ -52,16 +52,18 @@ def defined(path: Path) -> set[str]:
     """List what a module defines: names, functions, classes, and what is in them: Class.method."""
     found = set()
     for node in ast.parse(path.read_text("utf-8")).body:
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id for target in targets if isinstance(target, ast.Name)}
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
-            continue
-        found.add(node.name)
+        found |= set(_names(node))
         for part in node.body if isinstance(node, ast.ClassDef) else ():
-            name = part.target if isinstance(part, ast.AnnAssign) else part
-            found.add(f"{node.name}.{getattr(name, 'name', getattr(name, 'id', ''))}")
+            found |= {f"{node.name}.{name}" for name in _names(part)}
     return found
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """List what a statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(p.relative_to(ROOT)) for p in PAGES])
