@@ -48,7 +48,7 @@ def diffs_between(before: Any, after: Any) -> list[Applied]:
                 return []
             found.setdefault((id(source), strength), (source, []))[1].append(name)
     for source, names in found.values():
-        whole = {PREFIX + key for key, offset in source.offsets.items() if len(offset.indices)}
+        whole = {PREFIX + key for key, offset in source.offsets.items() if not offset.is_zero}
         if len(names) != len(whole) or set(names) != whole:
             return []
     return [(source, strength) for (_, strength), (source, _) in found.items()]

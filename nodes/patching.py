@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..trust_engine.diff import WeightDiff
+from ..trust_engine.diff import Offset, WeightDiff
 from ..trust_engine.diff.apply import STRONGEST, check_base, check_family
+from ..trust_engine.diff.weight_diff import product
 from ..trust_engine.errors import DiffError
 from ..trust_engine.settings import in_range
 from .stored import PREFIX, entry_of
@@ -61,33 +62,62 @@ if _Adapter is not None:
 
             The sum is taken in float32 at least, and rounded once, to the type of the weight.
             """
-            indices, values = (part.to(weight.device) for part in self.weights)
             wide = max(weight.dtype, torch.float32, key=lambda dtype: dtype.itemsize)
-            change = torch.zeros(weight.numel(), dtype=wide, device=weight.device)
-            change[indices.long()] = strength * values.to(wide)
+            parts = [part.to(weight.device) for part in self.weights]
+            change = self.change(weight, strength, parts, wide)
             weight.copy_(function(change.view(weight.shape)) + weight)
             return weight
+
+        def change(
+            self, weight: Tensor, strength: float, parts: Sequence[Tensor], wide: torch.dtype
+        ) -> Tensor:
+            """Write out what is added to a weight; parts: `weights`, where the weight is."""
+            indices, values = parts
+            change = torch.zeros(weight.numel(), dtype=wide, device=weight.device)
+            change[indices.long()] = strength * values.to(wide)
+            return change
+
+    class LowRankPatch(SparsePatch):
+        """A patch that adds a product of factors, which are multiplied when a weight is made.
+
+        weights: up (o, k) or (o, k, kh, kw) and down (k, d); and, of entries on top, flat indices
+        (n,) and values (n,).
+        """
+
+        def change(
+            self, weight: Tensor, strength: float, parts: Sequence[Tensor], wide: torch.dtype
+        ) -> Tensor:
+            """Multiply the factors, and add the entries; parts: `weights`, where the weight is."""
+            up, down, *entries = parts
+            change = strength * product(up.to(wide), down.to(wide))
+            if entries:
+                change += super().change(weight, strength, entries, wide).view_as(change)
+            return change
 
 
 def is_ours(patch: Sequence[Any]) -> bool:
     """Tell whether an entry of the host's patch list is a diff that our nodes applied."""
     value = patch[1] if len(patch) > 1 else None
-    return isinstance(value, DensePatch) or type(value).__name__ == "SparsePatch"
+    return isinstance(value, DensePatch) or type(value).__name__ in ("SparsePatch", "LowRankPatch")
 
 
 def patches_of(diff: WeightDiff) -> dict[str, Any]:
     """Turn a diff into the host's patches, by full name; each knows the diff as its source."""
     patches: dict[str, Any] = {}
     for key, offset in diff.offsets.items():
-        if not len(offset.indices):
-            continue
-        if _Adapter is not None:
-            patch: Any = SparsePatch(set(), [offset.indices, offset.values])
-        else:
-            patch = DensePatch(("diff", (offset.dense(),)))
-        patch.source = diff
-        patches[PREFIX + key] = patch
+        if not offset.is_zero:
+            patches[PREFIX + key] = patch = _patch(offset)
+            patch.source = diff
     return patches
+
+
+def _patch(offset: Offset) -> Any:
+    if _Adapter is None:
+        return DensePatch(("diff", (offset.dense(),)))
+    entries = [offset.sparse.indices, offset.sparse.values] if offset.sparse is not None else []
+    if offset.factors is None:
+        return SparsePatch(set(), entries)
+    return LowRankPatch(set(), [*offset.factors, *entries])
 
 
 def patched(model: Any, diff: WeightDiff, strength: float = 1.0) -> Any:

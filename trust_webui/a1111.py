@@ -21,7 +21,7 @@ from modules import (
 )
 from torch import Tensor, nn
 
-from trust_engine.diff.weight_diff import SparseOffset
+from trust_engine.diff.weight_diff import Offset
 from trust_engine.errors import DiffError, ModelError
 from trust_engine.models.contract import Conditioning, NoiseSchedule
 
@@ -242,7 +242,7 @@ class A1111(Host):
         net = network.Network(OURS + part.sha, told)
         net.mentioned_name = None
         net.unet_multiplier, net.dyn_dim = part.strength, None
-        kind, unet = _sparse_module(network), self.unet
+        kind, unet = _offset_module(network), self.unet
         for key, offset in part.diff.offsets.items():
             path, _, last = key.rpartition(".")
             layer = unet.get_submodule(path)
@@ -308,23 +308,19 @@ class _Weights:
         return self.unet.get_submodule(key.rpartition(".")[0])
 
 
-def _sparse_module(network: Any) -> type:
-    """Make a module of the Lora extension that holds a weight's offsets sparsely."""
+def _offset_module(network: Any) -> type:
+    """Make a module of the Lora extension that holds a weight's offset as a diff does."""
 
-    class SparseModule(network.NetworkModule):
-        """The offsets of one weight; dense only while they are added."""
+    class OffsetModule(network.NetworkModule):
+        """The offset of one weight; dense only while it is added."""
 
-        def __init__(self, net: Any, weights: Any, offset: SparseOffset) -> None:
+        def __init__(self, net: Any, weights: Any, offset: Offset) -> None:
             super().__init__(net, weights)
             self.offset = offset
 
         def calc_updown(self, target: Tensor) -> Any:
-            """Return strength times the offsets, float32, and no bias."""
-            dense = torch.zeros(self.offset.numel, device=target.device)
-            dense[self.offset.indices.long().to(target.device)] = self.offset.values.to(
-                target.device
-            )
-            shape = self.offset.shape
-            return self.finalize_updown(dense.view(shape), target, list(shape))
+            """Return strength times the offset, float32, and no bias."""
+            dense = self.offset.dense(target.device)
+            return self.finalize_updown(dense, target, list(self.offset.shape))
 
-    return SparseModule
+    return OffsetModule

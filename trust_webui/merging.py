@@ -1,4 +1,4 @@
-"""Our sparse offsets in the form of patch that Forge's or Forge Neo's merging takes, tried out."""
+"""Our offsets in the form of patch that Forge's or Forge Neo's merging takes, tried out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from backend.patcher import lora as patcher_lora
 from torch import Tensor
 
-from trust_engine.diff.weight_diff import SparseOffset
+from trust_engine.diff.weight_diff import Offset, SparseOffset
 from trust_engine.errors import DiffError
 
 SPARSE = "trust_sparse"
@@ -25,7 +25,7 @@ class Ours(tuple):
 class Held:
     """An offset that the host's helpers, which cast all tensors in a patch, leave as it is."""
 
-    def __init__(self, offset: SparseOffset) -> None:
+    def __init__(self, offset: Offset) -> None:
         self.offset = offset
 
 
@@ -50,8 +50,8 @@ def unregister() -> None:
     _form.cache_clear()
 
 
-def patch(offset: SparseOffset) -> Any:
-    """Return a patch that adds an offset, sparse where the host's merging takes it so."""
+def patch(offset: Offset) -> Any:
+    """Return a patch that adds an offset, dense in memory only where merging takes no other."""
     return _form()(offset)
 
 
@@ -63,7 +63,7 @@ def merged(patches: Any, weight: Tensor, key: str) -> Tensor:
 
 
 @functools.cache
-def _form() -> Callable[[SparseOffset], Any]:
+def _form() -> Callable[[Offset], Any]:
     """Find the form that has an effect here: a name that merging knows need not be used by it."""
     for form in (_calculated, _adapted, _dense):
         if _works(form):
@@ -72,7 +72,7 @@ def _form() -> Callable[[SparseOffset], Any]:
                     "update both")  # fmt: skip
 
 
-def _works(form: Callable[[SparseOffset], Any]) -> bool:
+def _works(form: Callable[[Offset], Any]) -> bool:
     """Merge a known offset into a small weight."""
     offset = SparseOffset((2, 3), torch.tensor([1, 4]).int(), torch.tensor([0.5, -1.0]))
     try:
@@ -83,18 +83,18 @@ def _works(form: Callable[[SparseOffset], Any]) -> bool:
     return torch.equal(made.detach().cpu(), 1 + 2 * offset.dense())
 
 
-def _calculated(offset: SparseOffset) -> Any:
+def _calculated(offset: Offset) -> Any:
     """Forge: a kind of our own, for which it calls what `register` gave it."""
     return Ours((SPARSE, Held(offset)))
 
 
-def _adapted(offset: SparseOffset) -> Any:
+def _adapted(offset: Offset) -> Any:
     """Forge Neo: an adapter, which is asked to calculate the weight."""
     base = patcher_lora.weight_adapter.WeightAdapterBase
     return _adapter(base)(offset)
 
 
-def _dense(offset: SparseOffset) -> Any:
+def _dense(offset: Offset) -> Any:
     """Any: all entries, those that stay as zeros."""
     return Ours(("diff", (offset.dense(),)))
 
@@ -102,28 +102,26 @@ def _dense(offset: SparseOffset) -> Any:
 @functools.cache
 def _adapter(base: type) -> type:
     class Adapter(base):
-        """A sparse offset as the adapter of one weight."""
+        """An offset as the adapter of one weight."""
 
         name = SPARSE
 
-        def __init__(self, offset: SparseOffset) -> None:
+        def __init__(self, offset: Offset) -> None:
             self.held, self.loaded_keys, self.weights = Held(offset), set[str](), list[Tensor]()
 
         def calculate_weight(
             self, weight: Tensor, key: str, strength: float, *_: Any, **__: Any
         ) -> Tensor:
-            """Add strength * values to a weight in place, as the host's own adapters do."""
+            """Add strength * offset to a weight in place, as the host's own adapters do."""
             return _merge(weight, strength, self.held)
 
     return Adapter
 
 
 def _merge(weight: Tensor, strength: float, held: Held) -> Tensor:
-    """Add strength * values to a weight in place, as Forge's own calculators do."""
+    """Add strength * offset to a weight in place, as Forge's own calculators do."""
     offset = held.offset
     if tuple(weight.shape) != tuple(offset.shape):
         raise DiffError(f"the diff has {list(offset.shape)}, the model {list(weight.shape)}")
-    change = torch.zeros(weight.numel(), dtype=weight.dtype, device=weight.device)
-    change[offset.indices.long().to(weight.device)] = offset.values.to(weight.device, weight.dtype)
-    weight += strength * change.view(weight.shape)
+    weight += strength * offset.dense(weight.device).to(weight.dtype)
     return weight

@@ -58,7 +58,7 @@ def _looked_at(weights: Weights, part: Part) -> list[str]:
     """Choose a diff's first and last weight of each way in which changes come to weights."""
     ways: dict[str, list[str]] = defaultdict(list)
     for key, offset in part.diff.offsets.items():
-        if part.strength and bool((offset.values != 0).any()):
+        if part.strength and not offset.is_zero:
             ways[weights.way(key)].append(key)
     ways.pop("", None)
     return [key for keys in ways.values() for key in dict.fromkeys((keys[0], keys[-1]))]
@@ -66,7 +66,7 @@ def _looked_at(weights: Weights, part: Part) -> list[str]:
 
 def _there(weights: Weights, parts: Sequence[Part], part: Part, key: str) -> float:
     """Measure how much of a diff's change is in a weight: 1 all of it, 0 nothing."""
-    offset = part.diff.offsets[key]
+    offset = part.diff.offsets[key].entries()
     index, wanted = offset.indices.long(), part.strength * offset.values.double()
     before = _at(weights.without(key), index)
     for other in parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from fakes.webui import Processing, Runner, installed, process_images
 from fakes.webui_a1111 import FakeA1111, Lora, Network
 from fakes.webui_forge import FakeForge
 from fakes.webui_neo import FakeNeo
+from toys.small_unet import low_rank
 from toys.tiny import some_diff
-from trust_engine.diff import WeightDiff, applied, save_diff
+from trust_engine.diff import Offset, WeightDiff, applied, save_diff
 
 KEY = "input_blocks.1.1.transformer_blocks.0.attn2.to_v"
+LAYERS = ("in_layers", "attn1.to_out", "ff.net", "proj_in")
 HOSTS = {"a1111": FakeA1111, "forge": FakeForge, "neo": FakeNeo}
 
 
@@ -38,8 +41,26 @@ def ready(made: Any, tmp_path: Path) -> Iterator[Any]:
 
 def gentle(diff: WeightDiff) -> WeightDiff:
     """Make offsets of a size that pictures survive, as files hold them."""
-    offsets = {k: o.with_values(0.05 * o.values) for k, o in diff.offsets.items()}
+    offsets = {k: o.times(0.05) for k, o in diff.offsets.items()}
     return WeightDiff(offsets, {**diff.provenance, "family": "demo"}).compact()
+
+
+def scrub(fake: Any, name: str = "scrubbed", seed: int = 3) -> WeightDiff:
+    """Give a host another diff: low rank in linear layers and convolutions, with entries in one."""
+    sparse = fake.diffs["gun"].offsets
+    offsets: dict[str, Offset] = {}
+    denoiser = _own().demo.denoiser
+    for path, weight in denoiser.module.named_parameters():
+        key = denoiser.checkpoint_key(path)
+        if weight.ndim in (2, 4) and any(part in key for part in LAYERS):
+            offsets[key] = low_rank(tuple(weight.shape), 2, seed).times(0.2)
+    key = f"{KEY}.weight"
+    offsets[key] = replace(low_rank(sparse[key].shape, 3, seed), sparse=sparse[key].sparse)
+    diff = WeightDiff(offsets, fake.diffs["gun"].provenance).compact()
+    assert len({len(shape) for shape in diff.shapes.values()}) == 2
+    save_diff(diff, fake.folder / f"{name}.safetensors")
+    fake.diffs[name] = diff
+    return diff
 
 
 def draw(fake: Any, *values: Any, **settings: Any) -> tuple[Any, Any, Any]:

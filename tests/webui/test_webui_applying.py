@@ -13,7 +13,7 @@ import torch
 
 from fakes.webui import Processing, Runner, installed, process_images
 from fakes.webui_a1111 import FakeA1111
-from fakes.webui_applied import HOSTS, KEY, draw, expected, gentle, lora, ready
+from fakes.webui_applied import HOSTS, KEY, draw, expected, gentle, lora, ready, scrub
 from toys.small_unet import small_diff
 from toys.tiny import some_diff
 from trust_engine.diff import WeightDiff, applied, save_diff
@@ -56,6 +56,28 @@ def test_several_diffs_and_batches(fake: Any) -> None:
     for picture in pictures:
         torch.testing.assert_close(picture, wanted, atol=1e-4, rtol=1e-4)
         assert torch.equal(picture, pictures[0])
+
+
+@pytest.mark.parametrize("strength", [1.0, -0.5])
+def test_low_rank_is_drawn_as_it_is(fake: Any, strength: float) -> None:
+    """In linear layers and convolutions, with single entries on top, beside a sparse diff."""
+    scrub(fake)
+    clean, (before,) = fake.bits(), draw(fake)[0]
+    for name in ("scrubbed", "gun"):
+        parts = (
+            [("scrubbed", strength)]
+            if name == "scrubbed"
+            else [("scrubbed", strength), (name, 1.0)]
+        )
+        values = [value for part in parts for value in (f"{part[0]}.safetensors", part[1])]
+        (picture,), _, runner = draw(fake, *values)
+        assert runner.swallowed == []
+        wanted = expected(fake, *parts)
+        assert (wanted - before).abs().max() > 0.05
+        torch.testing.assert_close(picture, wanted, atol=1e-4, rtol=1e-4)
+    (after,), _, _ = draw(fake)
+    assert torch.equal(after, before)
+    assert all(torch.equal(w, clean[name]) for name, w in fake.bits().items())
 
 
 def test_beside_a_stock_lora(fake: Any) -> None:
@@ -165,7 +187,7 @@ def test_a_layer_that_swallows_an_error_stops_it(tmp_path: Path) -> None:
         save_diff(made.diffs["gun"], folder / "gun.safetensors")
         from trust_webui import a1111
 
-        kind = a1111._sparse_module
+        kind = a1111._offset_module
 
         def failing(network: Any) -> type:
             def calc(*_: Any) -> Any:
@@ -173,7 +195,7 @@ def test_a_layer_that_swallows_an_error_stops_it(tmp_path: Path) -> None:
 
             return type("Failing", (kind(network),), {"calc_updown": calc})
 
-        a1111._sparse_module = failing
+        a1111._offset_module = failing
         with pytest.raises(DiffError, match="0% of its change"):
             draw(made, "gun.safetensors", 1.0)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fakes.webui_a1111 import FakeA1111
-from fakes.webui_applied import KEY, draw, expected, lora, ready
+from fakes.webui_applied import KEY, draw, expected, lora, ready, scrub
 from fakes.webui_forge import FakeForge, Merging
 from fakes.webui_neo import FakeNeo, Patcher
 from trust_engine.diff import save_diff
@@ -115,6 +115,25 @@ def test_a_host_that_ignores_it_draws_nothing(
     assert all(torch.equal(w, clean[name]) for name, w in fake.bits().items())
     fake.shared.opts.lora_functional = False
     assert torch.equal(draw(fake)[0][0], before), "without the diff it draws as ever"
+
+
+@pytest.mark.parametrize(
+    ("make", "spoil"),
+    [(FakeA1111, deaf_a1111), (FakeA1111, deaf_functional), (FakeForge, deaf_forge),
+     (FakeNeo, deaf_neo), (lambda: FakeNeo(lowvram=True), deaf_at_each_use)],
+)  # fmt: skip
+def test_low_rank_that_is_ignored_is_found(
+    inside: Any, make: Any, spoil: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("patch_weight_to_device", "_at_each_use"):
+        monkeypatch.setattr(Patcher, name, getattr(Patcher, name))
+    fake = inside(make())
+    scrub(fake)
+    spoil(fake)
+    never = Never(fake)
+    with pytest.raises(DiffError, match=r"nothing was drawn.* -?0% of its change"):
+        draw(fake, "scrubbed.safetensors", 1.0)
+    assert never.asked == 0
 
 
 def test_one_way_of_two_that_is_ignored_is_found(inside: Any) -> None:
