@@ -1,11 +1,11 @@
-"""LoRA files that hosts load without our extension: dense `.diff` keys, or low rank by SVD."""
+"""LoRA files that hosts load without our extension: dense `.diff` keys, or low rank."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from ..models.unet_families import FAMILIES, family_of
 from ..settings import in_range
 from .apply import LARGEST_LOSS
 from .file import payload_sha256
-from .weight_diff import SparseOffset, WeightDiff
+from .lora_factors import Parts, numel, rebuilt, stock_parts
+from .weight_diff import Offset, WeightDiff
 
 PROVENANCE = "trust-provenance"
 _LARGEST = 1 << 26  # entries; the largest weight of SD 1.x, 2.x and SDXL has 3e7
@@ -45,19 +46,18 @@ class ExportReport:
 
 
 def export_dense(diff: WeightDiff, out: Path, dtype: torch.dtype = torch.float16) -> ExportReport:
-    """Write every changed weight's whole offset as `lora_unet_<ldm name>.diff`.
+    """Write every changed weight's whole offset as `lora_unet_<ldm name>.diff`, a bias's `.diff_b`.
 
     The widest reach: ComfyUI's LoraLoader and the built-in Lora of A1111 and Forge.
     """
     offsets = _exportable(diff)
-    names = {f"{stock_name(key)}.diff": key for key in offsets}
+    names = {dense_name(key): key for key in offsets}
     plan = planned({name: (dtype, offsets[key].shape) for name, key in names.items()})
 
     def produce(name: str) -> Iterable[memoryview]:
         return (tensor_bytes(offsets[names[name]].dense().to(dtype)),)
 
-    # Rounding an offset loses the same whether its zeros are written out or not.
-    report = _report({k: _loss(o.values, o.values.to(dtype).float()) for k, o in offsets.items()})
+    report = _report({key: _rounding(offset, dtype) for key, offset in offsets.items()})
     if report.error > LARGEST_LOSS:
         raise DiffError(
             f"the diff's changes are too small for {str(dtype).removeprefix('torch.')}, in which "
@@ -72,7 +72,9 @@ def export_lora(
 ) -> ExportReport:
     """Write each offset as up @ down of the least rank whose relative error is within `bound`.
 
-    A weight for which that saves nothing is kept dense. max_rank may break the bound: the report,
+    One that is a product of factors is written as it is, exactly but for float16. A weight for
+    which low rank saves nothing is kept dense, and one whose bias moves, too: A1111 reads biases
+    beside dense weights only. max_rank may break the bound: the report,
     also in the file's metadata, says what the error is. Norms are Frobenius.
     """
     in_range("error bound", bound, 0.0, 1.0)
@@ -82,18 +84,17 @@ def export_lora(
     tensors: dict[str, Tensor] = {}
     losses: dict[str, tuple[float, float]] = {}
     ranks: list[int] = []
-    dense: dict[str, SparseOffset] = {}
+    dense: dict[str, Offset] = {}
     for key, offset in sorted(offsets.items()):
-        matrix = offset.dense().flatten(1)
-        factors = low_rank(matrix, bound, max_rank)
-        if factors is None:
-            dense[f"{stock_name(key)}.diff"] = offset
-            losses[key] = _loss(offset.values, offset.values.half().float())
+        found = None if _biased(key, offsets) else _factored(offset, bound, max_rank)
+        if found is None:
+            dense[dense_name(key)] = offset
+            losses[key] = _rounding(offset, torch.float16)
             continue
-        up, down = factors
-        ranks.append(up.shape[1])
-        losses[key] = _loss(matrix, up.float() @ down.float())
-        tensors.update(_lora_tensors(stock_name(key), offset.shape, up, down))
+        parts, rank = found
+        ranks.append(rank)
+        losses[key] = _loss(offset.dense(), rebuilt(parts))
+        tensors.update({f"{stock_name(key)}.{part}": tensor for part, tensor in parts.items()})
     report = _report(losses, tuple(ranks), len(dense))
     shapes: dict[str, Any] = {n: (t.dtype, t.shape) for n, t in tensors.items()}
     shapes.update({n: (torch.float16, o.shape) for n, o in dense.items()})
@@ -106,6 +107,24 @@ def export_lora(
         out, planned(shapes), produce, stock_metadata(diff, out, about, max(ranks or [0]))
     )
     return report
+
+
+def _biased(key: str, offsets: Mapping[str, Offset]) -> bool:
+    """Tell whether a tensor is a bias, or the weight of a layer whose bias moves as well."""
+    return key.endswith(".bias") or bias_of(key) in offsets
+
+
+def _factored(offset: Offset, bound: float, max_rank: int | None) -> tuple[Parts, int] | None:
+    """Return an offset's LoRA tensors and their rank; None where dense is no larger."""
+    factors = offset.factors
+    if factors is not None and offset.sparse is None and len(factors[1]) <= (max_rank or math.inf):
+        parts = stock_parts(*factors)
+        return (parts, len(factors[1])) if numel(parts) < offset.numel else None
+    found = low_rank(offset.dense().flatten(1), bound, max_rank)
+    if found is None:
+        return None
+    rank = found[0].shape[1]
+    return _lora_parts(offset.shape, *found), rank
 
 
 def low_rank(matrix: Tensor, bound: float, max_rank: int | None) -> tuple[Tensor, Tensor] | None:
@@ -134,17 +153,31 @@ def stock_name(key: str) -> str:
     return "lora_unet_" + key.removesuffix(".weight").replace(".", "_")
 
 
-def _exportable(diff: WeightDiff) -> dict[str, SparseOffset]:
+def dense_name(key: str) -> str:
+    """Return the name of a weight's or bias's whole offset."""
+    if key.endswith(".bias"):
+        return f"{stock_name(key.removesuffix('.bias') + '.weight')}.diff_b"
+    return f"{stock_name(key)}.diff"
+
+
+def bias_of(key: str) -> str:
+    """Name the bias beside a weight."""
+    return f"{key.removesuffix('.weight')}.bias"
+
+
+def _exportable(diff: WeightDiff) -> dict[str, Offset]:
     """Return what there is to export; raises DiffError for what hosts would skip without a word."""
-    offsets = {key: o.entries() for key, o in diff.offsets.items() if not o.is_zero}
+    offsets = {key: offset for key, offset in diff.offsets.items() if not offset.is_zero}
+    biases = {bias_of(key) for key, o in offsets.items() if len(o.shape) > 1}
     if not offsets:
         raise DiffError("the diff changes nothing, so there is nothing to export")
     for key, offset in offsets.items():
-        if not key.endswith(".weight") or len(offset.shape) < 2:
+        if key not in biases and (not key.endswith(".weight") or len(offset.shape) < 2):
             raise DiffError(
-                f"{key}: stock Lora loaders carry no biases and norms; export a checkpoint instead"
+                f"{key}: stock Lora loaders carry no norms, and biases only beside their layer's "
+                "weight; export a checkpoint instead"
             )
-        widest = float(offset.values.abs().max())
+        widest = offset.widest
         if widest > _WIDEST:
             raise DiffError(
                 f"{key}: changes by up to {widest:.3g}, more than float16 holds ({_WIDEST:,.0f}), "
@@ -180,15 +213,21 @@ def stock_metadata(
     }
 
 
-def _lora_tensors(name: str, shape: tuple[int, ...], up: Tensor, down: Tensor) -> dict[str, Tensor]:
+def _lora_parts(shape: tuple[int, ...], up: Tensor, down: Tensor) -> Parts:
     rank = up.shape[1]
     if len(shape) == 4:  # a convolution: the kernel goes down, a 1x1 comes up
         up, down = up.view(*up.shape, 1, 1), down.view(rank, *shape[1:])
     return {
-        f"{name}.lora_up.weight": up.contiguous(),
-        f"{name}.lora_down.weight": down.contiguous(),
-        f"{name}.alpha": torch.tensor(float(rank), dtype=torch.float32),
+        "lora_up.weight": up.contiguous(),
+        "lora_down.weight": down.contiguous(),
+        "alpha": torch.tensor(float(rank), dtype=torch.float32),
     }
+
+
+def _rounding(offset: Offset, dtype: torch.dtype) -> tuple[float, float]:
+    # Rounding an offset loses the same whether its zeros are written out or not.
+    values = offset.entries().values
+    return _loss(values, values.to(dtype).float())
 
 
 def _loss(wanted: Tensor, got: Tensor) -> tuple[float, float]:

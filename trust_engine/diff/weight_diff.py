@@ -41,6 +41,10 @@ class Offset(Protocol):
         """Tell whether it moves nothing."""
 
     @property
+    def widest(self) -> float:
+        """Bound how far any entry is moved; not a number where a value is none."""
+
+    @property
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """The part of low rank, if there is one: up (o, k) or (o, k, kh, kw), down (k, d)."""
 
@@ -99,6 +103,11 @@ class SparseOffset:
     def is_zero(self) -> bool:
         """Tell whether it moves nothing."""
         return not bool(self.values.any())
+
+    @property
+    def widest(self) -> float:
+        """Return how far the entry is moved that moves most."""
+        return float(self.values.double().abs().max()) if len(self.values) else 0.0
 
     @property
     def factors(self) -> None:
@@ -174,6 +183,13 @@ class LowRankOffset:
         """Tell whether it moves nothing; that directions cancel one another is not noticed."""
         none = self.sparse is None or self.sparse.is_zero
         return none and not bool(self._there().any())
+
+    @property
+    def widest(self) -> float:
+        """Bound how far any entry is moved, by the largest values of each direction."""
+        ups, downs = self.up.double().transpose(0, 1).flatten(1), self.down.double()
+        bound = float((ups.abs().amax(1) * downs.abs().amax(1)).sum())
+        return bound + (0.0 if self.sparse is None else self.sparse.widest)
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -272,7 +288,7 @@ def check_offset(key: str, offset: Offset, where: str) -> None:
         raise DiffError(f"{where}: {key} has an impossible shape {list(offset.shape)}; refused")
     sparse = offset.sparse
     sound = sparse is None or (sparse.shape == offset.shape and _sound_entries(sparse))
-    if not sound or not math.isfinite(_widest(offset)):
+    if not sound or not offset.widest <= torch.finfo(torch.float32).max:
         raise DiffError(f"{where}: entry {key} is out of bounds or not finite; refused")
 
 
@@ -299,18 +315,6 @@ def _sound_factors(up: Tensor, down: Tensor) -> bool:
         and 1 <= len(down) == up.shape[1] <= down.shape[1]
         and math.prod((len(up), down.shape[1], *up.shape[2:])) <= LARGEST_PRODUCT
     )
-
-
-def _widest(offset: Offset) -> float:
-    """Bound how far any entry is moved; infinite where float32 might not hold it, or nan."""
-    widest = 0.0
-    if offset.factors is not None:
-        up, down = offset.factors
-        each = up.double().abs().transpose(0, 1).flatten(1).amax(1) * down.double().abs().amax(1)
-        widest += float(each.sum())
-    if offset.sparse is not None and len(offset.sparse.values):
-        widest += float(offset.sparse.values.double().abs().max())
-    return widest if widest <= torch.finfo(torch.float32).max else math.inf
 
 
 @dataclass(frozen=True)
