@@ -138,14 +138,27 @@ def by_chance(shape: tuple[int, ...], scale: float) -> torch.Tensor:
     return torch.where(torch.rand(shape, generator=chance) < 0.2, change, 0.0)
 
 
-def diff_of(model: Any, scale: float) -> Any:
-    """Make a diff of all q, k and v."""
+def diff_of(model: Any, scale: float, rank: int = 0) -> Any:
+    """Make a diff of all q, k and v; rank: of factors, in all that have inputs to mix."""
     weights, diff = part("nodes.weights").Weights(model), part("trust_engine.diff")
+    if rank:
+        every = [key for key, shape in weights.shapes.items() if len(shape) in (2, 4)]
+        offsets = {key: factors(weights.shapes[key], scale, rank, diff) for key in every}
+        return diff.WeightDiff(offsets, {}).compact()
     offsets = {
         key: diff.SparseOffset.of(by_chance(weights.shapes[key], scale))
         for key in weights.projections
     }
     return diff.WeightDiff(offsets, {})
+
+
+def factors(shape: tuple[int, ...], scale: float, rank: int, diff: Any) -> Any:
+    """Make a product of factors of about this size an entry, with some entries on top."""
+    chance = torch.Generator().manual_seed(1)
+    up = scale / rank**0.5 * torch.randn(shape[0], rank, *shape[2:], generator=chance)
+    down = torch.randn(rank, shape[1], generator=chance)
+    sparse = diff.SparseOffset.of(by_chance(shape, scale)) if len(shape) == 2 else None
+    return diff.LowRankOffset(up, down, sparse)
 
 
 @torch.inference_mode()
@@ -181,10 +194,10 @@ def lost(dtype: torch.dtype, resident: bool) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def drawn(dtype: torch.dtype, resident: bool) -> dict[str, Any]:
+def drawn(dtype: torch.dtype, resident: bool, rank: int = 0) -> dict[str, Any]:
     """Ask the whole UNet by the host's call, classic and dynamic; then unlearn under dynamic."""
     model = built("sd1", dtype)
-    before, diff = digest(model), diff_of(model, 0.1)
+    before, diff = digest(model), diff_of(model, 0.02 if rank else 0.1, rank)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
 
     def asked(patcher: Any) -> torch.Tensor:
@@ -233,7 +246,8 @@ def main() -> None:
     work = {"lost": lost, "drawn": drawn}[told["what"]]
     found = {"absent": True}
     if hasattr(comfy.lora, "prefetch_prepared_value"):
-        found = work(getattr(torch, told["dtype"]), told["resident"])
+        more = {"rank": told["rank"]} if "rank" in told else {}
+        found = work(getattr(torch, told["dtype"]), told["resident"], **more)
     with open(OUT, "w", encoding="utf-8") as out:
         json.dump(found, out)
 

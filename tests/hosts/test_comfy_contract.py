@@ -53,9 +53,10 @@ def test_what_rounding_loses(tmp_path: Path, dtype: str, resident: bool) -> None
 @pytest.mark.parametrize(
     ("dtype", "resident"), [("float32", True), ("float16", False), ("bfloat16", True)]
 )
-def test_draws_and_unlearns(tmp_path: Path, dtype: str, resident: bool) -> None:
+@pytest.mark.parametrize("rank", [0, 2], ids=["sparse", "low rank"])
+def test_draws_and_unlearns(tmp_path: Path, dtype: str, resident: bool, rank: int) -> None:
     """The whole UNet under a diff; a run with a private copy; then the untouched model again."""
-    found = told(tmp_path, what="drawn", dtype=dtype, resident=resident)
+    found = told(tmp_path, what="drawn", dtype=dtype, resident=resident, rank=rank)
     assert found["patched"], "the host has put our patch where it casts the layer"
     assert found["moved"] > 0.1
     nearly = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}[dtype]

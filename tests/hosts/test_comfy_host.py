@@ -15,8 +15,9 @@ import pytest
 from hosts.comfy_hosted import drawn_anew
 from hosts.comfy_prompts import DIRECT, PATCHED, drawn, hurried, hurry, node, unlearned
 from hosts.comfy_server import FOLDER, ROOT, ComfyServer, as_prompt
+from toys.demo import scrubbed_demo
 from trust_engine.demo.judge import ASSETS
-from trust_engine.diff import load_diff
+from trust_engine.diff import load_diff, save_diff
 from trust_engine.models.demo_clip import CHECKPOINT
 
 pytestmark = pytest.mark.host("COMFYUI_PATH")
@@ -126,6 +127,39 @@ def test_files_and_stock_loaders_draw_the_same(
                 lora_name=f"trust/half_{file}")  # fmt: skip
     ended = server.run({**drawn(["31", 0]), "31": half})
     assert server.furthest(ended, "7", first) <= 2, "16 bits round the smallest changes"
+    assert drawn_anew(server) == baseline
+
+
+def test_low_rank_draws_the_same_in_every_way(server: ComfyServer, baseline: list[str]) -> None:
+    """A diff of factors in all layers that work on the picture: our node, the stock loader, ours
+    baked into a checkpoint by the host; and the engine's own weights, of which it is the change.
+    """
+    save_diff(scrubbed_demo(), server.base / "shared_diffs" / "low_rank.safetensors")
+    loaded = node("TrustLoadDiff", diff_name="low_rank.safetensors")
+    export = {
+        "40": node("TrustExportLora", diff=["30", 0], filename_prefix="trust/low_rank",
+                   format="low rank", error=0.1),
+        "22": node("CheckpointSave", model=["31", 0], clip=["1", 1], vae=["1", 2],
+                   filename_prefix="checkpoints/low_rank"),
+    }  # fmt: skip
+    apply = node("TrustApplyDiff", model=DIRECT, diff=["30", 0], strength=1.0)
+    ended = server.run({**drawn(["31", 0]), "30": loaded, "31": apply, **export})
+    assert ended.status == "success", ended.error
+    wanted, first = server.pixels(ended, "7"), server.pictures(ended, "7")
+    assert wanted != baseline
+    name = "low_rank_00001_.safetensors"
+    loaders = {
+        "lora": node("LoraLoaderModelOnly", model=DIRECT, strength_model=1.0,
+                     lora_name=f"trust/{name}"),
+        "checkpoint": node("CheckpointLoaderSimple", ckpt_name=name),
+    }  # fmt: skip
+    for how, loader in loaders.items():
+        ended = server.run({**drawn(["31", 0]), "31": loader})
+        assert ended.status == "success", ended.error
+        assert server.furthest(ended, "7", first) <= 1, how
+    undo = node("TrustApplyDiff", model=["31", 0], diff=["30", 0], strength=-1.0)
+    ended = server.run({**drawn(["32", 0]), "30": loaded, "31": apply, "32": undo})
+    assert server.furthest(ended, "7", server.pictures(server.run(drawn(DIRECT)), "7")) <= 1
     assert drawn_anew(server) == baseline
 
 

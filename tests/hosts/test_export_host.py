@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from toys.demo import scrubbed
 from toys.small_unet import small_diff
 from trust_engine.diff import SparseOffset, WeightDiff
 from trust_engine.diff.lora import export_dense, export_lora
@@ -112,6 +113,34 @@ def test_comfyui_loads_dense_and_lora(strength: float, tmp_path: Path) -> None:
     dense, lora = got["dense"]["predicted"], got["lora"]["predicted"]
     assert (dense - untouched).abs().max() > 1e-3
     torch.testing.assert_close(lora, dense, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.host("COMFYUI_PATH")
+@pytest.mark.parametrize("strength", [1.0, -0.5])
+def test_comfyui_multiplies_factors_as_they_are(strength: float, tmp_path: Path) -> None:
+    """In linear layers and convolutions of every kernel, and a bias beside a dense weight."""
+    weights = {
+        name.removeprefix("before."): weight
+        for name, weight in comfy("-", 0, tmp_path).items()
+        if name.startswith("before.")
+    }
+    wide = {key: w for key, w in weights.items() if w.ndim in (2, 4) and w.shape[1] > 4}
+    diff = scrubbed(wide)
+    kernels = {shape[2:] for shape in diff.shapes.values()}
+    assert kernels == {(), (1, 1), (3, 3)}
+    bias = SparseOffset.of(torch.linspace(-0.5, 0.5, len(weights["out.2.bias"])))
+    diff = WeightDiff({**diff.offsets, "out.2.bias": bias}, small_diff().provenance)
+    report = export_lora(diff, tmp_path / "lora.safetensors")
+    assert report.dense == 2 and set(report.ranks) == {2}
+    got = comfy(tmp_path / "lora.safetensors", strength, tmp_path)
+    for key, before in weights.items():
+        after = got[f"after.{key}"]
+        if key not in diff.offsets:
+            assert torch.equal(after, before), key
+            continue
+        change = strength * diff.offsets[key].dense()
+        torch.testing.assert_close(after, before + change, rtol=1e-4, atol=1e-5)
+        assert (after - before).norm() > 0.9 * change.norm()
 
 
 @pytest.mark.host("COMFYUI_PATH")

@@ -1,6 +1,7 @@
 """Both web UIs' stock loaders: exports and patched checkpoints, tensors and pictures compared.
 
-Diffs of cross-attention alone, and those of robust mode, which touch every Linear and convolution.
+Diffs of cross-attention alone, those of robust mode, which touch every Linear and convolution, and
+those of low rank in all layers that work on the picture.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hosts.webui_drawing import ROBUST, SHORT, apart, first, give_lora, made, read
+from hosts.webui_drawing import ROBUST, SHORT, apart, first, give_lora, made, read, scrubbed
 from hosts.webui_server import Server
 from trust_engine.diff import WeightDiff
 from trust_engine.diff.bake import write_checkpoint
@@ -24,9 +25,11 @@ SPECS = {"gun": SHORT, "robust": ROBUST}
 HALF = 2**-11  # what float16 loses of a number, at most
 
 
-@pytest.fixture(params=SPECS)
+@pytest.fixture(params=[*SPECS, "low rank"])
 def diff(webui: Server, request: pytest.FixtureRequest) -> str:
-    """Have a diff of either kind."""
+    """Have a diff of each kind."""
+    if request.param == "low rank":
+        return scrubbed(webui)
     return made(webui, request.param, spec=SPECS[request.param])
 
 
@@ -79,7 +82,7 @@ def _same_but_for(
 ) -> None:
     """Compare with base + diff; loss: share of the change, rounding: of the weight."""
     for key, weight in base.items():
-        if key not in diff.offsets or not len(diff.offsets[key].indices):
+        if key not in diff.offsets or diff.offsets[key].is_zero:
             assert torch.equal(got[key], weight), key
             continue
         offset = diff.offsets[key].dense()

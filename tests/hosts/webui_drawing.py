@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from hosts.webui_server import Server
-from trust_engine.diff import WeightDiff, load_diff
+from toys.demo import scrubbed_demo
+from trust_engine.diff import WeightDiff, load_diff, save_diff
 
 SHORT = {"steps": 3, "trajectory_steps": 2, "passes": 16, "rate": 1.0, "budget": 0.3}
 ROBUST = {**SHORT, "robust": True, "passes": 8}
@@ -26,6 +27,13 @@ def made(server: Server, name: str, **changes: Any) -> str:
         assert told["state"] == "done", told["message"]
         assert told["result"]["diff"] == f"{name}.safetensors"
     return f"{name}.safetensors"
+
+
+def scrubbed(server: Server) -> str:
+    """Give a server a diff of low rank in every layer that works on the picture."""
+    if not (server.diffs / "scrubbed.safetensors").exists():
+        save_diff(scrubbed_demo(), server.diffs / "scrubbed.safetensors")
+    return "scrubbed.safetensors"
 
 
 def read(server: Server, name: str) -> WeightDiff:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from trust_engine.diff import LowRankOffset, Offset, WeightDiff, describe_base
 from trust_engine.models.demo_architecture import SHAPE
 from trust_engine.models.diffusers_unet import diffusers_denoiser
 from trust_engine.models.load import LoadedModel, load_model
+from trust_engine.unlearn.scrubbing.blocks import picture_layers
 
 
 @functools.cache
@@ -24,3 +30,22 @@ def demo_model() -> LoadedModel:
     unet, schedule = copy.deepcopy(kept.denoiser.module), kept.denoiser.schedule
     denoiser = diffusers_denoiser(unet, schedule, SHAPE)
     return replace(kept, denoiser=denoiser, encoder=encoder, decoder=copy.deepcopy(kept.decoder))
+
+
+def scrubbed(weights: Mapping[str, Tensor], rank: int = 2, share: float = 0.5) -> WeightDiff:
+    """Take a share of some directions by chance out of all that weights read, as scrubbing does."""
+    chance, offsets = torch.Generator().manual_seed(0), dict[str, Offset]()
+    for key, weight in sorted(weights.items()):
+        some = torch.randn(weight.shape[1], rank, generator=chance)
+        directions = torch.linalg.qr(some)[0]
+        up = -share * torch.einsum("od...,dk->ok...", weight.detach().float().cpu(), directions)
+        offsets[key] = LowRankOffset(up, directions.T.contiguous())
+    return WeightDiff(offsets).compact()
+
+
+def scrubbed_demo() -> WeightDiff:
+    """Scrub the demo model's layers that work on the picture, of directions by chance."""
+    model = demo_model()
+    layers = picture_layers(model.denoiser)
+    diff = scrubbed({key: layer.weight for key, layer in layers.items()})  # type: ignore[misc]
+    return replace(diff, provenance=describe_base(model.denoiser))
