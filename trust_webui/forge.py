@@ -245,7 +245,7 @@ class Forge(Host):
         demo_forge.see(model, small)
 
     def begin(self) -> None:
-        """Offer merging our sparse patches."""
+        """Offer merging our kind of patch."""
         merging.register()
 
     def end(self) -> None:

@@ -155,4 +155,4 @@ def test_scrubbing_sd15_fits_in_far_under_40_mb() -> None:
         parts = stock_parts(*offset.factors)
         assert numel(parts) < offset.numel
         total += 2 * numel(parts)
-    assert total < 40e6
+    assert total < 14e6
