@@ -18,8 +18,8 @@ from trust_engine.diff import load_diff
 @pytest.fixture(scope="module")
 def page(webui_page: Server, browser: Any) -> Iterator[Any]:
     """Open the tab, a diff chosen in it."""
-    made(webui_page, "gun")
     page = opened(webui_page, browser)
+    made(webui_page, "gun")
     go(page, "TRUST")
     page.locator("#trust_refresh").click()
     page.wait_for_timeout(1500)
