@@ -172,11 +172,8 @@ def add(
         raise DiffError(f"{key}: the diff has {offset.shape}, the model {tuple(weight.shape)}")
     if not strength:
         return
-    for where, values in offset.blocks(ADDED):
-        if isinstance(where, Tensor):
-            where = where.to(weight.device).long()
-        change = values.to(weight.device)
-        change = change if strength == 1 else strength * change
+    for where, values in offset.blocks(ADDED, weight.device):
+        change = values if strength == 1 else strength * values
         old = _take(weight, where)
         before = old.float()
         new = (before + change).to(old.dtype)

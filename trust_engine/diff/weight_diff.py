@@ -58,8 +58,10 @@ class Offset(Protocol):
     def entries(self) -> SparseOffset:
         """Return it entry by entry; of low rank as large as the weight, so one at a time."""
 
-    def blocks(self, size: int) -> Iterator[tuple[Tensor | slice, Tensor]]:
-        """Yield (flat indices, values) of at most so many entries that it moves, in order."""
+    def blocks(
+        self, size: int, device: torch.device | None = None
+    ) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Yield (flat indices, values) on a device, of so many entries at most, in order."""
 
     def times(self, strength: float) -> Offset:
         """Return strength times it."""
@@ -123,10 +125,13 @@ class SparseOffset:
         """Return itself."""
         return self
 
-    def blocks(self, size: int) -> Iterator[tuple[Tensor | slice, Tensor]]:
-        """Yield (flat indices, values) of at most so many entries, in order."""
+    def blocks(
+        self, size: int, device: torch.device | None = None
+    ) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Yield (flat int64 indices, values) on a device, of so many entries at most, in order."""
         for start in range(0, len(self.indices), size):
-            yield self.indices[start : start + size], self.values[start : start + size]
+            some = slice(start, start + size)
+            yield self.indices[some].to(device).long(), self.values[some].to(device)
 
     def times(self, strength: float) -> SparseOffset:
         """Return strength times it, without the entries that become zero."""
@@ -208,9 +213,11 @@ class LowRankOffset:
         """Return it entry by entry: as large as the weight, so one at a time."""
         return SparseOffset.of(self.dense())
 
-    def blocks(self, size: int) -> Iterator[tuple[Tensor | slice, Tensor]]:
-        """Yield (a slice of the flat weight, values) of at most so many entries, in order."""
-        flat = self.dense().view(-1)
+    def blocks(
+        self, size: int, device: torch.device | None = None
+    ) -> Iterator[tuple[Tensor | slice, Tensor]]:
+        """Yield (stretch of the flat weight, values) on a device, of so many entries at most."""
+        flat = self.dense(device).view(-1)
         for start in range(0, len(flat), size):
             values = flat[start : start + size]
             yield slice(start, start + len(values)), values
