@@ -28,8 +28,8 @@ from trust_engine.diff.base import BaseModel, open_base
 from trust_engine.diff.lora import export_dense, export_lora
 from trust_engine.io.safetensors import planned, tensor_bytes, write_tensors
 from trust_engine.models.contract import ModuleDenoiser, ldm_denoiser, projections, scaled_linear
-from trust_engine.models.keys import LDM_PREFIX, KeyMap, projection_of
 from trust_engine.models.unet_families import FAMILIES, Family
+from trust_engine.models.unet_keys import LDM_PREFIX, KeyMap, projection_of
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 BLOCK = 1 << 20

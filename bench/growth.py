@@ -12,7 +12,7 @@ import time
 import torch
 
 from trust_engine.demo.vocabulary import OBJECTS
-from trust_engine.models.everyday import THINGS
+from trust_engine.models.common_words import THINGS
 from trust_engine.models.load import load_model
 from trust_engine.models.memory import Peak
 from trust_engine.spec import ConceptSpec, UnlearnSpec

@@ -4,8 +4,8 @@
     python -m bench.knowledge --quick    # a third of the words
 
 The demo's 28 objects are parted by the hash of their names. The thresholds in
-`trust_engine/unlearn/knowledge.py` lie between what is known and what is not in the first half;
-the second half was looked at afterwards.
+`trust_engine/unlearn/word_knowledge.py` lie between what is known and what is not in the first
+half; the second half was looked at afterwards.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from itertools import combinations
 from torch import Tensor
 
 from trust_engine.demo.vocabulary import OBJECTS, UNSEEN
+from trust_engine.models.common_words import THINGS
 from trust_engine.models.contract import LentModel
-from trust_engine.models.everyday import THINGS
 from trust_engine.models.load import load_model
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn.knowledge import DIFFERENT, KNOWN, SAME, Inquiry
+from trust_engine.unlearn.word_knowledge import DIFFERENT, KNOWN, SAME, Inquiry
 
 HALVES = ("fixed on", "proved on")
 NONSENSE = 60  # words of random letters

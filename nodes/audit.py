@@ -34,12 +34,12 @@ from .charts import to_image
 from .declared import Output, node
 from .folders import report_file
 from .inputs import choice, lines, number, seed, setting, socket, text, verdict
-from .kinds import CONCEPT, REPORT
 from .lending import Lent, lend
 from .names import check_prefix
-from .private import private_denoiser
+from .private_unet import private_denoiser
 from .progress import Bar, sparing, tell
 from .runs import store
+from .sockets import CONCEPT, REPORT
 
 log = logging.getLogger(__name__)
 TILE = 160

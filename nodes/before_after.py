@@ -10,9 +10,9 @@ from ..trust_engine.frontend.subjects import Subject, draw, passes, subjects
 from ..trust_engine.spec import Sampling
 from .audit import HostDecoder
 from .host import family_named
+from .host_run import Ran
 from .lending import Lent, lend
 from .progress import Bar, out_of_memory, release
-from .running import Ran
 from .wording import said
 
 Models = tuple[Any, Any]

@@ -9,7 +9,7 @@ from ..trust_engine.errors import SpecError
 from ..trust_engine.spec import KINDS, ConceptSpec
 from .declared import Output, node
 from .inputs import choice, lines, socket, text, verdict
-from .kinds import CONCEPT
+from .sockets import CONCEPT
 
 PARTNERS = {
     "combination": "name in `partner` what it goes together with, such as: beer",

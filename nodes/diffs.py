@@ -13,8 +13,8 @@ from .declared import Output, node
 from .folders import DIFFS, NO_FILES, found, listed
 from .host import schedule_of
 from .inputs import choice, number, socket, switch, verdict
-from .kinds import DIFF
 from .patching import check_fits, patched
+from .sockets import DIFF
 from .weights import Weights
 
 MODES = ("sum", "mean", "strongest")

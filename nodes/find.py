@@ -14,13 +14,13 @@ from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from .charts import heated, side_by_side, stacked, to_image
 from .declared import Output, node
 from .drawing import MOMENTS, HeatMap, decoded, draw, previewed
+from .host_run import Ran, for_browser, found_by, run_engine
 from .inputs import number, seed, socket
-from .kinds import CONCEPT, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .progress import Bar, sparing
-from .recall import Prompt, remember
-from .running import Ran, for_browser, found_by, run_engine
+from .run_cache import Prompt, remember
 from .settings import DEFAULTS, Settings, compose
+from .sockets import CONCEPT, NEURONS, SETTINGS
 
 STEPS = 20  # of the picture
 SIDE = 384  # pixels of a picture that is shown

@@ -11,12 +11,12 @@ from typing import Any
 from ..trust_engine.errors import SpecError
 from ..trust_engine.models.identity import model_identity, probe
 from ..trust_engine.spec import UnlearnSpec
-from ..trust_engine.unlearn.keeping import Keeping
+from ..trust_engine.unlearn.autosave import Keeping
 from ..trust_engine.unlearn.run import StepReport, Unlearning
-from ..trust_engine.unlearn.state import RunState
+from ..trust_engine.unlearn.run_state import RunState
 from .charts import chart
 from .drawing import previewed
-from .expecting import Stopwatch, expect, needs
+from .estimate import Stopwatch, expect, needs
 from .lending import Lent
 from .progress import Bar, tell
 from .runs import store

@@ -9,11 +9,11 @@ import torch
 
 from ..trust_engine.demo.vocabulary import OBJECTS, STYLES
 from ..trust_engine.errors import ModelError
-from ..trust_engine.models import everyday
+from ..trust_engine.models import common_words
 from ..trust_engine.models.contract import LentModel
 from ..trust_engine.models.identity import probe
 from .host import HostDenoiser, See, family_named, latent_side
-from .text import HostEncoder
+from .text_encoder import HostEncoder
 from .weights import Weights
 
 FACTOR = 8  # pixels a latent
@@ -43,7 +43,7 @@ def lend(
     encoder = HostEncoder(clip, model, size, host.device)
     denoiser: Any = host
     if whole:
-        from .private import private_denoiser
+        from .private_unet import private_denoiser
 
         denoiser = private_denoiser(model)
     things, styles = words_of(host.weights)
@@ -77,4 +77,4 @@ def words_of(weights: Weights) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return things and styles that a model may be expected to know."""
     if (family_named(weights) or "").startswith("demo"):
         return tuple(OBJECTS), tuple(STYLES)
-    return everyday.THINGS, everyday.STYLES
+    return common_words.THINGS, common_words.STYLES

@@ -11,7 +11,7 @@ from ..trust_engine.diff import load_diff
 from ..trust_engine.diff.file import audit_mismatch
 from ..trust_engine.errors import TrustError
 from .folders import found
-from .recall import recalled
+from .run_cache import recalled
 from .runs import change
 from .wording import said
 

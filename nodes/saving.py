@@ -14,8 +14,8 @@ from .declared import Output, node
 from .diffs import with_notes
 from .folders import DIFFS, new_file
 from .inputs import choice, number, socket, text, verdict
-from .kinds import DIFF, REPORT
 from .names import check_prefix
+from .sockets import DIFF, REPORT
 
 FORMATS = ("dense", "exact", "low rank")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")

@@ -10,7 +10,7 @@ from ..trust_engine.spec import DEFAULTS, ConceptSpec, UnlearnSpec
 from ..trust_engine.unlearn.effort import EFFORTS, steps_of
 from .declared import Output, node
 from .inputs import number, setting
-from .kinds import SETTINGS
+from .sockets import SETTINGS
 
 SHOWN = (
     "xi", "granularity", "pool", "schedule", "refresh", "rate", "beta", "lam", "gamma", "tau",

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..trust_engine.errors import ModelError
 from ..trust_engine.models.contract import Conditioning, stack
 from .syntax import literal
-from .tokens import tokens_of
+from .token_space import tokens_of
 
 
 class HostEncoder:

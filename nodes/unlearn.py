@@ -12,18 +12,18 @@ from ..trust_engine.frontend.before_after import before_after_sheet
 from ..trust_engine.frontend.run_report import run_report
 from ..trust_engine.frontend.subjects import COUNT, MOST, passes
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
+from .before_after import look
 from .charts import stacked, summary_picture, to_image
 from .declared import Output, node
 from .host import family_named
+from .host_run import Neurons, Ran, for_browser, run_engine
 from .inputs import choice, number, seed, setting, socket
-from .kinds import CONCEPT, DIFF, NEURONS, SETTINGS
 from .lending import Lent, lend
 from .patching import patched
 from .progress import sparing
-from .recall import Prompt, remember
-from .running import Neurons, Ran, for_browser, run_engine
-from .seen import look
+from .run_cache import Prompt, remember
 from .settings import EFFORTS, Settings, compose
+from .sockets import CONCEPT, DIFF, NEURONS, SETTINGS
 
 log = logging.getLogger(__name__)
 SMALL = 2  # rows of a batch on the second try

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..trust_engine.diff.apply import fingerprint_of
 from ..trust_engine.errors import ModelError
-from ..trust_engine.models.keys import projection_of
+from ..trust_engine.models.unet_keys import projection_of
 from .patching import is_ours
 from .stored import PREFIX, Entry, entry_of
 

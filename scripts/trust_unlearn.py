@@ -9,12 +9,12 @@ from importlib.util import find_spec
 import trust_engine  # noqa: F401
 
 if find_spec("modules") is not None:  # executed elsewhere, the script does nothing
-    from trust_webui import kinds
+    from trust_webui import which_ui
 
-    if kinds.kind():
-        from trust_webui.door import open_door
+    if which_ui.kind():
+        from trust_webui.callbacks import open_door
         from trust_webui.script import TrustScript  # noqa: F401 - the host finds it here
     else:
-        from trust_webui.elsewhere import open_door
+        from trust_webui.unsupported_ui import open_door
 
     open_door()

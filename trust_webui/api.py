@@ -21,12 +21,12 @@ from trust_engine.errors import SpecError, TrustError
 from trust_engine.spec import KINDS, UnlearnSpec
 from trust_engine.unlearn.effort import EFFORTS, steps_of
 
-from . import applying, demo_model, folders, form, standing, wanted
-from .auditing import Question, asked_about, audit
-from .expecting import expect, watched
+from . import always_on, applying, demo_model, folders, form, wanted
+from .audit_job import Question, asked_about, audit
+from .estimate import expect, watched
 from .jobs import ESTIMATE, JOBS, PROGRAM, Job
 from .lines import one_line
-from .work import Order
+from .unlearn_job import Order
 
 ROOT = "/trust/v1"
 
@@ -161,7 +161,7 @@ def _job(identity: str) -> Job:
 
 def applied() -> dict[str, Any]:
     """List the diffs that are on every picture."""
-    on = _refusing(standing.always)
+    on = _refusing(always_on.always)
     return {"diffs": [{"name": one.name, "strength": one.strength} for one in on]}
 
 
@@ -170,7 +170,7 @@ def apply(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
 
     def work() -> dict[str, Any]:
         _known(body, ("diffs",))
-        warnings = standing.put(wanted.listed(body.get("diffs")))
+        warnings = always_on.put(wanted.listed(body.get("diffs")))
         return {**applied(), **({"warnings": warnings} if warnings else {})}
 
     return _refusing(work)

@@ -25,8 +25,8 @@ from . import applying, folders, runs
 from .host import Host, current
 from .jobs import Job
 from .lines import one_line
+from .unlearn_job import check_resolution
 from .wanted import Wanted
-from .work import check_resolution
 
 LEVELS = ("pictures only", "quick", "full")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")

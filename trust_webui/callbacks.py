@@ -8,7 +8,7 @@ from modules import paths_internal, script_callbacks
 
 from trust_engine.frontend import pictures
 
-from . import api, demo_model, guard, host, settings, standing, tab
+from . import always_on, api, demo_model, guard, host, settings, tab
 from .jobs import JOBS
 
 
@@ -29,7 +29,7 @@ def open_door() -> None:
 def _started(demo: Any, app: Any) -> None:
     """Add the routes, and say what is on every picture: the host has read its settings by now."""
     api.add(demo, app)
-    standing.report()
+    always_on.report()
 
 
 def close_door() -> None:

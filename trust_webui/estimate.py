@@ -26,7 +26,7 @@ from trust_engine.unlearn.trajectory import POSITIONS
 from .host import Host, current
 from .jobs import Job
 from .speed import correct, known, timed
-from .work import Order, Unlearned, unlearn
+from .unlearn_job import Order, Unlearned, unlearn
 
 MB, GB = 2**20, 2**30
 

@@ -17,7 +17,7 @@ from trust_engine.unlearn.effort import steps_of
 
 from . import folders
 from .lines import one_line
-from .work import Order
+from .unlearn_job import Order
 
 PARTNERS = {
     "combination": "goes together with, such as: beer",

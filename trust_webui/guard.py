@@ -14,7 +14,7 @@ from modules import processing
 
 from trust_engine.errors import DiffError, TrustError
 
-from . import standing
+from . import always_on
 from .host import NOT_APPLIED
 from .lines import one_line
 
@@ -57,7 +57,7 @@ def refuse_unscripted(p: Any) -> None:
     if any(isinstance(script, TrustScript) for script in scripts):
         return  # which says itself what is wrong with a diff
     try:
-        on = bool(standing.text().strip())
+        on = bool(always_on.text().strip())
     except TrustError as error:
         raise DiffError(f"{NOT_APPLIED}: {one_line(error)}") from error
     if on:

@@ -17,13 +17,13 @@ from trust_engine.demo.vocabulary import OBJECTS, STYLES
 from trust_engine.diff import WeightDiff
 from trust_engine.diff.apply import fingerprint_of
 from trust_engine.errors import ModelError
-from trust_engine.models import everyday
+from trust_engine.models import common_words
 from trust_engine.models.contract import LentModel, ModuleDenoiser, NoiseSchedule
 from trust_engine.models.families import SUPPORTED, ModelFamily, detect
-from trust_engine.models.keys import projection_of
+from trust_engine.models.unet_keys import projection_of
 
-from . import kinds
-from .text import HostEncoder, literal, without_embeddings
+from . import which_ui
+from .text_encoder import HostEncoder, literal, without_embeddings
 
 HERE = "the loaded checkpoint"
 NOT_APPLIED = "TRUST diffs were not applied, so nothing was drawn"
@@ -194,7 +194,7 @@ class Host(ABC):
         host = HostEncoder(self.learned, self.count_tokens, pixels, between)
         encoder = HostEncoder(self._spelled, self._count_spelled, pixels, between, host)
         denoiser = ModuleDenoiser(self.unet, schedule, self.forward(), _same, _same)
-        usual = (everyday.THINGS, everyday.STYLES)
+        usual = (common_words.THINGS, common_words.STYLES)
         things, styles = (tuple(OBJECTS), tuple(STYLES)) if family.emoji else usual
         return LentModel(denoiser, encoder, size, things, styles)
 
@@ -260,7 +260,7 @@ def named_schedule(alphas: Tensor, prediction: str) -> NoiseSchedule:
 @functools.cache
 def current() -> Host:
     """Return the host that we run in; raises ModelError in one that is not known."""
-    kind = kinds.kind()
+    kind = which_ui.kind()
     if kind == "neo":
         from .neo import Neo
 
@@ -273,7 +273,7 @@ def current() -> Host:
         from .a1111 import A1111
 
         return A1111()
-    raise ModelError(kinds.sentence())
+    raise ModelError(which_ui.sentence())
 
 
 def kept_attributes(owner: Any, *names: str) -> contextlib.AbstractContextManager[None]:

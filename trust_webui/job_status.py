@@ -17,10 +17,10 @@ from trust_engine.frontend.pictures import PAPER
 from trust_engine.frontend.wording import spelled
 
 from . import folders
-from .auditing import Audited
+from .audit_job import Audited
 from .jobs import ESTIMATE, JOBS, PROGRAM, Job
 from .lines import one_line
-from .work import Unlearned
+from .unlearn_job import Unlearned
 
 EVERY = 1.0  # seconds between two looks at a job; each costs the browser a new layout
 REDRAW = 2.0  # seconds between two charts

@@ -14,7 +14,7 @@ from modules.ui_common import create_refresh_button
 
 from trust_engine.errors import SpecError, TrustError
 
-from . import applying, folders, standing, wanted
+from . import always_on, applying, folders, wanted
 from .applying import INFOTEXT
 from .host import current
 from .lines import one_line
@@ -73,16 +73,16 @@ class TrustScript(scripts.Script):
     def before_process(self, p: Any, *_values: Any) -> None:
         """Let no picture bring its own setting for every picture along: it would go on without."""
         brought = getattr(p, "override_settings", None) or {}
-        if brought.pop(standing.NAME, None) is not None:
+        if brought.pop(always_on.NAME, None) is not None:
             told = ("diffs on every picture cannot be set along with one; change them in the tab "
                     "TRUST or by /trust/v1/apply")  # fmt: skip
-            _stop(p, SpecError(f"override_settings has {standing.NAME}: {told}"))
+            _stop(p, SpecError(f"override_settings has {always_on.NAME}: {told}"))
 
     def process(self, p: Any, *values: Any) -> None:
         """Load and check before anything is drawn, and write down what is applied."""
         p.trust_applied = None
         try:
-            on = [*standing.always(), *wanted.asked(values)]
+            on = [*always_on.always(), *wanted.asked(values)]
             if not on and not TrustScript.used:
                 return
             host = current()
@@ -157,7 +157,7 @@ def _pasted(params: dict[str, Any], slot: int) -> list[Wanted]:
 
 def _standing() -> set[str]:
     try:
-        return {one.name for one in standing.always()}
+        return {one.name for one in always_on.always()}
     except TrustError:
         return set()  # a generation will say what is wrong with it
 

@@ -16,7 +16,7 @@ SECTION = ("trust_unlearn", "TRUST Unlearn")
 def add() -> None:
     """Add the entries; the host calls this while it builds Settings.
 
-    The diffs on every picture are not among them: standing.py says why.
+    The diffs on every picture are not among them: always_on.py says why.
     """
     import gradio as gr
     from modules import shared

@@ -12,8 +12,8 @@ from trust_engine.errors import TrustError
 from trust_engine.spec import KINDS, SETTINGS
 from trust_engine.unlearn.effort import EFFORTS
 
-from . import folders, form, showing, tab_demo, tab_expected, tab_files, tab_jobs
-from .expecting import watched
+from . import folders, form, job_status, tab_demo, tab_expected, tab_files, tab_jobs
+from .estimate import watched
 from .form import NAMES, Form
 from .jobs import JOBS, Job
 from .settings import option
@@ -49,7 +49,7 @@ def build() -> list[tuple[Any, str, str]]:
                     estimate = gr.Button("How long will it take?", elem_id="trust_expect")
                     again = gr.Button("Show the latest job", elem_id="trust_again")
             with gr.Column(scale=3):
-                state = gr.HTML(showing.status(None), elem_id="trust_status")
+                state = gr.HTML(job_status.status(None), elem_id="trust_status")
                 report = gr.Textbox(label="Report", lines=5, interactive=False,
                                     elem_id="trust_report")  # fmt: skip
                 gallery = gr.Gallery(label="Before and after", elem_id="trust_gallery", columns=4)
@@ -65,12 +65,12 @@ def build() -> list[tuple[Any, str, str]]:
         with jobs:
             tab_jobs.build(owner, _shown, outputs)
         started = start.click(
-            _unlearn, [owner, *inputs], [owner, refusal, *outputs], **showing.calm()
+            _unlearn, [owner, *inputs], [owner, refusal, *outputs], **job_status.calm()
         )
         follow(started.then)  # by what the run has taken
         follow(estimate.click)
         follow(loaded.then)
-        again.click(_again, [], outputs, **showing.calm())
+        again.click(_again, [], outputs, **job_status.calm())
         stop.click(_stop, [owner], [state])
     return [(page, "TRUST", "trust")]
 
@@ -185,10 +185,10 @@ def _unlearn(owner: str, *values: Any) -> Iterator[tuple[Any, ...]]:
     try:
         order = _form(values).order
     except TrustError as error:
-        said = showing.problem(error)
+        said = job_status.problem(error)
         # The status is written anew all the time while the page follows a job of its own.
         beside = said if JOBS.runs(owner, "unlearn") else ""
-        yield (owner, beside, said, *showing.NOTHING, gr.update())
+        yield (owner, beside, said, *job_status.NOTHING, gr.update())
         return
     beside = ""
     for shown in _shown(JOBS.start("unlearn", order.spec.name, watched(order), owner)):
@@ -197,7 +197,7 @@ def _unlearn(owner: str, *values: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _stop(owner: str) -> str:
-    return showing.stopped(owner, "unlearn")
+    return job_status.stopped(owner, "unlearn")
 
 
 def _again() -> Iterator[tuple[Any, ...]]:
@@ -205,7 +205,7 @@ def _again() -> Iterator[tuple[Any, ...]]:
 
 
 def _shown(job: Job | None) -> Iterator[tuple[Any, ...]]:
-    for *shown, diff in showing.followed(job):
+    for *shown, diff in job_status.followed(job):
         update = gr.update() if diff is None else gr.update(choices=folders.listed(), value=diff)
         yield (*shown, update)
 
@@ -214,7 +214,7 @@ def _load_preset(name: str) -> tuple[Any, ...]:
     try:
         loaded = form.load_preset(name or "")
     except TrustError as error:
-        return (showing.problem(error), *(gr.update() for _ in NAMES))
+        return (job_status.problem(error), *(gr.update() for _ in NAMES))
     return (f"<p>{form.folders.harmless(name)} is loaded.</p>",
             *(getattr(loaded, key) for key in NAMES))  # fmt: skip
 
@@ -223,5 +223,5 @@ def _save_preset(name: str, *values: Any) -> tuple[Any, Any]:
     try:
         saved = form.save_preset(name or "", _form(values))
     except TrustError as error:
-        return showing.problem(error), gr.update()
+        return job_status.problem(error), gr.update()
     return f"<p>Saved as {saved}.</p>", gr.update(choices=form.presets(), value=saved)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from trust_engine.errors import SpecError, TrustError
 
-from . import showing, standing
+from . import always_on, job_status
 from .lines import one_line
 from .wanted import Wanted, written
 
@@ -41,23 +41,23 @@ def build(chosen: Any) -> None:
 
 def _now() -> str:
     try:
-        return standing.text()
+        return always_on.text()
     except TrustError as error:
         return one_line(error)
 
 
 def _changed(seen: str, change: Callable[[], list[Wanted]]) -> tuple[str, str]:
     try:
-        warnings = standing.put_seen(change(), seen or "")
+        warnings = always_on.put_seen(change(), seen or "")
     except TrustError as error:
-        return showing.problem(error), _now()
+        return job_status.problem(error), _now()
     rows = [f"On every picture from now on: {_now() or 'nothing'}.", *warnings]
     return "".join(f"<p>{escape(one_line(row))}</p>" for row in rows), _now()
 
 
 def _put(seen: str, name: str | None, strength: float) -> tuple[str, str]:
     def change() -> list[Wanted]:
-        others = [one for one in standing.always() if one.name != name]
+        others = [one for one in always_on.always() if one.name != name]
         return [*others, Wanted(_named(name), strength)]
 
     return _changed(seen, change)
@@ -65,7 +65,7 @@ def _put(seen: str, name: str | None, strength: float) -> tuple[str, str]:
 
 def _take(seen: str, name: str | None) -> tuple[str, str]:
     def change() -> list[Wanted]:
-        on = standing.always()
+        on = always_on.always()
         if _named(name) not in [one.name for one in on]:
             raise SpecError(f"{name} is not on every picture; on are: {written(on) or 'none'}")
         return [one for one in on if one.name != name]

@@ -9,7 +9,7 @@ import gradio as gr
 
 from trust_engine.errors import TrustError
 
-from . import demo_model, showing
+from . import demo_model, job_status
 
 BUTTON = "Try it on the demo model: lay it out and switch to it"
 
@@ -26,7 +26,7 @@ def _lay() -> str:
     try:
         path = demo_model.lay()
     except TrustError as error:
-        return showing.problem(error)
+        return job_status.problem(error)
     name = escape(path.name, quote=True)
     return (
         f'<p id="trust_demo_laid" data-checkpoint="{name}" data-time="{time.time()}">'

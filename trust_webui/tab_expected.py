@@ -13,13 +13,13 @@ import gradio as gr
 
 from trust_engine.errors import TrustError
 
-from . import showing
-from .expecting import estimate, expect
+from . import job_status
+from .estimate import estimate, expect
 from .form import NAMES, Form, filled
 from .host import Host, current
 from .jobs import ESTIMATE, JOBS, Job
 from .lines import one_line
-from .work import Order
+from .unlearn_job import Order
 
 ANYTHING = "thing"  # stands for what to forget while nothing is typed: the word costs nothing
 NOT_YET = "Expected time and memory are shown here as soon as a checkpoint is loaded."
@@ -37,7 +37,7 @@ def build(fields: dict[str, Any]) -> Callable[[Any], Any]:
     inputs = [fields[name] for name in NAMES]
 
     def follow(event: Any) -> Any:
-        return event(expected, inputs, [line], show_progress="hidden", **showing.unlimited())
+        return event(expected, inputs, [line], show_progress="hidden", **job_status.unlimited())
 
     for name in TYPED:
         follow(fields[name].blur)
@@ -83,12 +83,12 @@ def _timed(host: Host, order: Order, title: str) -> Iterator[str]:
                 job = _timing() or JOBS.start(ESTIMATE, title, expect(order))
             while not job.over:
                 yield _line(f"Expected time and memory: {job.stage} ...")
-                time.sleep(showing.EVERY)
+                time.sleep(job_status.EVERY)
             if job.state != "done":
                 break
         until = time.monotonic() + LONGEST_TURN
         while _waiting[0] is not mine and time.monotonic() < until:
-            time.sleep(showing.EVERY / 20)
+            time.sleep(job_status.EVERY / 20)
         yield _line(told.brief if told else f"Expected time and memory: {job.message}")
     finally:
         _waiting.remove(mine)

@@ -22,8 +22,8 @@ from trust_engine.errors import SpecError, TrustError
 from trust_engine.io.files import write_atomically
 from trust_engine.spec import ConceptSpec
 
-from . import applying, folders, runs, showing, tab_standing
-from .auditing import LEVELS, Audited, Question, asked_about, audit, concepts_of
+from . import applying, folders, job_status, runs, tab_always_on
+from .audit_job import LEVELS, Audited, Question, asked_about, audit, concepts_of
 from .form import concept_of, listed
 from .host import current
 from .jobs import JOBS
@@ -53,7 +53,7 @@ def build(owner: Any) -> Any:
         with gr.Accordion("Export for those without this extension", open=False):
             _exports(chosen, told)
     with gr.Accordion("On every picture", open=False, elem_id="trust_on_every_picture"):
-        tab_standing.build(chosen)
+        tab_always_on.build(chosen)
     with gr.Accordion("Kept runs", open=False, elem_id="trust_kept_runs"):
         runs.build()
     with gr.Accordion("Audit: is it gone, and what else has changed?", open=False):
@@ -113,8 +113,8 @@ def _audit(chosen: Any, shown: Any, owner: Any) -> None:
         note = gr.Button("Write the figures onto the diff's label", elem_id="trust_audit_note")
     verdict = gr.HTML(elem_id="trust_verdict")
     inputs = [owner, chosen, concept, retain, judge, level, images, resolution]
-    start.click(_audited, inputs, [owner, verdict], **showing.calm())
-    stop.click(lambda mine: showing.stopped(mine, "audit"), [owner], [verdict])
+    start.click(_audited, inputs, [owner, verdict], **job_status.calm())
+    stop.click(lambda mine: job_status.stopped(mine, "audit"), [owner], [verdict])
     note.click(_note_audit, [chosen], [verdict, shown])
     chosen.change(_other, [chosen], [concept, verdict])
 
@@ -138,7 +138,7 @@ def _telling(work: Callable[[], str]) -> str:
     try:
         return f'<p id="trust_done">{escape(work())}</p>'
     except TrustError as error:
-        return showing.problem(error)
+        return job_status.problem(error)
 
 
 def _chosen(name: str | None) -> Path:
@@ -231,10 +231,10 @@ def _audited(
         question = Question(str(name), about, judge.strip(), level, int(images), listed(retain),
                             resolution=int(resolution))  # fmt: skip
     except TrustError as error:
-        yield owner, showing.problem(error)
+        yield owner, job_status.problem(error)
         return
     job = JOBS.start("audit", f"{name}: {about.name}", audit(question), owner)
-    for told, *_ in showing.followed(job):
+    for told, *_ in job_status.followed(job):
         verdict = ""
         if isinstance(job.result, Audited):
             page = escape(str(job.result.page))

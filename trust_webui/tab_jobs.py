@@ -10,7 +10,7 @@ import gradio as gr
 
 from trust_engine.errors import SpecError, TrustError
 
-from . import showing
+from . import job_status
 from .jobs import JOBS, Job
 
 NONE = "<p>No job has been begun since the server was started.</p>"
@@ -25,24 +25,24 @@ def build(owner: Any, follow: Callable[[Job | None], Iterator[Any]], outputs: li
             look = gr.Button("Refresh", elem_id="trust_jobs_refresh")
             show = gr.Button("Show it", elem_id="trust_job_show")
             stop = gr.Button("Stop it", elem_id="trust_job_stop")
-    quiet = {"show_progress": "hidden", **showing.unlimited()}
+    quiet = {"show_progress": "hidden", **job_status.unlimited()}
     look.click(_listed, [owner], [table, chosen], **quiet)
 
     def shown(name: str | None) -> Iterator[Any]:
         try:
             job = _named(name)
         except TrustError as error:
-            yield (showing.problem(error), *(gr.update() for _ in outputs[1:]))
+            yield (job_status.problem(error), *(gr.update() for _ in outputs[1:]))
             return
         yield from follow(job)
 
-    show.click(shown, [chosen], outputs, **showing.calm())
+    show.click(shown, [chosen], outputs, **job_status.calm())
     stop.click(_stop, [owner, chosen], [table, chosen])
 
 
 def _listed(owner: str, said: str = "") -> tuple[str, Any]:
     jobs = JOBS.all()[::-1]
-    table = "".join(f"<p>{escape(showing.line(job, owner))}</p>" for job in jobs) or NONE
+    table = "".join(f"<p>{escape(job_status.line(job, owner))}</p>" for job in jobs) or NONE
     choices = [f"{job.title} [{job.id}]" for job in jobs]
     return said + table, gr.update(choices=choices, value=choices[0] if choices else None)
 
@@ -58,6 +58,6 @@ def _stop(owner: str, name: str | None) -> tuple[str, Any]:
     try:
         job = _named(name)
     except TrustError as error:
-        return _listed(owner, showing.problem(error))
+        return _listed(owner, job_status.problem(error))
     job.stop()
     return _listed(owner)

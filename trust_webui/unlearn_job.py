@@ -27,7 +27,7 @@ from trust_engine.models.identity import probe
 from trust_engine.models.parameters import exchanged
 from trust_engine.settings import in_range
 from trust_engine.spec import UnlearnSpec
-from trust_engine.unlearn.keeping import Keeping, save_or_rescue
+from trust_engine.unlearn.autosave import Keeping, save_or_rescue
 from trust_engine.unlearn.run import StepReport, Unlearning
 
 from . import folders, runs

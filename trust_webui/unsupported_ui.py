@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import kinds
+from . import which_ui
 
 
 def open_door() -> None:
@@ -19,5 +19,5 @@ def build() -> list[tuple[Any, str, str]]:
     import gradio as gr
 
     with gr.Blocks(analytics_enabled=False) as page:
-        gr.Markdown(kinds.sentence())
+        gr.Markdown(which_ui.sentence())
     return [(page, "TRUST", "trust")]

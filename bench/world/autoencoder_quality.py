@@ -1,6 +1,6 @@
 """How well the autoencoder keeps what the judge looks for, unseen objects included.
 
-python -m bench.world.parts
+python -m bench.world.autoencoder_quality
 """
 
 from __future__ import annotations

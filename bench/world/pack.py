@@ -13,8 +13,8 @@ from bench.world.training import RUNS
 from trust_engine.demo.judge import ASSETS
 from trust_engine.models.demo_architecture import SHAPE
 from trust_engine.models.demo_clip import TEXT_PREFIX
-from trust_engine.models.keys import LDM_PREFIX, KeyMap
 from trust_engine.models.load import DEMO, VAE_PREFIX
+from trust_engine.models.unet_keys import LDM_PREFIX, KeyMap
 
 Part = Mapping[str, Tensor]
 

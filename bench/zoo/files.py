@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.world.pack import shipped, taesd
 from trust_engine.demo.judge import ASSETS
-from trust_engine.models.keys import LDM_PREFIX, KeyMap, UNetShape
+from trust_engine.models.unet_keys import LDM_PREFIX, KeyMap, UNetShape
 
 _OPENCLIP = {
     "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1",

@@ -19,7 +19,7 @@ from fakes.webui_text import count, encode
 from toys.demo import demo_model
 from toys.tiny import LdmUNet
 from trust_engine.models.demo_architecture import SHAPE
-from trust_engine.models.keys import KeyMap
+from trust_engine.models.unet_keys import KeyMap
 
 
 def real_unet(weights: dict[str, Tensor]) -> nn.Module:

@@ -143,7 +143,7 @@ def learnable() -> dict[str, Any]:
     found: dict[str, Any] = {"context": 0.0, "vector": 0.0, "slope": 1.0}
     for skip in (None, -1, -2, -3):
         clip.layer_idx = skip
-        encoder = part("nodes.text").HostEncoder(clip, model, (64, 64), torch.device("cpu"))
+        encoder = part("nodes.text_encoder").HostEncoder(clip, model, (64, 64), torch.device("cpu"))
         with torch.inference_mode():
             space = encoder.token_space()
         for text in ("a gun on red", "", "gun " * 75):

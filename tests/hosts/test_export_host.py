@@ -15,7 +15,7 @@ from toys.demo import scrubbed
 from toys.small_unet import small_diff
 from trust_engine.diff import SparseOffset, WeightDiff
 from trust_engine.diff.lora import export_dense, export_lora
-from trust_engine.models.keys import projection_of
+from trust_engine.models.unet_keys import projection_of
 
 # A UNet of ComfyUI's own class in the SD 1.x layout, small; its stock LoRA loading from end to
 # end. Saves every weight before and after, and what the UNet predicts for one noise.

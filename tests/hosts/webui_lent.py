@@ -40,7 +40,7 @@ def entered(kind: str, folder: Path) -> Iterator[Any]:
 def run_job(order: Any) -> Any:
     """Run an unlearning job here and now."""
     from trust_webui.jobs import Job, run
-    from trust_webui.work import unlearn
+    from trust_webui.unlearn_job import unlearn
 
     job = Job("unlearn", order.spec.name)
     run(job, unlearn(order))
@@ -49,7 +49,7 @@ def run_job(order: Any) -> Any:
 
 def small(concept: ConceptSpec = GUN, pictures: int = 0, **changes: Any) -> Any:
     """Order a run at half the demo's side: what is proved of a job holds at any size."""
-    from trust_webui.work import Order
+    from trust_webui.unlearn_job import Order
 
     return Order(spec(concept, **changes), resolution=64, pictures=pictures)
 

@@ -18,7 +18,7 @@ def expected(part: Part, model: Patcher, drawing: int = 0, **fields: Any) -> Any
     told = {"trajectory_steps": 2, "passes": 64, "xi": 1.0, "steps": 4, **fields}
     spec = part("trust_engine.spec").UnlearnSpec(concept(part), **told)
     run = part("trust_engine.unlearn.run").Unlearning(lent.model, spec)
-    return part("nodes.expecting").expect(lent, run, drawing)
+    return part("nodes.estimate").expect(lent, run, drawing)
 
 
 def test_it_is_announced_before_the_first_pass_that_counts(
@@ -53,7 +53,7 @@ def test_a_model_is_measured_once(part: Part, host: Host, model: Patcher) -> Non
 
 def test_a_run_corrects_what_was_measured(part: Part, host: Host, model: Patcher) -> None:
     """As if the machine had been busy with something else when it was measured."""
-    expecting = part("nodes.expecting")
+    expecting = part("nodes.estimate")
     lent = part("nodes.lending").lend(model, Clip(), 64)
     slow = part("trust_engine.unlearn.estimate").Speed(1000.0, {"csr": 1000.0})
     expecting._known[model.model] = {expecting._key(lent): slow}
@@ -68,7 +68,7 @@ def test_a_run_that_stopped_early_says_nothing_of_a_step(
     part: Part, host: Host, model: Patcher
 ) -> None:
     """What sets a layer up would count as if it belonged to its few steps."""
-    expecting, report = part("nodes.expecting"), part("trust_engine.unlearn.run").StepReport
+    expecting, report = part("nodes.estimate"), part("trust_engine.unlearn.run").StepReport
     lent = part("nodes.lending").lend(model, Clip(), 64)
     spec = part("trust_engine.spec").UnlearnSpec(concept(part), steps=100)
     before = expecting.measured(lent, spec)

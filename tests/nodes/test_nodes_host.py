@@ -133,7 +133,7 @@ def test_no_state_dict_for_each_weight(part: Part, host: Host, model: Patcher) -
     for site in lent.sites.values():
         assert site.to_q.weight.shape and site.to_out[0].bias is not None
     assert host.state_dicts == 0
-    part("nodes.private").private_denoiser(model)
+    part("nodes.private_unet").private_denoiser(model)
     part("nodes.weights").Weights(model).fingerprint()
     assert host.state_dicts == 2
     after = unlearn(part, model)[0]
@@ -258,7 +258,7 @@ def test_what_a_host_keeps_beside_the_weights_is_none(
     beside = {FULL + "_scale": torch.ones(()), FULL.replace("weight", "comfy_quant"): state[FULL]}
     monkeypatch.setattr(model, "_state", lambda: {**state, **beside})
     assert part("nodes.weights").Weights(model).shapes == own
-    part("nodes.private").private_denoiser(model)
+    part("nodes.private_unet").private_denoiser(model)
 
 
 def test_fingerprint_is_the_engines(part: Part, host: Host, model: Patcher) -> None:
@@ -290,7 +290,7 @@ def test_refuses_a_transformer(part: Part, host: Host, model: Patcher) -> None:
 
 
 def test_text_is_encoded_as_the_host_does(part: Part, host: Host, model: Patcher) -> None:
-    make = part("nodes.text").HostEncoder
+    make = part("nodes.text_encoder").HostEncoder
     cpu = torch.device("cpu")
     encoder = make(Clip(), model, (64, 64), cpu)
     plain, weighted = encoder.with_syntax().encode(["a gun", "a (gun:1.5)"]).context
@@ -304,7 +304,7 @@ def test_text_is_encoded_as_the_host_does(part: Part, host: Host, model: Patcher
 
 
 def test_words_are_encoded_as_they_are_spelled(part: Part, host: Host, model: Patcher) -> None:
-    make = part("nodes.text").HostEncoder
+    make = part("nodes.text_encoder").HostEncoder
     encoder = make(Clip(), model, (64, 64), torch.device("cpu"))
     told = encoder.with_syntax()
     for text in ("a tracer (overwatch)", "a (gun:1.5)", "embedding:foo", "an embedding:foo"):
@@ -315,7 +315,7 @@ def test_words_are_encoded_as_they_are_spelled(part: Part, host: Host, model: Pa
 
 
 def test_an_embedding_is_found_by_its_vectors(part: Part, host: Host, model: Patcher) -> None:
-    make = part("nodes.text").HostEncoder
+    make = part("nodes.text_encoder").HostEncoder
     encoder = make(Clip(), model, (64, 64), torch.device("cpu"), syntax=True)
     assert encoder.places_of("a red embedding:foo here", "embedding:foo") == [3, 4]
     assert encoder.places_of("a red gun", "embedding:foo") == []
@@ -333,7 +333,9 @@ def test_literal_prompts_keep_their_tokens(part: Part) -> None:
 
 def test_sdxl_is_told_pooled_text_and_size(part: Part, host: Host) -> None:
     model = fake_model(host, adm=3)
-    encoder = part("nodes.text").HostEncoder(Clip(pooled=2), model, (64, 64), torch.device("cpu"))
+    encoder = part("nodes.text_encoder").HostEncoder(
+        Clip(pooled=2), model, (64, 64), torch.device("cpu")
+    )
     cond = encoder.encode(["a gun", "a cat"])
     assert cond.vector is not None and cond.vector.shape == (2, 3)
     assert cond.vector[0, -1] == pytest.approx(0.064)
@@ -343,14 +345,14 @@ def test_sdxl_is_told_pooled_text_and_size(part: Part, host: Host) -> None:
 
 def test_no_clip_is_said(part: Part, host: Host, model: Patcher) -> None:
     with pytest.raises(part("trust_engine.errors").ModelError, match="no text encoder"):
-        part("nodes.text").HostEncoder(None, model, (64, 64), torch.device("cpu"))
+        part("nodes.text_encoder").HostEncoder(None, model, (64, 64), torch.device("cpu"))
 
 
 def test_private_unet_is_ordinary_and_equal(part: Part, host: Host, model: Patcher) -> None:
     lora = model.clone()
     lora.add_patches({FULL: ("diff", (torch.ones(8, 6) / 8,))})
     with torch.inference_mode():
-        own = part("nodes.private").private_denoiser(lora)
+        own = part("nodes.private_unet").private_denoiser(lora)
     weights = dict(own.module.named_parameters())
     assert not any(weight.is_inference() for weight in weights.values())
     assert torch.equal(weights[KEY], part("nodes.weights").Weights(lora).read(KEY))

@@ -29,7 +29,7 @@ def changed(node: str, **inputs: Any) -> dict[str, Any]:
 
 
 def test_same_question_same_chart(part: Part) -> None:
-    recall = part("nodes.recall")
+    recall = part("nodes.run_cache")
     recall.remember(PROMPT, "11", {"steps": 3})
     assert recall.recalled(copy.deepcopy(PROMPT), "11") == {"steps": 3}
     assert recall.recalled(changed("12", images=["11", 1]), "11"), "what comes after does not count"
@@ -45,7 +45,7 @@ def test_same_question_same_chart(part: Part) -> None:
 
 
 def test_old_runs_are_forgotten(part: Part) -> None:
-    recall = part("nodes.recall")
+    recall = part("nodes.run_cache")
     for seed in range(recall.KEPT + 1):
         recall.remember(changed("11", seed=seed), "11", {"steps": seed})
     assert recall.recalled(changed("11", seed=0), "11") is None
@@ -58,7 +58,7 @@ def test_old_runs_are_forgotten(part: Part) -> None:
 def test_the_node_keeps_what_it_showed(part: Part, host: Host, model: Patcher) -> None:
     prompt = changed("11", seed=77)
     told = unlearn(part, model, unique_id="11", prompt=prompt, whole=True)
-    assert part("nodes.recall").recalled(prompt, "11") == json.loads(told["ui"]["trust_run"][0])
+    assert part("nodes.run_cache").recalled(prompt, "11") == json.loads(told["ui"]["trust_run"][0])
 
 
 @pytest.mark.parametrize("where", ["running", "over", "nowhere"])

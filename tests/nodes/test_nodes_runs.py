@@ -28,7 +28,7 @@ def kinds(folder: Path) -> list[str]:
 @pytest.fixture
 def asked(part: Part, host: Host, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collect the host's progress updates that tell of what the model is asked first."""
-    cls, updates = part("nodes.running").Unlearning, list[int]()
+    cls, updates = part("nodes.host_run").Unlearning, list[int]()
     ask = cls.ask
 
     def noted(run: Any) -> Iterator[Any]:

@@ -18,7 +18,7 @@ def test_encodes_as_the_host_and_differentiably(part: Part, skip: int | None) ->
     clip = TowerClip()
     clip.layer_idx = skip
     with torch.inference_mode():  # as the host runs nodes
-        space = part("nodes.tokens").tokens_of(clip, CPU)
+        space = part("nodes.token_space").tokens_of(clip, CPU)
     ids = space.frame(space.tokens("w7 w9"))
     rows = space.table[ids][None].requires_grad_()
     mine = space.encode(rows).context
@@ -27,7 +27,7 @@ def test_encodes_as_the_host_and_differentiably(part: Part, skip: int | None) ->
 
 
 def test_tokens_are_framed_as_the_host_does(part: Part) -> None:
-    space = part("nodes.tokens").tokens_of(TowerClip(), CPU)
+    space = part("nodes.token_space").tokens_of(TowerClip(), CPU)
     assert space.tokens("w7 w9") == [7, 9] and space.text([7, 9]) == "w7 w9"
     assert space.frame([7, 9]).tolist() == [1, 7, 9, 2, 2, 2, 2, 2]
     assert space.frame(range(3, 30)).tolist() == [1, 3, 4, 5, 6, 7, 8, 2]
@@ -36,10 +36,10 @@ def test_tokens_are_framed_as_the_host_does(part: Part) -> None:
 def test_a_lora_on_the_text_counts_and_nothing_is_written(part: Part) -> None:
     clip = TowerClip()
     before = {k: w.clone() for k, w in clip.patcher.model.state_dict().items()}
-    plain = part("nodes.tokens").tokens_of(clip, CPU)
+    plain = part("nodes.token_space").tokens_of(clip, CPU)
     with torch.inference_mode():
         clip.patcher.add_patches({FC1: ("diff", (torch.ones_like(before[FC1]),))})
-    other = part("nodes.tokens").tokens_of(clip, CPU)
+    other = part("nodes.token_space").tokens_of(clip, CPU)
     rows = plain.table[plain.frame([7])][None]
     assert not torch.allclose(plain.encode(rows).context, other.encode(rows).context)
     after = clip.patcher.model.state_dict()
@@ -54,7 +54,7 @@ def test_two_towers_encode_as_the_host_and_differentiably(
     clip = TwoTowerClip()
     clip.layer_idx = skip
     with torch.inference_mode():
-        space = part("nodes.tokens").tokens_of(clip, CPU, lambda pooled: pooled)
+        space = part("nodes.token_space").tokens_of(clip, CPU, lambda pooled: pooled)
     ids = space.frame(space.tokens(text))
     rows = space.table[ids][None].requires_grad_()
     mine = space.encode(rows)
@@ -71,7 +71,7 @@ def test_two_towers_encode_as_the_host_and_differentiably(
 
 def test_several_prompts_at_once_end_where_each_ends(part: Part) -> None:
     clip = TwoTowerClip()
-    space = part("nodes.tokens").tokens_of(clip, CPU, lambda pooled: pooled)
+    space = part("nodes.token_space").tokens_of(clip, CPU, lambda pooled: pooled)
     texts = ["w7", "w3 w4 w5", ""]
     ids = torch.stack([space.frame(space.tokens(text)) for text in texts])
     mine = space.encode(space.table[ids])
@@ -83,8 +83,8 @@ def test_several_prompts_at_once_end_where_each_ends(part: Part) -> None:
 
 def test_other_text_encoders_have_none(part: Part) -> None:
     """None of CLIP's kind, or with another beside it: the audit says what it left out."""
-    assert part("nodes.tokens").tokens_of(Clip(), CPU) is None
+    assert part("nodes.token_space").tokens_of(Clip(), CPU) is None
     clip = TwoTowerClip()
     clip.cond_stage_model.t5xxl = torch.nn.Module()
     clip.cond_stage_model.t5xxl.transformer = torch.nn.Linear(1, 1)
-    assert part("nodes.tokens").tokens_of(clip, CPU) is None
+    assert part("nodes.token_space").tokens_of(clip, CPU) is None

@@ -157,7 +157,7 @@ def test_pictures_that_cannot_be_drawn_lose_no_run(
     def full(*_: object, **_named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(part("nodes.seen"), "draw", full)
+    monkeypatch.setattr(part("nodes.before_after"), "draw", full)
     _, diff, _, report = unlearn(part, model, pictures=2)
     assert diff.changed and "No test pictures: out of memory (CUDA out of memory)." in report
 

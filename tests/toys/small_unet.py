@@ -14,7 +14,7 @@ from trust_engine.diff.apply import fingerprint_of
 from trust_engine.diff.weight_diff import LowRankOffset, Offset, SparseOffset, WeightDiff
 from trust_engine.io.safetensors import write_all
 from trust_engine.models.contract import ModuleDenoiser, ldm_denoiser, scaled_linear
-from trust_engine.models.keys import LDM_PREFIX
+from trust_engine.models.unet_keys import LDM_PREFIX
 
 torch.set_num_threads(1)
 LAYERS = ("input_blocks.1.1", "middle_block.1")

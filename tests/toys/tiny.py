@@ -20,7 +20,7 @@ from trust_engine.models.contract import (
     scaled_linear,
 )
 from trust_engine.models.diffusers_unet import diffusers_denoiser
-from trust_engine.models.keys import KeyMap, UNetShape
+from trust_engine.models.unet_keys import KeyMap, UNetShape
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 torch.set_num_threads(1)

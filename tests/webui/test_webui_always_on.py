@@ -105,9 +105,9 @@ def test_after_a_restart_nothing_is_drawn_without_it(
     again = made(tmp_path) if how != "missing" else FakeA1111()
     with installed(tmp_path, again.modules) as shared:
         begun(again, shared)
-        from trust_webui import standing
+        from trust_webui import always_on
 
-        standing.report()
+        always_on.report()
         assert "nothing will be drawn" in caplog.text and "gun.safetensors" in caplog.text
         with pytest.raises(DiffError, match=r"nothing was drawn: .*gun\.safetensors"):
             draw(again)
@@ -138,23 +138,23 @@ def test_a_setting_that_comes_along_with_a_picture_is_refused(server: Any) -> No
 
 
 def test_the_tab_of_a_page_that_was_opened_before_undoes_nothing(server: Any) -> None:
-    from trust_webui import standing, tab_standing
+    from trust_webui import always_on, tab_always_on
 
-    seen = tab_standing._now()
+    seen = tab_always_on._now()
     put(server, GUN)
-    told, now = tab_standing._clear(seen)
-    assert "meanwhile" in told and "gun.safetensors@" in now == standing.text()
-    told, now = tab_standing._put(seen, "style.safetensors", 1.0)
+    told, now = tab_always_on._clear(seen)
+    assert "meanwhile" in told and "gun.safetensors@" in now == always_on.text()
+    told, now = tab_always_on._put(seen, "style.safetensors", 1.0)
     assert "meanwhile" in told and "style" not in now
-    told, now = tab_standing._put(now, "style.safetensors", 1.0)
-    assert [one.name for one in standing.always()] == ["gun.safetensors", "style.safetensors"]
-    told, now = tab_standing._put(now, "gun.safetensors", -1.0)
-    assert [one.strength for one in standing.always()] == [1.0, -1.0]
-    told, now = tab_standing._take(now, "style.safetensors")
+    told, now = tab_always_on._put(now, "style.safetensors", 1.0)
+    assert [one.name for one in always_on.always()] == ["gun.safetensors", "style.safetensors"]
+    told, now = tab_always_on._put(now, "gun.safetensors", -1.0)
+    assert [one.strength for one in always_on.always()] == [1.0, -1.0]
+    told, now = tab_always_on._take(now, "style.safetensors")
     assert "style" not in now and "gun.safetensors@" in told
-    assert "not on every picture" in tab_standing._take(now, "style.safetensors")[0]
-    assert "choose a diff" in tab_standing._put(now, None, 1.0)[0]
-    told, now = tab_standing._clear(now)
+    assert "not on every picture" in tab_always_on._take(now, "style.safetensors")[0]
+    assert "choose a diff" in tab_always_on._put(now, None, 1.0)[0]
+    told, now = tab_always_on._clear(now)
     assert now == "" and "nothing" in told
 
 
@@ -253,13 +253,13 @@ def test_a_name_without_a_strength_is_not_dropped(server: Any) -> None:
 def test_settings_that_cannot_be_kept_change_nothing(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trust_webui import standing
+    from trust_webui import always_on
     from trust_webui.wanted import Wanted
 
     put(server, GUN)
     server.shared.cmd_opts.freeze_settings = True
     with pytest.raises(OutputError, match=r"stays as it was.*disabled"):
-        standing.put([])
+        always_on.put([])
     server.shared.cmd_opts.freeze_settings = False
 
     def full(*_: Any) -> None:
@@ -267,8 +267,8 @@ def test_settings_that_cannot_be_kept_change_nothing(
 
     monkeypatch.setattr(type(server.shared.opts), "save", full)
     with pytest.raises(OutputError, match="No space left"):
-        standing.put([Wanted("style.safetensors")])
-    assert standing.always()[0].name == "gun.safetensors"
+        always_on.put([Wanted("style.safetensors")])
+    assert always_on.always()[0].name == "gun.safetensors"
     assert json.loads((tmp_path / "config.json").read_text("utf-8"))["trust_always"]
 
 

@@ -61,13 +61,13 @@ def page(tmp_path: Path) -> Iterator[Any]:
 
 def about(name: str, told: ConceptSpec | None = None) -> ConceptSpec:
     """Ask what a diff is audited for."""
-    from trust_webui.auditing import asked_about
+    from trust_webui.audit_job import asked_about
 
     return asked_about(f"{name}.safetensors", told)
 
 
 def test_the_words_are_the_diffs(page: Any) -> None:
-    from trust_webui.auditing import concepts_of
+    from trust_webui.audit_job import concepts_of
 
     assert about("gun") == GUN and about("pizza").words == ("pizza",)
     assert about("gun", ConceptSpec(("Pistol", "weapon"))).words == ("Pistol", "weapon")
@@ -128,7 +128,7 @@ def test_the_page_offers_what_the_chosen_diff_forgets(page: Any) -> None:
 def finished(page: Any, name: str) -> Any:
     """Remember a finished audit of a diff of the folder."""
     from trust_webui import applying
-    from trust_webui.auditing import Audited
+    from trust_webui.audit_job import Audited
     from trust_webui.jobs import JOBS, Job
 
     figures = {"verdict": "gone", "level": "quick", "judge": {"name": "demo"}, "concept": "gun",

@@ -23,7 +23,7 @@ def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 def test_expected_time_and_memory(fake: Any) -> None:
-    from trust_webui.expecting import expect
+    from trust_webui.estimate import expect
     from trust_webui.jobs import Job, run
 
     told = []
@@ -37,10 +37,10 @@ def test_expected_time_and_memory(fake: Any) -> None:
 
 
 def test_an_estimate_goes_by_the_last_run(fake: Any) -> None:
-    from trust_webui.expecting import estimate, expect, watched
+    from trust_webui.estimate import estimate, expect, watched
     from trust_webui.host import current
     from trust_webui.jobs import Job, run
-    from trust_webui.work import Order
+    from trust_webui.unlearn_job import Order
 
     order = small()
     timing, job = Job("expect", "gun"), Job("unlearn", "gun")
@@ -55,17 +55,17 @@ def test_an_estimate_goes_by_the_last_run(fake: Any) -> None:
 def test_a_finished_run_is_kept_when_its_pace_is_forgotten(
     fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trust_webui import expecting, speed
+    from trust_webui import estimate, speed
     from trust_webui.jobs import Job, run
 
     order = small()
-    run(Job("expect", "gun"), expecting.expect(order))
+    run(Job("expect", "gun"), estimate.expect(order))
 
     def work(job: Job) -> str:
         speed._known.clear()
         return "the diff"
 
-    monkeypatch.setattr(expecting, "unlearn", lambda order: work)
+    monkeypatch.setattr(estimate, "unlearn", lambda order: work)
     job = Job("unlearn", "gun")
-    run(job, expecting.watched(order))
+    run(job, estimate.watched(order))
     assert (job.state, job.result) == ("done", "the diff"), job.message

@@ -25,9 +25,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         shared.cmd_opts.api = True
         made.shared, made.folder, made.app = shared, tmp_path / "models" / "trust_diffs", App()
         MADE.clear()
-        from trust_webui import api, showing, tab
+        from trust_webui import api, job_status, tab
 
-        monkeypatch.setattr(showing, "EVERY", 0.02)
+        monkeypatch.setattr(job_status, "EVERY", 0.02)
         tab.build()
         api.add(None, made.app)
         yield made
@@ -165,7 +165,7 @@ def test_a_click_gives_the_page_a_token_of_its_own(host: Any) -> None:
 def test_stop_while_prompts_are_read(host: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A text encoder on a CPU takes its time for each of hundreds of prompts."""
     from trust_webui.jobs import JOBS
-    from trust_webui.work import Order, unlearn
+    from trust_webui.unlearn_job import Order, unlearn
 
     slow, read = host.model.get_learned_conditioning, []
 
@@ -190,7 +190,7 @@ def test_stop_while_prompts_are_read(host: Any, kind: str, monkeypatch: pytest.M
 def _audit(host: Any) -> Any:
     from toys.tiny import some_diff
     from trust_engine.diff import WeightDiff, save_diff
-    from trust_webui.auditing import Question, audit
+    from trust_webui.audit_job import Question, audit
 
     diff = some_diff(host.demo.denoiser)
     save_diff(WeightDiff(diff.offsets, {"family": "demo"}), host.folder / "a.safetensors")
@@ -218,7 +218,7 @@ def test_a_refusal_is_not_written_over_by_what_runs(host: Any) -> None:
 
 def test_a_long_message_does_not_flood_the_page(host: Any) -> None:
     from trust_engine.errors import SpecError
-    from trust_webui import showing
+    from trust_webui import job_status
     from trust_webui.jobs import JOBS, Job
 
     word = "x" * 6000
@@ -229,10 +229,12 @@ def test_a_long_message_does_not_flood_the_page(host: Any) -> None:
     jobs = [JOBS.start("unlearn", word, fail), JOBS.start("unlearn", word, lambda _: 1 / 0)]
     for job in jobs:
         until(lambda job=job: job.over)
-        assert job.state == "failed" and len(showing.status(job)) < 1200
+        assert job.state == "failed" and len(job_status.status(job)) < 1200
         assert "\n" not in job.message and "\x1b" not in job.message
     assert jobs[0].message.endswith("take another") and len(jobs[0].message) <= 400
-    assert len(showing.problem(SpecError(word))) < 500 and len(showing.line(jobs[0], "")) < 200
+    assert (
+        len(job_status.problem(SpecError(word))) < 500 and len(job_status.line(jobs[0], "")) < 200
+    )
     answer = click("trust_unlearn", trust_words=word, trust_kind="heroic")["trust_status"]
     assert "trust_problem" in answer and len(answer) < 500
     assert len(Job("unlearn", word).to_dict()["title"]) < 100

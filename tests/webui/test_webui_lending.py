@@ -17,8 +17,8 @@ from hosts.webui_lent import HOSTS, entered, make, run_job, small, spec
 from trust_engine.diff import fingerprint, load_diff
 from trust_engine.errors import ModelError, SpecError
 from trust_engine.models.contract import Conditioning, LentModel
-from trust_engine.models.keys import projection_of
 from trust_engine.models.parameters import exchanged
+from trust_engine.models.unet_keys import projection_of
 from trust_engine.unlearn.run import Unlearning
 
 MIDDLE = "middle_block.1.transformer_blocks.0.attn2.to_k"
@@ -151,10 +151,10 @@ def test_interrupt_stops_within_a_step(fake: Any, at: int, monkeypatch: pytest.M
 
 
 def test_failure_leaves_every_bit(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trust_webui import work
+    from trust_webui import unlearn_job
 
     before = fake.bits()
-    monkeypatch.setattr(work, "save_or_rescue", lambda *_: 1 / 0)
+    monkeypatch.setattr(unlearn_job, "save_or_rescue", lambda *_: 1 / 0)
     job = run_job(small())
     assert job.state == "failed" and "ZeroDivisionError" in job.message
     assert all(torch.equal(w, before[name]) for name, w in fake.bits().items())
@@ -277,7 +277,7 @@ def test_encoded_and_decoded_between_steps_through_the_unet(fake: Any) -> None:
 def test_order_out_of_range(tmp_path: Path) -> None:
     made = FakeA1111()
     with installed(tmp_path, made.modules):
-        from trust_webui.work import Order
+        from trust_webui.unlearn_job import Order
 
         with pytest.raises(SpecError, match="resolution"):
             Order(spec(), resolution=10_000)

@@ -108,16 +108,16 @@ def test_a_diff_that_cannot_be_saved_is_not_lost(
 ) -> None:
     from trust_engine.diff import load_diff
     from trust_engine.errors import OutputError
-    from trust_engine.unlearn import keeping
+    from trust_engine.unlearn import autosave
 
-    real = keeping.save_diff
+    real = autosave.save_diff
 
     def full(diff: Any, path: Path) -> None:
         if "trust_diffs" in path.parts:
             raise OutputError(f"{path}: cannot be written (No space left on device)")
         real(diff, path)
 
-    monkeypatch.setattr(keeping, "save_diff", full)
+    monkeypatch.setattr(autosave, "save_diff", full)
     job = run_job(small())
     assert job.state == "failed"
     assert "No space left on device); nothing is lost: the diff is in" in job.message
@@ -136,7 +136,7 @@ def audited(monkeypatch: pytest.MonkeyPatch, stop_at: str = "") -> Any:
     from trust_engine.audit import run
     from trust_engine.models.sampler import SamplerSettings
     from trust_engine.spec import ConceptSpec
-    from trust_webui.auditing import Question, audit
+    from trust_webui.audit_job import Question, audit
     from trust_webui.jobs import JOBS, Job
 
     tick = Job.tick
@@ -163,10 +163,10 @@ def test_a_stopped_audit_goes_on(fake: Any, monkeypatch: pytest.MonkeyPatch) -> 
     from toys.tiny import some_diff
     from trust_engine.audit import pick_level
     from trust_engine.diff import WeightDiff, save_diff
-    from trust_webui import auditing, folders
+    from trust_webui import audit_job, folders
 
     brief = pick_level("quick", neutral=1, pairs=1, shots=1)
-    monkeypatch.setattr(auditing, "pick_level", lambda _: brief)
+    monkeypatch.setattr(audit_job, "pick_level", lambda _: brief)
     diff = some_diff(fake.demo.denoiser)
     save_diff(WeightDiff(diff.offsets, {"family": "demo"}), folders.diffs() / "a.safetensors")
     stopped = audited(monkeypatch, "retention")

@@ -76,10 +76,10 @@ def test_it_begins_with_the_engines_defaults(page: Any) -> None:
 
 
 def test_one_word_one_button_then_files(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trust_webui import form, showing
+    from trust_webui import form, job_status
 
     monkeypatch.setitem(form.DEFAULTS, "steps", 3)  # of the effort "normal"
-    monkeypatch.setattr(showing, "EVERY", 0.05)
+    monkeypatch.setattr(job_status, "EVERY", 0.05)
     asked = {"trust_words": "gun", "trust_passes": 48, "trust_pictures": 2}
     assert "Expected:" in press("trust_expect", **asked)["trust_expected"]
     answer = press("trust_unlearn", **asked)
@@ -116,10 +116,10 @@ def test_the_expected_line_follows_the_form(page: Any, monkeypatch: pytest.Monke
     """
     from modules import sd_models
 
-    from trust_webui import showing, speed
+    from trust_webui import job_status, speed
     from trust_webui.jobs import ESTIMATE, JOBS
 
-    monkeypatch.setattr(showing, "EVERY", 0.05)
+    monkeypatch.setattr(job_status, "EVERY", 0.05)
     monkeypatch.setattr(speed, "_known", {})
     monkeypatch.setattr(speed, "pass_seconds", lambda lent: 1.0)
     monkeypatch.setattr(speed, "step_seconds", lambda lent, objective: 0.1)
@@ -157,9 +157,9 @@ def test_the_expected_line_is_of_the_form_as_it_is_now(
     page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked again while a checkpoint is timed, the answer to what was asked before comes before."""
-    from trust_webui import showing, speed
+    from trust_webui import job_status, speed
 
-    monkeypatch.setattr(showing, "EVERY", 0.05)
+    monkeypatch.setattr(job_status, "EVERY", 0.05)
     monkeypatch.setattr(speed, "_known", {})
     monkeypatch.setattr(speed, "pass_seconds", lambda lent: 1.0)
     monkeypatch.setattr(speed, "step_seconds", lambda lent, objective: 0.1)
@@ -197,12 +197,12 @@ def test_a_stranger_is_checked_before_it_is_let_in(page: Any, tmp_path: Path) ->
 
 
 def test_what_users_type_is_no_markup(page: Any) -> None:
-    from trust_webui import showing
+    from trust_webui import job_status
     from trust_webui.jobs import Job
 
     job = Job("unlearn", "<img src=x onerror=alert(1)>", state="failed", message="<script>")
-    assert "<img" not in showing.status(job) and "<script>" not in showing.status(job)
-    assert "<b>x" not in showing.problem(ValueError("<b>x"))
+    assert "<img" not in job_status.status(job) and "<script>" not in job_status.status(job)
+    assert "<b>x" not in job_status.problem(ValueError("<b>x"))
 
 
 def test_presets_through_the_page(page: Any) -> None:
@@ -219,10 +219,10 @@ def test_nothing_old_stands_beside_a_refusal(page: Any, monkeypatch: pytest.Monk
     """What an earlier run has left is gone with the next click, refused, failed or stopped."""
     from modules import call_queue
 
-    from trust_webui import showing
+    from trust_webui import job_status
     from trust_webui.jobs import JOBS
 
-    monkeypatch.setattr(showing, "EVERY", 0.02)
+    monkeypatch.setattr(job_status, "EVERY", 0.02)
     old = ("trust_gallery", "trust_chart", "trust_neurons", "trust_report")
 
     def emptied(answer: dict[str, Any]) -> bool:
@@ -240,8 +240,8 @@ def test_nothing_old_stands_beside_a_refusal(page: Any, monkeypatch: pytest.Monk
         last = dict(zip(names, list(answers)[-1], strict=True))
         assert emptied(last) and "trust_state_stopped" in last["trust_status"]
     job = JOBS.start("unlearn", "gun", lambda _: 1 / 0)
-    *_, failed = showing.followed(job)
-    assert failed[1:5] == showing.NOTHING and "trust_state_failed" in failed[0]
+    *_, failed = job_status.followed(job)
+    assert failed[1:5] == job_status.NOTHING and "trust_state_failed" in failed[0]
 
 
 def test_pictures_have_the_folder_that_the_host_passes_them_through(
@@ -250,19 +250,19 @@ def test_pictures_have_the_folder_that_the_host_passes_them_through(
     """The hosts make it only when the setting is changed; Forge Neo has one from the start."""
     from modules import shared
 
-    from trust_webui import showing
+    from trust_webui import job_status
     from trust_webui.jobs import Job
 
-    monkeypatch.setattr(showing, "EVERY", 0.01)
+    monkeypatch.setattr(job_status, "EVERY", 0.01)
     passing = tmp_path / "data" / "tmp"
     job = Job("unlearn", "gun", state="running", curves={"a gun": [(1.0, 0.1), (0.5, 0.1)]})
     for chosen in (None, "", str(passing)):
         shared.opts.temp_dir = chosen
-        assert next(showing.followed(job))[2] is not None
+        assert next(job_status.followed(job))[2] is not None
     assert passing.is_dir(), "there before the chart is handed over"
     passing.rmdir()
     passing.write_text("in the way")
-    told, *rest, report, _ = next(showing.followed(job))
+    told, *rest, report, _ = next(job_status.followed(job))
     assert "nothing can be written to" in told and rest == [[], None, None] and report == ""
 
 

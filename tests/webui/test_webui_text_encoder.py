@@ -25,7 +25,7 @@ def every(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 def test_prompts_are_encoded_one_by_one(every: Any) -> None:
     """The hosts' emphasis levels a batch by one mean: together, prompts would touch each other."""
-    from trust_webui.text import HostEncoder
+    from trust_webui.text_encoder import HostEncoder
 
     asked: list[list[str]] = []
 
@@ -42,7 +42,7 @@ def test_prompts_are_encoded_one_by_one(every: Any) -> None:
 
 
 def test_lengths_that_have_too_much_in_common_are_refused(every: Any) -> None:
-    from trust_webui.text import HostEncoder
+    from trust_webui.text_encoder import HostEncoder
 
     encoder = HostEncoder(lambda told, _: torch.ones(1, 77 * len(told[0]), 4), len, (64, 64))
     assert encoder.encode(["a", "bb", "ccc", "dddd"]).context.shape == (4, 924, 4)
@@ -106,7 +106,7 @@ def test_joined_at_the_length_that_all_go_into() -> None:
     ],
 )
 def test_a_prompt_is_written_to_be_read_as_spelled(prompt: str, escaped: str, plain: str) -> None:
-    from trust_webui.text import literal
+    from trust_webui.text_encoder import literal
 
     assert literal(prompt, emphasis=True) == escaped and literal(prompt, emphasis=False) == plain
 
@@ -125,7 +125,7 @@ def test_words_are_encoded_as_they_are_spelled(every: Any) -> None:
 def test_no_embedding_is_found_among_the_words_for_a_while() -> None:
     from types import SimpleNamespace
 
-    from trust_webui.text import without_embeddings
+    from trust_webui.text_encoder import without_embeddings
 
     table = SimpleNamespace(ids_lookup={3: "gun"})
     with pytest.raises(ValueError, match="x"), without_embeddings([table]):

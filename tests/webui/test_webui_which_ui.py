@@ -95,10 +95,10 @@ def test_those_that_are_known(make: Any, name: str, tmp_path: Path) -> None:
 def test_a_fault_of_the_host_is_no_other_host(tmp_path: Path) -> None:
     """An ImportError inside the host's own module is shown as what it is."""
     with installed(tmp_path, FakeForge().modules):
-        from trust_webui import kinds
+        from trust_webui import which_ui
 
         broken = module("backend.patcher.lora")
         broken.__getattr__ = lambda name: 1 / 0  # type: ignore[method-assign]
         sys.modules["backend.patcher.lora"] = broken
         with pytest.raises(ZeroDivisionError):
-            kinds.kind()
+            which_ui.kind()

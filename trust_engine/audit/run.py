@@ -20,8 +20,7 @@ from ..models.precision import in_float32
 from ..models.sampler import SamplerSettings, sampled
 from .attacks.base import attack_check
 from .attacks.catalogue import make_attack
-from .attacks.token_space import token_space
-from .check import Check, CheckResult
+from .checks.base import Check, CheckResult
 from .checks.core import measured
 from .checks.forgetting import forgetting_cells
 from .checks.retention import core_cell, retention_cells
@@ -32,6 +31,7 @@ from .metrics.images import ImageMetric
 from .probes import core_probes, paraphrase_shots
 from .report.summary import Report, assemble
 from .state import CellStore, State, identity
+from .token_space import token_space
 from .topic import Topic
 
 

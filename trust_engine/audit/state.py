@@ -18,7 +18,7 @@ from ..errors import OutputError
 from ..io.files import write_atomically
 from ..models.contract import Conditioning
 from ..models.identity import Digest, engine_identity, modules_of, probe
-from .check import Check, CheckResult
+from .checks.base import Check, CheckResult
 from .context import AuditContext, Picture
 from .probes import core_probes
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...models.contract import Conditioning
+from ..models.contract import Conditioning
 
 
 class TokenSpace(Protocol):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .. import seeds
 from ..models.contract import Conditioning, Denoiser, device_of, projections
-from ..models.keys import projection_of
 from ..models.load import LoadedModel
+from ..models.unet_keys import projection_of
 
 ESD_SAMPLING = 25  # denoising steps before an update, on average: 0 to 50, drawn evenly
 ESD_ITERATIONS = 1000

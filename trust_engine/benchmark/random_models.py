@@ -12,8 +12,8 @@ from .. import seeds
 from ..models.contract import NoiseSchedule, scaled_linear
 from ..models.families import MODELS, ModelFamily
 from ..models.load import LoadedModel, assemble, blank_unet
-from ..models.names import LazyTensor, LazyTensors
 from ..models.text_encoders import blank_tower
+from ..models.tower_keys import LazyTensor, LazyTensors
 from ..models.vae import blank_tiny_decoder
 
 FAMILY_NAMES = {

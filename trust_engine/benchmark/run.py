@@ -14,8 +14,8 @@ from ..models.load import LoadedModel
 from ..models.memory import Peak, check_memory, in_use
 from ..models.sampler import SamplerSettings, ddim, initial_noise
 from ..spec import UnlearnSpec
-from ..unlearn.knowledge import Knowledge
 from ..unlearn.run import Unlearning
+from ..unlearn.word_knowledge import Knowledge
 from .baselines import (
     ESD_ITERATIONS,
     ESD_SAMPLING,

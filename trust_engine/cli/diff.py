@@ -120,7 +120,7 @@ def _verify(args: argparse.Namespace) -> None:
 
 def _compared(diff: WeightDiff, model: str, exact: bool) -> str:
     """Say what of a model was compared with what a diff records, and what was not."""
-    from ..models.keys import projection_of
+    from ..models.unet_keys import projection_of
 
     found = "the very ones" if exact else "not the ones"
     others = sum(projection_of(key) is None for key in diff.offsets)

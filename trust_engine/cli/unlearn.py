@@ -98,7 +98,7 @@ def run_unlearn(args: argparse.Namespace) -> None:
     """Run, save the diff and report."""
     from ..models.load import load_model
     from ..models.memory import exhaustion_told
-    from ..unlearn.keeping import Keeping, StateFile, save_or_rescue
+    from ..unlearn.autosave import Keeping, StateFile, save_or_rescue
     from ..unlearn.run import Unlearning
     from .progress import run_with_bar
 
@@ -215,7 +215,7 @@ def looked(
     args: argparse.Namespace, model: LoadedModel, run: Unlearning, diff: WeightDiff
 ) -> tuple[BeforeAfter | None, list[str]]:
     """Look at a run whose diff is saved already; what keeps us from it is said, no more."""
-    from ..frontend.looking import look
+    from ..frontend.draw_and_judge import look
     from ..models.memory import exhaustion_told
     from .progress import passes_bar
 
@@ -261,14 +261,14 @@ def run_demo(args: argparse.Namespace) -> None:
     from ..audit import audit, plan
     from ..audit.judges.catalogue import judge_of
     from ..frontend.before_after import before_after_sheet
-    from ..frontend.looking import look_at
+    from ..frontend.draw_and_judge import look_at
     from ..frontend.pictures import neuron_map, png
     from ..frontend.run_report import run_report
     from ..frontend.wording import some
     from ..io.files import write_atomically
     from ..models.load import load_model
     from ..spec import ConceptSpec, UnlearnSpec
-    from ..unlearn.keeping import Keeping, save_or_rescue
+    from ..unlearn.autosave import Keeping, save_or_rescue
     from ..unlearn.run import Unlearning
     from .progress import passes_bar, run_with_bar
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import DiffError, SpecError
-from ..models.keys import layer_of, projection_of
+from ..models.unet_keys import layer_of, projection_of
 from ..phrases import plain
 from ..settings import in_range
 from ..spec import ConceptSpec, UnlearnSpec, contradiction

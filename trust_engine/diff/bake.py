@@ -22,7 +22,7 @@ from ..io.locks import LOCKS, seize
 from ..io.outputs import same
 from ..io.safetensors import Plan, write_tensors
 from ..models.checkpoint import APPLIED, Source, read_json
-from ..models.keys import KeyMap
+from ..models.unet_keys import KeyMap
 from .apply import LARGEST_LOSS, Rounding
 from .base import BaseModel, Parts
 from .file import payload_sha256

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..errors import DiffError, ModelError
 from ..io.safetensors import DTYPES, chunks, tensor_bytes
 from ..models.checkpoint import Checkpoint, Source, finite, not_finite, open_checkpoint
-from ..models.keys import KeyMap, projection_of
-from ..models.names import LazyTensor, LazyTensors
+from ..models.tower_keys import LazyTensor, LazyTensors
 from ..models.unet_families import FAMILIES, Family, family_of
+from ..models.unet_keys import KeyMap, projection_of
 from .apply import Rounding, add, check_base, check_family, fingerprint_of
 from .file import payload_sha256
 from .label import named

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..models.keys import layer_of, projection_of
 from ..models.unet_families import family_of
+from ..models.unet_keys import layer_of, projection_of
 from ..phrases import plain
 from .file import audit_mismatch, payload_sha256
 from .weight_diff import WeightDiff

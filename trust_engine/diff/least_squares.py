@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import DiffError, SpecError
 from ..models.contract import TextEncoder
-from ..models.keys import projection_of
+from ..models.unet_keys import projection_of
 from ..prompts.concept import build_prompts
 from ..spec import ConceptSpec, UnlearnSpec
 from .arithmetic import Parts, check_parts, lineage

@@ -18,9 +18,9 @@ from ..io.files import open_regular
 from ..io.safetensors import DTYPES, Header, read_header, read_tensor
 from .families import SUPPORTED, other_kind
 from .formats import check_format
-from .keys import LDM_PREFIX, projection_of
-from .names import LazyTensor, LazyTensors
 from .precision import compute_type, widen
+from .tower_keys import LazyTensor, LazyTensors
+from .unet_keys import LDM_PREFIX, projection_of
 
 LONGEST_HEADER = 64 << 20
 CHECKED = 1 << 16  # entries of a weight that are checked at once

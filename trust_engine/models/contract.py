@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, SpecError
-from .keys import projection_of
 from .memory import batch_for
+from .unet_keys import projection_of
 
 Prediction = Literal["eps", "v"]
 Spacing = Literal["leading", "trailing", "linspace"]

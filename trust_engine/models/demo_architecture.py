@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .keys import UNetShape
+from .unet_keys import UNetShape
 
 SHAPE = UNetShape(blocks=1, attention=(True, True, False))
 UNET_CONFIG: dict[str, Any] = {

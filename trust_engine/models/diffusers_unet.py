@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from .contract import Conditioning, ModuleDenoiser, NoiseSchedule
-from .keys import KeyMap, UNetShape
+from .unet_keys import KeyMap, UNetShape
 
 
 def diffusers_denoiser(

@@ -16,6 +16,8 @@ from ..demo.vocabulary import OBJECTS, STYLES
 from ..errors import ModelError
 from ..spec import UnlearnSpec
 from .checkpoint import VAE_PREFIX, Checkpoint, fill, open_checkpoint, size_of
+from .common_words import STYLES as LOOKS
+from .common_words import THINGS
 from .contract import (
     LentModel,
     ModuleDenoiser,
@@ -26,10 +28,7 @@ from .contract import (
 )
 from .demo_clip import CHECKPOINT, load_clip, tokenize
 from .diffusers_unet import diffusers_denoiser
-from .everyday import STYLES as LOOKS
-from .everyday import THINGS
 from .families import ModelFamily, detect
-from .keys import KeyMap
 from .memory import (
     batch_for,
     check_memory,
@@ -37,12 +36,13 @@ from .memory import (
     recording_needs,
     training_needs,
 )
-from .names import LazyTensor, LazyTensors
 from .overrides import override, weights_of
 from .precision import in_float32
 from .sampler import SamplerSettings, initial_noise, sample
 from .schedule import schedule_of
 from .text_encoders import ClipEncoder, SDXLEncoder, load_encoder, tower_stock
+from .tower_keys import LazyTensor, LazyTensors
+from .unet_keys import KeyMap
 from .vae import NoDecoder, decoder_stock, load_decoder
 
 __all__ = ["DEMO", "VAE_PREFIX", "ClipEncoder", "LoadedModel", "load_model", "pick_device"]

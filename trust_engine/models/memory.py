@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from .keys import layer_of
+from .unet_keys import layer_of
 
 GB = 1e9
 MARGIN = 1.1  # what loading takes besides the weights themselves

@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, fill
 from .contract import Conditioning, TextEncoder
 from .demo_clip import load_tokenizer
 from .families import END, ModelFamily, Tower
-from .names import LazyTensors, tower_names
+from .tower_keys import LazyTensors, tower_names
 
 LENGTH = 77
 TIME_WIDTH = 256  # of each of the six numbers that tell SDXL size and crop

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .demo_architecture import SHAPE, UNET_CONFIG, V_CONFIG, XL_CONFIG, XL_SHAPE
-from .keys import UNetShape, projection_of
+from .unet_keys import UNetShape, projection_of
 
 _CROSS, _PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 _UP_CROSS, _UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"

@@ -9,7 +9,7 @@ from ..errors import ModelError
 from .checkpoint import VAE_PREFIX, Checkpoint, fill
 from .contract import compute_dtype
 from .families import ModelFamily
-from .names import LazyTensors, decoder_names
+from .tower_keys import LazyTensors, decoder_names
 
 
 class KLDecoder(nn.Module):

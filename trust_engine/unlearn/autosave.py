@@ -16,8 +16,8 @@ from ..errors import DivergenceError, OutputError, SpecError, TrustError
 from ..io.files import make_folder, remove_folders
 from ..io.locks import FileLock
 from .run import StepReport, Unlearning
+from .run_state import RunState, load_state, save_state, wanted
 from .run_store import FINISHED, STATE, UNSAVED, RunStore
-from .state import RunState, load_state, save_state, wanted
 
 EVERY = 60.0  # seconds between two saves
 SHARE = 0.05  # of the time that saving may take: large states are written less often

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..diff import Offset, SparseOffset
 from ..distributed import Workers
-from ..models.keys import projection_of
+from ..models.unet_keys import projection_of
 from .end_to_end import Cost
-from .knowledge import Knowledge
 from .mask import overlap, thinned
 from .problems import Problems, Unit
-from .state import RunState
+from .run_state import RunState
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Recording
+from .word_knowledge import Knowledge
 
 
 @dataclass

@@ -8,7 +8,7 @@ from .. import __version__
 from ..errors import SpecError
 from ..models.attention import cross_attention_modules
 from ..models.contract import Denoiser
-from .state import RunState
+from .run_state import RunState
 from .trajectory import Plan
 
 

@@ -11,7 +11,8 @@
     diff = theta - theta_0                                             results
 
 Around it: what was asked becomes what is done in `resolve`, once; `results` holds what has come of
-it, also of several processes; `resume` and `state` are for going on, `provenance` for the label.
+it, also of several processes; `run_state` and `resume_check` are for going on, `provenance` for the
+label.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from ..models.precision import in_float32
 from ..prompts.concept import PromptSet, build_prompts
 from ..spec import UnlearnSpec
 from .end_to_end import NOT_TOGETHER, differentiable
-from .knowledge import Inquiry, Knowledge
 from .problems import Problems, Unit, units_of
 from .provenance import identity_of, key_of, provenance_of
 from .record import plan_of, recorded, sampler_of
 from .resolve import resolve
 from .results import Results
-from .resume import check_extent, check_origin
-from .state import RunState
+from .resume_check import check_extent, check_origin
+from .run_state import RunState
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Recording
+from .word_knowledge import Inquiry, Knowledge
 
 
 @dataclass(frozen=True)

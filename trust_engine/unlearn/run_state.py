@@ -27,9 +27,9 @@ from ..io.safetensors import (
     tensor_bytes,
     write_tensors,
 )
-from .knowledge import Knowledge
 from .trainer import Metrics
 from .trajectory import Part, Recording
+from .word_knowledge import Knowledge
 
 FORMAT = "trust_run"
 VERSION = 2

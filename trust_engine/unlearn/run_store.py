@@ -20,7 +20,7 @@ from ..errors import OutputError, SpecError
 from ..io.files import check_writable
 from ..io.locks import FileLock
 from ..settings import RUNS as SETTING
-from .state import RunState, load_state, save_state
+from .run_state import RunState, load_state, save_state
 
 SIZE = "TRUST_RUNS_GB"  # environment: how much it may take
 LIMIT = 10 * 10**9  # bytes

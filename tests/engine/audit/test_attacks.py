@@ -16,9 +16,9 @@ from toys.audit_toy import (
     toy_model,
 )
 from toys.tiny import frozen_bits
+from trust_engine.audit.attacks.adversarial_prefix import to_simplex
 from trust_engine.audit.attacks.base import AttackOutput, attack_check
 from trust_engine.audit.attacks.catalogue import MAKERS, make_attack
-from trust_engine.audit.attacks.discrete import to_simplex
 from trust_engine.audit.attacks.ringabell import Pool
 from trust_engine.audit.checks.core import follow
 from trust_engine.audit.context import AuditContext

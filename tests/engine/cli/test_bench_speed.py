@@ -33,9 +33,9 @@ from trust_engine.models.contract import projections
 from trust_engine.models.load import LoadedModel
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import UnlearnSpec
-from trust_engine.unlearn.knowledge import Knowledge
 from trust_engine.unlearn.layerwise import LayerPairs
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.word_knowledge import Knowledge
 
 CPU = torch.device("cpu")
 FEW = {"passes": 48, "steps": 2}

@@ -22,7 +22,7 @@ from trust_engine.cli.inputs import check_all_fit
 from trust_engine.cli.main import main
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, load_diff, save_diff
 from trust_engine.errors import ModelError
-from trust_engine.models.keys import LDM_PREFIX
+from trust_engine.models.unet_keys import LDM_PREFIX
 from trust_engine.models.vae import NoDecoder
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.trainer import Metrics, SelectiveTrainer
@@ -318,7 +318,7 @@ def test_what_keeps_us_from_looking_loses_nothing(
         def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
-        monkeypatch.setattr("trust_engine.frontend.looking.draw", fail)
+        monkeypatch.setattr("trust_engine.frontend.draw_and_judge.draw", fail)
         assert main([*BRIEF, "--steps", "1"]) == 0
         assert load_diff(Path("new/o")).changed
         assert f"No test pictures: {says}" in capsys.readouterr().out

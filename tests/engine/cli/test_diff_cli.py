@@ -29,8 +29,8 @@ from trust_engine.diff import (
     payload_sha256,
     save_diff,
 )
-from trust_engine.models.keys import LDM_PREFIX
 from trust_engine.models.load import DEMO
+from trust_engine.models.unet_keys import LDM_PREFIX
 
 AUDIT = {
     "ua": {"value": 0.95, "low": 0.9, "high": 0.98, "n": 80},

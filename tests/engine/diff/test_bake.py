@@ -32,8 +32,8 @@ from trust_engine.diff.base import open_base
 from trust_engine.errors import DiffError, ModelError, OutputError
 from trust_engine.io.safetensors import write_all
 from trust_engine.models.demo_architecture import UNET_CONFIG
-from trust_engine.models.keys import LDM_PREFIX, KeyMap
 from trust_engine.models.unet_families import FAMILIES
+from trust_engine.models.unet_keys import LDM_PREFIX, KeyMap
 
 Change = Callable[[dict[str, Tensor]], None]
 FULL = [(small_diff(), 1.0)]

@@ -38,7 +38,7 @@ from trust_engine.diff.lora import export_dense, export_lora
 from trust_engine.errors import DiffError, ModelError, OutputError
 from trust_engine.io.safetensors import write_all
 from trust_engine.models.contract import projections
-from trust_engine.models.keys import LDM_PREFIX
+from trust_engine.models.unet_keys import LDM_PREFIX
 
 
 def test_dense_is_exact_to_float16_and_names_match(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ from trust_engine.diff.arithmetic import How
 from trust_engine.diff.bake import write_checkpoint
 from trust_engine.diff.base import open_base
 from trust_engine.errors import DiffError
-from trust_engine.models.keys import LDM_PREFIX
 from trust_engine.models.load import load_model
+from trust_engine.models.unet_keys import LDM_PREFIX
 
 CONVOLUTION = "out.2.weight"
 SHAPES_HERE = [(6, 8), (4, 8, 3, 3), (4, 8, 1, 1)]

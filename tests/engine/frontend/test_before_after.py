@@ -17,7 +17,7 @@ from trust_engine.diff import WeightDiff
 from trust_engine.errors import ModelError, SpecError
 from trust_engine.frontend import before_after
 from trust_engine.frontend.before_after import BeforeAfter, Seen, compared, distances, judge_for
-from trust_engine.frontend.looking import look
+from trust_engine.frontend.draw_and_judge import look
 from trust_engine.frontend.run_report import run_report
 from trust_engine.frontend.subjects import MOST, Subject, kept_things, known_word, passes, subjects
 from trust_engine.models.contract import Conditioning
@@ -25,10 +25,10 @@ from trust_engine.models.load import LoadedModel
 from trust_engine.models.vae import NoDecoder
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn.knowledge import Knowledge
 from trust_engine.unlearn.results import Results
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.trainer import Metrics
+from trust_engine.unlearn.word_knowledge import Knowledge
 
 PAIR = ConceptSpec(("baby",), "combination", companion="beer")
 UNDER = ConceptSpec(("cat",), "conditional", condition="on a red background")

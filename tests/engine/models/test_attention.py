@@ -11,7 +11,7 @@ from toys.tiny import hooks_of, tiny_denoiser
 from trust_engine.errors import ModelError
 from trust_engine.models.attention import cross_attention_modules, read_layer, watch_inputs
 from trust_engine.models.contract import projections
-from trust_engine.models.keys import layer_of
+from trust_engine.models.unet_keys import layer_of
 
 
 class LdmAttention(nn.Module):

@@ -34,10 +34,10 @@ from trust_engine.errors import ModelError
 from trust_engine.models.attention import cross_attention_modules
 from trust_engine.models.contract import Conditioning, compute_dtype, scaled_linear
 from trust_engine.models.demo_clip import load_tokenizer
-from trust_engine.models.keys import projection_of
 from trust_engine.models.load import load_model
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.models.schedule import zero_terminal
+from trust_engine.models.unet_keys import projection_of
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
 

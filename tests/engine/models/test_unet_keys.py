@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from toys.tiny import CONFIG, SHAPE
 from trust_engine.models.demo_architecture import SHAPE as DEMO_SHAPE
 from trust_engine.models.demo_architecture import UNET_CONFIG
-from trust_engine.models.keys import (
+from trust_engine.models.unet_keys import (
     LDM_PREFIX,
     KeyMap,
     UNetShape,

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from toys.tiny import WordEncoder, frozen_bits, tiny_model, tiny_spec
 from trust_engine.errors import SpecError
 from trust_engine.models.contract import LentModel
-from trust_engine.unlearn import state as resume
-from trust_engine.unlearn.keeping import Keeping
+from trust_engine.unlearn import run_state as resume
+from trust_engine.unlearn.autosave import Keeping
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.run_state import load_state, save_state
 from trust_engine.unlearn.run_store import RunStore
-from trust_engine.unlearn.state import load_state, save_state
 
 SPEC = tiny_spec(steps=2, passes=128)  # recorded in four batches
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,11 +18,11 @@ from trust_engine.cli.main import main
 from trust_engine.diff import load_diff
 from trust_engine.errors import OutputError
 from trust_engine.models import load
-from trust_engine.unlearn import keeping
-from trust_engine.unlearn.keeping import Keeping
+from trust_engine.unlearn import autosave
+from trust_engine.unlearn.autosave import Keeping
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.run_state import load_state
 from trust_engine.unlearn.run_store import UNSAVED, RunStore
-from trust_engine.unlearn.state import load_state
 from trust_engine.unlearn.trainer import SelectiveTrainer
 
 SPEC = tiny_spec(steps=3)
@@ -191,14 +191,14 @@ def test_a_diff_that_cannot_be_saved_is_saved_elsewhere(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills up while it trains: nothing is lost, and it is said where it is."""
-    real = keeping.save_diff
+    real = autosave.save_diff
 
     def full(diff: object, path: Path) -> None:
         if path.name == "out.diff" and UNSAVED not in path.parts:
             raise OutputError(f"{path}: cannot be written (No space left on device)")
         real(diff, path)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(keeping, "save_diff", full)
+    monkeypatch.setattr(autosave, "save_diff", full)
     ended, said = Command(folder, "--out", "out.diff", "--state", "st").ended()
     assert ended == 2
     place = folder / "runs" / UNSAVED / "out.diff"

@@ -31,7 +31,7 @@ from trust_engine.unlearn.robust import (
     pictured,
 )
 from trust_engine.unlearn.run import Unlearning
-from trust_engine.unlearn.state import load_state, save_state
+from trust_engine.unlearn.run_state import load_state, save_state
 
 BATCH, DRAWN = 4, 6  # samples; passes a picture
 MEASURED = 3  # batches of the concept and as many of the rest

@@ -13,8 +13,8 @@ from toys.tiny import tiny_model, tiny_spec
 from trust_engine.cli.main import main
 from trust_engine.errors import OutputError, SpecError
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.run_state import RunState
 from trust_engine.unlearn.run_store import RunStore, user_folder, user_store
-from trust_engine.unlearn.state import RunState
 
 KEYS = tuple(letter * 32 for letter in "abcd")
 

@@ -17,7 +17,7 @@ from trust_engine.errors import DivergenceError, SpecError
 from trust_engine.models.attention import cross_attention_modules, read_layer
 from trust_engine.spec import ConceptSpec
 from trust_engine.unlearn.run import StepReport, Unlearning
-from trust_engine.unlearn.state import load_state, save_state
+from trust_engine.unlearn.run_state import load_state, save_state
 
 KINDS = {
     "single": ConceptSpec(("gun",)),

@@ -16,7 +16,7 @@ from engine.unlearn.test_unlearn import saved
 
 from toys.tiny import tiny_model, tiny_spec
 from trust_engine.distributed import joined
-from trust_engine.unlearn.keeping import Keeping
+from trust_engine.unlearn.autosave import Keeping
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.run_store import STATE, RunStore
 

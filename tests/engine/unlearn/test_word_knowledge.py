@@ -15,8 +15,8 @@ from trust_engine.errors import SpecError
 from trust_engine.models.contract import Conditioning, LentModel, scaled_linear
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn.knowledge import NOISES, Inquiry, Knowledge
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.word_knowledge import NOISES, Inquiry, Knowledge
 
 THINGS = ("gun", "cat", "dog", "banana", "house", "tree", "key")
 STYLES = ("noto", "fluent", "twemoji", "openmoji")

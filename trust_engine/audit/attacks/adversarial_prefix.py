@@ -20,8 +20,8 @@ from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
 from ..probes import Probe, concept_shots
+from ..token_space import TokenSpace, embed, fill, token_space
 from .base import Attack, AttackOutput, denoising_loss, draw_times
-from .token_space import TokenSpace, embed, fill, token_space
 
 ROWS = 8  # prompts whose gradients are held at once
 TESTED = (250, 500, 750)  # timesteps on which candidates are compared

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...models.contract import Conditioning
 from ...models.load import LoadedModel
-from ..check import Check, CheckResult
+from ..checks.base import Check, CheckResult
 from ..context import AuditContext, Judged, judge, sees_all
 from ..drawing import Work
 from ..metrics.intervals import Rate

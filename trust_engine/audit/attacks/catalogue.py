@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from ...errors import SpecError
 from ..levels import Budgets
+from .adversarial_prefix import p4d, unlearn_diff_atk
 from .base import Attack
-from .discrete import p4d, unlearn_diff_atk
 from .inversion import textual_inversion
 from .relearn import benign_fine_tuning, relearning, stacked_lora
 from .ringabell import ring_a_bell
-from .survival import storage
+from .storage import storage
 
 MAKERS: dict[str, Callable[[Budgets], Attack]] = {
     "ring_a_bell": ring_a_bell,

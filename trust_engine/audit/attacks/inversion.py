@@ -12,8 +12,8 @@ from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
 from ..probes import Probe, around, concept_shots
+from ..token_space import TokenSpace, embed, fill, token_space
 from .base import Attack, AttackOutput, denoising_loss, draw_times
-from .token_space import TokenSpace, embed, fill, token_space
 
 SOURCE = "Gal et al. 2022, arXiv 2208.01618; as an attack: Pham et al. 2023, arXiv 2308.01508"
 SEEDWORD = "thing"

@@ -18,9 +18,9 @@ from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
 from ..probes import Probe, concept_shots, others_of
+from ..token_space import TokenSpace, embed, token_space
 from ..topic import Topic, named
 from .base import Attack, AttackOutput
-from .token_space import TokenSpace, embed, token_space
 
 SOURCE = "Ring-A-Bell: Tsai et al. 2023, arXiv 2310.10012"
 ETA, MUTATION, CROSSOVER = 3.0, 0.25, 0.5

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..models.sampler import SamplerSettings
-from .context import AuditContext, Picture, draw_probes
-from .drawing import Canvas, Work, passes_of
-from .probes import Probe
+from ...models.sampler import SamplerSettings
+from ..context import AuditContext, Picture, draw_probes
+from ..drawing import Canvas, Work, passes_of
+from ..probes import Probe
 
 BOTH = ("untouched", "edited")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..check import Check, gone_cell
 from ..context import AuditContext
 from ..levels import Level
 from ..probes import concept_shots, paraphrase_shots
+from .base import Check, gone_cell
 
 
 def forgetting_cells(studio: AuditContext, level: Level) -> Iterator[Check]:

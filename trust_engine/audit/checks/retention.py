@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.contract import TextEncoder
-from ..check import BOTH, Check, CheckResult, describe
 from ..context import AuditContext, Judged, draw_probes, passes_for
 from ..drawing import Work
 from ..levels import Level
@@ -26,6 +25,7 @@ from ..probes import (
     retained_shots,
 )
 from ..topic import Topic, named
+from .base import BOTH, Check, CheckResult, describe
 from .core import Core, core
 
 NEAR = 5

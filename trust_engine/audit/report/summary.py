@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..check import CheckResult
+from ..checks.base import CheckResult
 from ..checks.core import AUDIT_VERSION
 from ..context import AuditContext, Picture
 from ..levels import ATTACKS, Level
