@@ -120,3 +120,31 @@ def test_every_page_of_the_docs_is_in_the_site() -> None:
         for p in (ROOT / "docs").rglob("*.md")
     }
     assert listed == pages - {"index"}
+
+
+FOLDERS = ("trust_engine", "nodes", "trust_webui", "bench")
+PACKAGES = [p.parent for folder in FOLDERS for p in (ROOT / folder).rglob("__init__.py")]
+
+
+def unlisted(package: Path) -> set[str]:
+    """Compare what a package holds with what its docstring lists, "name  what it is" by line.
+
+    Returns what is missing, and what is listed and gone.
+    """
+    held = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    held |= {path.parent.name for path in package.glob("*/__init__.py")}
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text("utf-8"))) or ""
+    listed = set(re.findall(r"^(\w+) {2,}\S", text, re.M))
+    return (held - listed - set(re.findall(r"`(\w+)`", text))) | (listed - held)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=[str(p.relative_to(ROOT)) for p in PACKAGES])
+def test_a_package_lists_its_modules(package: Path) -> None:
+    assert unlisted(package) == set()
+
+
+def test_a_module_that_is_not_listed_and_one_that_is_gone_are_found(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text("")
+    (tmp_path / "__init__.py").write_text('"""A package.\n\none    what it is\ngone   was\n"""\n')
+    assert unlisted(tmp_path) == {"two", "gone"}

@@ -3,6 +3,25 @@
 from trust_engine import forget, load_model, save_diff
 
 diff = forget(load_model("demo"), "gun")
+
+errors         what can go wrong, with which setting, and what to do
+phrases        which words a phrase has, and whether two texts name the same thing
+seeds          every stream of chance, by name
+strict_json    JSON read with distrust
+settings       how a setting is declared: bounds and meaning, for checks, flags, nodes and tab
+spec           ConceptSpec and UnlearnSpec: what to forget and how; the only defaults
+distributed    processes that share one job
+io             files: written whole or not at all, read with distrust
+demo           Emoji World's words, judge and trained weights
+models         any text-to-image denoiser under one contract
+prompts        what is written for a concept: targets, anchors, what stays
+diff           the product: values, arithmetic, files, labels, LoRA, patched models
+unlearn        the method, from a spec to a diff
+audit          is it gone, what stayed, what comes back under attack
+frontend       what the doors show and share
+benchmark      what a run costs at full size (`bench speed`)
+cli            the command line
+__main__       `python -m trust_engine`
 """
 
 from __future__ import annotations

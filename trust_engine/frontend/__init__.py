@@ -1,1 +1,10 @@
-"""What both doors show and share, and no host knows."""
+"""What both doors show and share, and no host knows.
+
+run_report      what a run has done, in words
+before_after    what is seen in its test pictures
+subjects        which pictures these are, and how they are drawn
+draw_and_judge  drawing them on a loaded model and having them judged
+pictures        before/after sheets, the map of concept neurons
+charts          curves of effect and harm
+wording         lists and times in words
+"""

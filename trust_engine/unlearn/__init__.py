@@ -1,1 +1,29 @@
-"""The method: record, find the concept neurons, fine-tune them alone (Algorithm 1 of the paper)."""
+"""The method: fine-tune what carries the concept and leave the rest (Algorithm 1, in `run`).
+
+forget          the whole job in one call
+run             Algorithm 1: Unlearning, from concepts to a diff
+resolve         what is done with a spec: steps, passes, budget
+word_knowledge  whether the model knows the words, asked before training
+record          what is looked at before training: `trajectory`, or pictures in robust mode
+trajectory      recorded latents, and what enters each cross-attention layer
+pairs           what is trained on: prompts that meet recorded states, and their goals
+problems        the units of weights that are trained together
+layerwise       local engine: effect and harm of one layer
+end_to_end      global engine: effect and harm of the whole UNet
+robust          robust mode: effect and harm on pictures
+scrubbing       robustness without training
+layout          a unit's weights as one vector theta
+trainer         one step: effect, mask, objective, update
+saliency        three sources of saliency
+mask            which entries may change: shrinking (default), bounded
+objective       CSR, CIP and the Hessian product
+optimiser       Adam within the mask
+results         what a run has come to: offsets, neurons, figures, cost
+provenance      what a diff's label says of its run, and a run's key
+run_state       the state of a run as a file, to go on from
+resume_check    whether a run can go on from such a state
+run_store       the folder of all kept runs, by their keys
+autosave        writes a run's state while it works, and finds an earlier one
+estimate        how long a run will take here
+effort          quick, normal, thorough: steps in one dial
+"""
