@@ -8,6 +8,7 @@ errors         what can go wrong, with which setting, and what to do
 phrases        which words a phrase has, and whether two texts name the same thing
 seeds          every stream of chance, by name
 strict_json    JSON read with distrust
+lazy           names that a package imports when they are asked for
 settings       how a setting is declared: bounds and meaning, for checks, flags, nodes and tab
 spec           ConceptSpec and UnlearnSpec: what to forget and how; the only defaults
 distributed    processes that share one job
@@ -26,8 +27,9 @@ __main__       `python -m trust_engine`
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import handed_on
 
 __version__ = "0.1.0"
 __all__ = [
@@ -69,9 +71,4 @@ _HOME = {
     "save_diff": "diff",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: torch alone takes seconds."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__ = handed_on(__name__, _HOME)

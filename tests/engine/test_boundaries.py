@@ -13,7 +13,7 @@ FORBIDDEN = {"comfy", "folder_paths", "modules", "gradio", "nodes", "bench", "tr
 LAZY = {"diffusers", "transformers"}  # seconds to import: only when a model is loaded
 LAZY_EXEMPT = {"diffusers_unet.py", "load.py", "__main__.py", "demo_clip.py"}
 FLOORS = (  # lowest first: a package imports from its own floor's package and from those below
-    ("errors", "phrases", "seeds", "strict_json"),
+    ("errors", "lazy", "phrases", "seeds", "strict_json"),
     ("settings",),
     ("spec",),
     ("io", "distributed"),

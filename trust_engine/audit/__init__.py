@@ -18,8 +18,9 @@ report       what an audit says: JSON, words, page, terminal
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import handed_on
 
 __all__ = [
     "AUDIT_VERSION",
@@ -92,9 +93,4 @@ _HOME = {
     "wilson": "metrics.intervals",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: torch takes seconds, and a list of judges none."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+__getattr__ = handed_on(__name__, _HOME)

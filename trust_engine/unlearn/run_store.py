@@ -78,7 +78,10 @@ def user_store(folder: Path | None = None) -> RunStore | None:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a store holds: finished runs, stopped ones, parts of audits, and bytes in all."""
+    """What a store holds.
+
+    finished, stopped: runs; cells: finished parts of audits; size: bytes in all.
+    """
 
     finished: int = 0
     stopped: int = 0
