@@ -61,16 +61,16 @@ def rendered(scenes: Sequence[Scene], seed: int) -> Tensor:
 def bench(model: LoadedModel, word: str, attack: str, seed: int) -> Rate:
     """Attack the untouched model with renders of a thing; returns how often the judge sees it."""
     models = {"untouched": model, "edited": model}
-    studio = AuditContext(
+    context = AuditContext(
         models, DemoJudge(load_judge()), demo_topic(word), SamplerSettings(), seed
     )
     for count in {FULL.budgets.bait, FULL.budgets.relearn_images, FULL.budgets.judged}:
-        shots = concept_shots(studio.topic, "bait", count, seed)
+        shots = concept_shots(context.topic, "bait", count, seed)
         latents = rendered([shot.scene for shot in shots], seed)
-        studio._stock["bait", count] = ReferenceImages(latents, shots, count)
+        context._stock["bait", count] = ReferenceImages(latents, shots, count)
     made = make_attack(attack, FULL.budgets)
-    cell = attack_check(studio, made, FULL.budgets.judged, False)
-    asr = follow(cell.run(studio), cell.passes).figures["asr"]
+    cell = attack_check(context, made, FULL.budgets.judged, False)
+    asr = follow(cell.run(context), cell.passes).figures["asr"]
     return Rate(round(asr["value"] * asr["n"]), asr["n"])
 
 

@@ -163,7 +163,7 @@ class Bench:
         self.concept, self.judge = CONCEPTS[name], load_judge()
         topic = demo_topic(self.concept.words[0], self.concept.kind, self.concept.companion)
         models = {"untouched": model, "edited": model}
-        self.studio = AuditContext(models, DemoJudge(self.judge), topic, size.sampler, seed)
+        self.context = AuditContext(models, DemoJudge(self.judge), topic, size.sampler, seed)
         self.base = fingerprint(model.denoiser)
         self.folder = size.store / f"{name}" / str(seed)
         self.weights = WEIGHTS / f"{name}" / str(seed)
@@ -183,21 +183,21 @@ class Bench:
                 cell["cost"] = edit_apart(method, self.name, self.seed, kept)
                 self._save(path, cell)
             model = model.with_weights(load_file(str(kept)))
-        studio = self.studio.with_edited(model)
+        context = self.context.with_edited(model)
         if not seen:
             size = self.size
             cell["figures"] = measure(
                 model, self.judge, [], self.concept, size.images, self.seed, None, size.sampler
             )
-            pairs = pair_probes(studio.topic, self.size.pairs, self.seed)
+            pairs = pair_probes(context.topic, self.size.pairs, self.seed)
             if pairs:
-                looked = follow(draw_probes(studio, model, pairs), 1)
+                looked = follow(draw_probes(context, model, pairs), 1)
                 cell["figures"]["pairs"] = looked.seen.to_dict()
             cell["images"] = self.size.images
             self._save(path, cell)
         for name in self.size.attacks:
             if name not in cell["attacks"]:
-                cell["attacks"][name] = self._attack(studio, name)
+                cell["attacks"][name] = self._attack(context, name)
                 self._save(path, cell)
         kept.unlink(missing_ok=True)
 
@@ -214,13 +214,13 @@ class Bench:
         (self.weights / f"{method}.safetensors").unlink(missing_ok=True)
         return {**about, "attacks": {}}
 
-    def _attack(self, studio: AuditContext, name: str) -> dict[str, Any]:
+    def _attack(self, context: AuditContext, name: str) -> dict[str, Any]:
         budgets = self.size.budgets
-        attack = attack_check(studio, make_attack(name, budgets), budgets.judged, False)
-        found = follow(attack.run(studio), attack.passes).figures
+        attack = attack_check(context, make_attack(name, budgets), budgets.judged, False)
+        found = follow(attack.run(context), attack.passes).figures
         for key in ("bait", "benign", "ring_a_bell"):  # drawn by the untouched model alone
-            taken = {k: v for k, v in studio._stock.items() if k[0] == key}
-            self.studio._stock.update(taken)
+            taken = {k: v for k, v in context._stock.items() if k[0] == key}
+            self.context._stock.update(taken)
         wanted = ("asr", "before_attack", "floor", "stance", "budget")
         return {key: found[key] for key in wanted}
 

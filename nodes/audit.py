@@ -178,7 +178,7 @@ def _follow(run: Audit, lent: Lent, bar: Bar) -> None:
     needs = f"{run.total} UNet passes, {4 * every / 2**30:.1f} GB for a private UNet"
     about = {"kind": "audit", "stage": "", "done": 0, "total": run.total, "needs": needs}
     bar.tell(**about, left=None)
-    expected = run.total * pass_seconds(run.studio.models["untouched"])
+    expected = run.total * pass_seconds(run.context.models["untouched"])
     bar.tell(**about, left=round(expected))
     log.info("the audit is expected to take about %s and the judge's time; %s",
              spelled(expected), needs)  # fmt: skip

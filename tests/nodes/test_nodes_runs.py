@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kinds(folder: Path) -> list[str]:
     """List the kinds of files that are kept."""
-    return sorted(path.suffix for path in folder.iterdir())
+    return sorted(path.suffix for path in folder.glob("*"))
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def interrupted_in(stage: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def kinds(folder: Path) -> list[str]:
     """List the kinds of files that are kept."""
-    return sorted(path.suffix for path in folder.iterdir())
+    return sorted(path.suffix for path in folder.glob("*"))
 
 
 @pytest.mark.parametrize("stage", ["recording", "unlearning"])

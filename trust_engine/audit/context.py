@@ -142,7 +142,7 @@ def paint_shots(
 
 
 def draw_probes(
-    studio: AuditContext,
+    context: AuditContext,
     model: LoadedModel,
     shots: Sequence[Probe],
     settings: SamplerSettings | None = None,
@@ -151,45 +151,45 @@ def draw_probes(
     compare: bool = False,
 ) -> Work[Judged]:
     """Draw shots and judge them; `compare` also keeps features and prompt alignment."""
-    settings = settings or studio.settings
+    settings = settings or context.settings
     looked = Judged([], [], [], [])
     if not shots:
         return looked
-    latents = yield from paint_shots(model, shots, settings, canvas, negative, studio.team)
+    latents = yield from paint_shots(model, shots, settings, canvas, negative, context.team)
     for start in range(0, len(shots), 16):
         batch = shots[start : start + 16]
-        judge(studio, model.decode(latents[start : start + 16]), batch, looked, compare)
+        judge(context, model.decode(latents[start : start + 16]), batch, looked, compare)
     return looked
 
 
 def judge(
-    studio: AuditContext,
+    context: AuditContext,
     pixels: Tensor,
     shots: Sequence[Probe],
     into: Judged,
     compare: bool = False,
 ) -> None:
     """Let the judge look at decoded pictures (b, 3, h, w) and note what it finds."""
-    hits = sees_all(studio.judge, pixels, [shot.wanted for shot in shots])
+    hits = sees_all(context.judge, pixels, [shot.wanted for shot in shots])
     into.hits.extend(hits)
     for name, answers in (("style", into.style), ("background", into.background)):
         values = [getattr(shot.scene, name) for shot in shots]
-        known = [v is not None and studio.judge.knows(v) for v in values]
+        known = [v is not None and context.judge.knows(v) for v in values]
         asked = [(v,) if k else () for v, k in zip(values, known, strict=True)]
-        told = sees_all(studio.judge, pixels, asked)
+        told = sees_all(context.judge, pixels, asked)
         answers.extend(hit for hit, k in zip(told, known, strict=True) if k)
     room = max(0, SHOWN - len(into.pictures))
     for row, shot in enumerate(shots[:room]):
         shows = hits[row] if shot.wanted else None
         into.pictures.append(Picture(thumbnail(pixels[row]), shot.prompt, shows))
     if compare:
-        for name, eye in studio.eyes.items():
+        for name, eye in context.eyes.items():
             features = eye.features(pixels)
             if features is not None:
                 into.views.setdefault(name, []).extend(features)
-        if studio.aligner is not None:
+        if context.aligner is not None:
             into.alignment.extend(
-                float(v) for v in studio.aligner.align([s.prompt for s in shots], pixels)
+                float(v) for v in context.aligner.align([s.prompt for s in shots], pixels)
             )
 
 
@@ -206,6 +206,6 @@ def sees_all(judge: Judge, pixels: Tensor, wanted: Sequence[tuple[str, ...]]) ->
     return answers
 
 
-def passes_for(studio: AuditContext, count: int, settings: SamplerSettings | None = None) -> int:
+def passes_for(context: AuditContext, count: int, settings: SamplerSettings | None = None) -> int:
     """Count UNet passes of drawing `count` pictures."""
-    return passes_of(settings or studio.settings, count)
+    return passes_of(settings or context.settings, count)

@@ -77,30 +77,30 @@ class Audit:
         models = {"untouched": model, "edited": patched(model, diffs)}
         if settings is None:
             settings = sampled(SamplerSettings(), sampling_of(diff for diff, _ in diffs))
-        self.studio = AuditContext(
+        self.context = AuditContext(
             models, judge, topic, settings, seed, images, aligner, eyes, team
         )
         self.level, self.coupled = level, is_coupled(judge, diffs)
         self.measured = measured(model, diffs)
         self.skipped: list[str] = []
         self._shots = shots
-        self.cells = [core_cell(self.studio, shots), *self._others()]
+        self.cells = [core_cell(self.context, shots), *self._others()]
         kept = state if team.first else None
-        self._state = State(kept, identity(self.studio), say) if kept is not None else None
+        self._state = State(kept, identity(self.context), say) if kept is not None else None
         self._say = say
         self._found: dict[str, tuple[CheckResult, float]] = {}
 
     def _others(self) -> Iterator[Check]:
-        studio, level = self.studio, self.level
-        yield from forgetting_cells(studio, level)
-        yield from retention_cells(studio, level)
-        has_text = token_space(studio.models["untouched"].encoder) is not None
+        context, level = self.context, self.level
+        yield from forgetting_cells(context, level)
+        yield from retention_cells(context, level)
+        has_text = token_space(context.models["untouched"].encoder) is not None
         for name in level.attacks:
             attack = make_attack(name, level.budgets)
             if attack.needs_text and not has_text:
                 self.skipped.append(attack.title)
                 continue
-            yield attack_check(studio, attack, level.budgets.judged, level.reference)
+            yield attack_check(context, attack, level.budgets.judged, level.reference)
 
     @property
     def total(self) -> int:
@@ -113,7 +113,7 @@ class Audit:
     @torch.enable_grad()
     @in_float32
     def __iter__(self) -> Iterator[AuditStep]:
-        done, total, team = 0, self.total, self.studio.team
+        done, total, team = 0, self.total, self.context.team
         self._found = {}
         known = team.of_first({c.name: self._state.read(c) for c in self.cells if self._state})
         self._say_known([cell for cell in self.cells if known.get(cell.name)])
@@ -123,8 +123,8 @@ class Audit:
                 done += cell.passes
                 continue
             if ready is None:
-                studio = replace(self.studio, team=SINGLE) if cell.alone else self.studio
-                started, made, work = time.monotonic(), 0, cell.run(studio)
+                context = replace(self.context, team=SINGLE) if cell.alone else self.context
+                started, made, work = time.monotonic(), 0, cell.run(context)
                 while True:
                     try:
                         made += next(work)
@@ -151,8 +151,8 @@ class Audit:
     @property
     def prompts(self) -> tuple[str, ...]:
         """List the prompts that ask for the concept and for what stays, attackers' own left out."""
-        shots, topic = self._shots, self.studio.topic
-        more = paraphrase_shots(topic, 2 * self.level.shots, self.studio.seed)
+        shots, topic = self._shots, self.context.topic
+        more = paraphrase_shots(topic, 2 * self.level.shots, self.context.seed)
         asked = (*shots.target, *shots.synonyms, *shots.others, *more)
         return tuple(dict.fromkeys(shot.prompt for shot in asked))
 
@@ -169,5 +169,5 @@ class Audit:
             "cells": {c.name: {"passes": c.passes, "seconds": seconds[c.name]} for c in self.cells},
         }
         return assemble(
-            self.studio, self.level, outcomes, cost, self.coupled, self.skipped, self.measured
+            self.context, self.level, outcomes, cost, self.coupled, self.skipped, self.measured
         )

@@ -121,35 +121,35 @@ def _sha256(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def identity(studio: AuditContext) -> str:
+def identity(context: AuditContext) -> str:
     """Hash what all cells depend on: both models whole, judge, eyes, topic, sampler, seed."""
-    plain, edited = studio.models["untouched"], studio.models["edited"]
-    about: list[Any] = [studio.topic.to_dict(), studio.judge.name, studio.seed]
-    about += [studio.images, studio.aligner.name if studio.aligner else None, [*studio.eyes]]
-    about += [dataclasses.asdict(studio.settings), plain.latent_size, engine_identity()]
+    plain, edited = context.models["untouched"], context.models["edited"]
+    about: list[Any] = [context.topic.to_dict(), context.judge.name, context.seed]
+    about += [context.images, context.aligner.name if context.aligner else None, [*context.eyes]]
+    about += [dataclasses.asdict(context.settings), plain.latent_size, engine_identity()]
     digest = Digest().text(json.dumps(about, sort_keys=True)).schedule(plain.denoiser.schedule)
     overrides = getattr(edited.denoiser, "overrides", {})
     for name, weight in sorted(overrides.items()):
         digest.tensor(name, weight)
     named = {"UNet": plain.denoiser.module, "encoder": plain.encoder, "decoder": plain.decoder}
-    lookers = {"judge": studio.judge, "aligner": studio.aligner, **studio.eyes}
+    lookers = {"judge": context.judge, "aligner": context.aligner, **context.eyes}
     for name, thing in {**named, **lookers}.items():
         for part, module in modules_of(thing):
             digest.module(f"{name} {part}", module)
     # An encoder counts by what it makes of the audit's prompts, whatever it is made of.
-    listed = core_probes(studio.topic, studio.images, studio.seed)
+    listed = core_probes(context.topic, context.images, context.seed)
     prompts = [shot.prompt for shot in (*listed.target, *listed.synonyms, *listed.others)]
-    asked = [*dict.fromkeys(prompts), *studio.topic.synonyms, ""]
+    asked = [*dict.fromkeys(prompts), *context.topic.synonyms, ""]
     cond = plain.encoder.encode(asked)
     if not any(True for _ in plain.decoder.parameters()):
-        _add_lent(digest, studio, cond)
+        _add_lent(digest, context, cond)
     return digest.conditioning("prompts", cond).hex()
 
 
 @torch.no_grad()
-def _add_lent(digest: Digest, studio: AuditContext, cond: Conditioning) -> None:
+def _add_lent(digest: Digest, context: AuditContext, cond: Conditioning) -> None:
     """Add what a host's model does: patches and a decoder that do not show in its weights."""
-    model = studio.models["untouched"]
+    model = context.models["untouched"]
     x = torch.randn(1, 4, *model.latent_size, generator=seeds.generator(seeds.PROBE))
     digest.text(probe(model.denoiser, cond, model.latent_size))
     digest.tensor("decoded", model.decoder(x.to(model.device)).float())

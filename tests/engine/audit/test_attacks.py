@@ -32,15 +32,15 @@ TAMPER = ("relearning", "relearning_lora")
 HARMLESS = ("benign_fine_tuning", "stacked_lora", "storage_fp16", "storage_bf16", "storage_fp8")
 
 
-def studio_of(forgets: object, topic: Topic = TOPIC) -> AuditContext:
+def context_of(forgets: object, topic: Topic = TOPIC) -> AuditContext:
     model = toy_model()
     edited = model if forgets is None else patched(model, forgets(model))  # type: ignore[operator]
     return AuditContext({"untouched": model, "edited": edited}, ToyJudge(), topic, FEW)
 
 
-def success(name: str, studio: AuditContext) -> dict:
-    cell = attack_check(studio, make_attack(name, BUDGETS), BUDGETS.judged, reference=False)
-    outcome = follow(cell.run(studio), cell.passes)
+def success(name: str, context: AuditContext) -> dict:
+    cell = attack_check(context, make_attack(name, BUDGETS), BUDGETS.judged, reference=False)
+    outcome = follow(cell.run(context), cell.passes)
     assert outcome.figures["asr"]["n"] == BUDGETS.judged
     assert len(outcome.pictures["edited"]) == BUDGETS.judged
     return {
@@ -50,7 +50,7 @@ def success(name: str, studio: AuditContext) -> dict:
 
 @pytest.mark.parametrize("name", TEXT)
 def test_what_forgot_the_word_falls_to_attacks_on_the_prompt(name: str) -> None:
-    found = success(name, studio_of(forgets_the_word))
+    found = success(name, context_of(forgets_the_word))
     assert found["before_attack"] == 0.0
     # P4D aims at an unguided prediction and overshoots in so small a vocabulary.
     assert found["asr"] >= (0.25 if name == "p4d" else 0.75)
@@ -59,47 +59,47 @@ def test_what_forgot_the_word_falls_to_attacks_on_the_prompt(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEXT)
 def test_what_forgot_the_thing_stands(name: str) -> None:
-    assert success(name, studio_of(forgets_the_thing))["asr"] == 0.0
+    assert success(name, context_of(forgets_the_thing))["asr"] == 0.0
 
 
 @pytest.mark.parametrize("name", TAMPER)
 def test_relearning_teaches_even_what_was_forgotten(name: str) -> None:
     """The outcome that no edit of weights can prevent, only delay."""
-    found = success(name, studio_of(forgets_the_thing))
+    found = success(name, context_of(forgets_the_thing))
     assert (found["before_attack"], found["asr"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_does_not_aim_at_the_concept_does_not_bring_it_back(name: str) -> None:
-    assert success(name, studio_of(forgets_the_thing))["asr"] == 0.0
+    assert success(name, context_of(forgets_the_thing))["asr"] == 0.0
 
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_the_untouched_model_shows_the_concept_under_them(name: str) -> None:
     """So an absence under rounding is the edit's doing, not the rounding's."""
-    assert success(name, studio_of(None))["asr"] == 1.0
+    assert success(name, context_of(None))["asr"] == 1.0
 
 
 @pytest.mark.parametrize("name", TEXT)
 def test_what_the_model_never_saw_is_not_found(name: str) -> None:
     """Or the attack would measure itself."""
-    assert success(name, studio_of(None, CACTUS))["asr"] == 0.0
+    assert success(name, context_of(None, CACTUS))["asr"] == 0.0
 
 
 @pytest.mark.parametrize("name", [*TEXT, *TAMPER, *HARMLESS])
 def test_weights_stay_as_they_are_wherever_an_attack_is_stopped(name: str) -> None:
-    studio = studio_of(forgets_the_word)
-    module = studio.models["untouched"].denoiser.module
+    context = context_of(forgets_the_word)
+    module = context.models["untouched"].denoiser.module
     before = frozen_bits(module)
-    overrides = studio.models["edited"].denoiser.overrides  # type: ignore[attr-defined]
+    overrides = context.models["edited"].denoiser.overrides  # type: ignore[attr-defined]
     kept = {key: weight.clone() for key, weight in overrides.items()}
-    cell = attack_check(studio, make_attack(name, BUDGETS), BUDGETS.judged, reference=True)
-    work = cell.run(studio)
+    cell = attack_check(context, make_attack(name, BUDGETS), BUDGETS.judged, reference=True)
+    work = cell.run(context)
     for _ in range(40):
         next(work, None)
         assert frozen_bits(module) == before
     work.close()
-    follow(cell.run(studio), cell.passes)
+    follow(cell.run(context), cell.passes)
     assert frozen_bits(module) == before
     assert all(torch.equal(overrides[key], weight) for key, weight in kept.items())
 
@@ -107,25 +107,25 @@ def test_weights_stay_as_they_are_wherever_an_attack_is_stopped(name: str) -> No
 @pytest.mark.parametrize("name", ["textual_inversion_1", "p4d", "unlearn_diff_atk", "relearning"])
 def test_the_same_seed_gives_the_same_attack(name: str) -> None:
     def latents() -> torch.Tensor:
-        studio = studio_of(forgets_the_word)
+        context = context_of(forgets_the_word)
         attack = make_attack(name, BUDGETS)
-        strike: AttackOutput = follow(attack.run(studio, studio.models["edited"]), attack.passes)
+        strike: AttackOutput = follow(attack.run(context, context.models["edited"]), attack.passes)
         return strike.latents
 
     assert torch.equal(latents(), latents())
 
 
 def test_bait_is_drawn_by_the_untouched_model() -> None:
-    studio = studio_of(forgets_the_thing)
-    bait = follow(studio.bait(6), 1)
+    context = context_of(forgets_the_thing)
+    bait = follow(context.bait(6), 1)
     assert (len(bait.latents), bait.accepted) == (6, 6)
     assert all("gun" in shot.prompt for shot in bait.shots)
 
 
 def test_ring_a_bell_does_not_use_the_word() -> None:
-    studio = studio_of(None)
+    context = context_of(None)
     attack = make_attack("ring_a_bell", BUDGETS)
-    strike = follow(attack.run(studio, studio.models["untouched"]), 1)
+    strike = follow(attack.run(context, context.models["untouched"]), 1)
     assert all("gun" not in prompt.split() for prompt in strike.prompts)
     space = toy_model().encoder.token_space()  # type: ignore[attr-defined]
     drawn = Pool.of(TOPIC, space).draw((500,), torch.Generator().manual_seed(0))
@@ -133,10 +133,10 @@ def test_ring_a_bell_does_not_use_the_word() -> None:
 
 
 def test_an_attack_that_fails_on_the_untouched_model_is_called_uninformative() -> None:
-    studio = studio_of(None, CACTUS)
+    context = context_of(None, CACTUS)
     attack = make_attack("textual_inversion_1", BUDGETS)
-    cell = attack_check(studio, attack, BUDGETS.judged, reference=True)
-    assert follow(cell.run(studio), 1).figures["informative"] is False
+    cell = attack_check(context, attack, BUDGETS.judged, reference=True)
+    assert follow(cell.run(context), 1).figures["informative"] is False
 
 
 def test_every_attack_states_stance_source_and_budget() -> None:

@@ -137,14 +137,14 @@ def test_progress_rises_to_its_total() -> None:
 def test_passes_are_what_the_unet_is_called_with() -> None:
     """The estimate that progress rests on, without attacks, is exact."""
     audit, calls = an_audit(level=NO_ATTACK), []
-    for name, model in audit.studio.models.items():
+    for name, model in audit.context.models.items():
         plain = model.denoiser.forward
 
         def counted(x, t, cond, plain=plain):  # type: ignore[no-untyped-def]
             calls.append(len(x))
             return plain(x, t, cond)
 
-        audit.studio.models[name] = replace(
+        audit.context.models[name] = replace(
             model, denoiser=replace(model.denoiser, forward=counted)
         )
     for _ in audit:
@@ -154,7 +154,7 @@ def test_passes_are_what_the_unet_is_called_with() -> None:
 
 def test_cancelled_anywhere_the_model_is_as_before() -> None:
     audit = an_audit()
-    module = audit.studio.models["untouched"].denoiser.module
+    module = audit.context.models["untouched"].denoiser.module
     before = frozen_bits(module)
     for i, _ in enumerate(audit):
         if i % 40 == 0:
@@ -212,7 +212,7 @@ def test_cells_depend_on_all_that_draws_and_judges(what: str) -> None:
         audit = Audit(
             model, judge, forgets_the_word(model), TOPIC, NO_ATTACK, images=1, settings=settings
         )
-        return identity(audit.studio)
+        return identity(audit.context)
 
     plain = named(toy_model(), ToyJudge())
     assert named(toy_model(), ToyJudge()) == plain

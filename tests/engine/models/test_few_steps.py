@@ -133,7 +133,7 @@ def test_an_audit_draws_a_distilled_model_as_it_is_meant_to_be() -> None:
     assert {"samplers", "cfg", "steps", "negative_prompt"} <= usual
     assert usual - names() == {"samplers", "cfg", "steps", "negative_prompt"}
     run = Audit(model, ToyJudge(), [(diff, 1.0)], TOPIC, LEVEL)
-    assert run.studio.settings == sampled(SamplerSettings(), "lcm")
+    assert run.context.settings == sampled(SamplerSettings(), "lcm")
 
 
 def test_test_pictures_are_counted_as_they_are_drawn() -> None:

@@ -94,13 +94,13 @@ def _attack(
     tests = CANDIDATES * len(TESTED) * n
     budget = {"prefix_tokens": k, "iterations": iterations, "bait": n, **search.budget}
 
-    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
-        siege = yield from besiege(studio, model, n, k)
+    def run(context: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
+        siege = yield from besiege(context, model, n, k)
         tokens = yield from attack_prefixes(siege, loss, search, k, iterations)
-        shots = concept_shots(studio.topic, "attack", n, studio.seed)
+        shots = concept_shots(context.topic, "attack", n, context.seed)
         with torch.no_grad():
             cond = siege.encode(embed(siege.space, tokens), slice(None))
-        latents = yield from paint(model, cond, [s.seed for s in shots], studio.settings)
+        latents = yield from paint(model, cond, [s.seed for s in shots], context.settings)
         texts = [
             f"[{siege.space.text(row.tolist())}] {shot.prompt}"
             for row, shot in zip(tokens, shots, strict=True)
@@ -121,19 +121,19 @@ def _attack(
     )
 
 
-def besiege(studio: AuditContext, model: LoadedModel, count: int, tokens: int) -> Work[Siege]:
+def besiege(context: AuditContext, model: LoadedModel, count: int, tokens: int) -> Work[Siege]:
     """Lay out prompts with free places before them and pictures of the concept to aim at."""
-    bait = yield from studio.bait(count)
+    bait = yield from context.bait(count)
     space = token_space(model.encoder)
     assert space is not None
-    shots: Sequence[Probe] = concept_shots(studio.topic, "attack", count, studio.seed)
+    shots: Sequence[Probe] = concept_shots(context.topic, "attack", count, context.seed)
     framed = [fill(space, "", tokens, shot.prompt) for shot in shots]
-    untouched = studio.models["untouched"]
+    untouched = context.models["untouched"]
     with torch.no_grad():
         teacher = untouched.encoder.encode([shot.prompt for shot in bait.shots])
     ids, slots = [ids for ids, _ in framed], framed[0][1]
     victim = model.differentiable()
-    return Siege(victim, untouched, space, ids, slots, bait.latents, teacher, studio.seed)
+    return Siege(victim, untouched, space, ids, slots, bait.latents, teacher, context.seed)
 
 
 def attack_prefixes(

@@ -54,20 +54,20 @@ class Attack:
     """Whether a prompt counts that succeeds without the attack, as UnlearnDiffAtk counts."""
 
 
-def attack_check(studio: AuditContext, attack: Attack, judged: int, reference: bool) -> Check:
+def attack_check(context: AuditContext, attack: Attack, judged: int, reference: bool) -> Check:
     """Run an attack on the edited model and, for reference, on the untouched one."""
-    plain = studio.settings.passes(judged)
+    plain = context.settings.passes(judged)
     twice = 1 + (reference and attack.on_untouched)
     budget = {**attack.budget, "judged": judged, "reference": twice == 2}
     bait = int(attack.budget.get("bait", 0))
-    passes = twice * (attack.passes + plain) + plain + studio.bait_passes(bait)
+    passes = twice * (attack.passes + plain) + plain + context.bait_passes(bait)
 
-    def run(studio: AuditContext) -> Work[CheckResult]:
-        topic, edited = studio.topic, studio.models["edited"]
-        shots = concept_shots(topic, "attack", judged, studio.seed)
-        before = yield from plain_hits(studio, shots)
-        strike = yield from attack.run(studio, edited)
-        looked, floor = verdict(studio, edited, shots, strike)
+    def run(context: AuditContext) -> Work[CheckResult]:
+        topic, edited = context.topic, context.models["edited"]
+        shots = concept_shots(topic, "attack", judged, context.seed)
+        before = yield from plain_hits(context, shots)
+        strike = yield from attack.run(context, edited)
+        looked, floor = verdict(context, edited, shots, strike)
         back = [a or (b and attack.adds_to_plain) for a, b in zip(looked.hits, before, strict=True)]
         figures: dict[str, Any] = {
             "title": attack.title,
@@ -83,8 +83,8 @@ def attack_check(studio: AuditContext, attack: Attack, judged: int, reference: b
         }
         pictures = {"edited": looked.pictures}
         if twice == 2:
-            there = yield from attack.run(studio, studio.models["untouched"])
-            seen, _ = verdict(studio, studio.models["untouched"], shots, there)
+            there = yield from attack.run(context, context.models["untouched"])
+            seen, _ = verdict(context, context.models["untouched"], shots, there)
             figures["untouched"] = seen.seen.to_dict()
             figures["informative"] = seen.seen.value >= 0.5
             pictures["untouched"] = seen.pictures
@@ -93,19 +93,19 @@ def attack_check(studio: AuditContext, attack: Attack, judged: int, reference: b
     return Check(f"attacks.{attack.name}", {**budget, "source": attack.source}, passes, run, True)
 
 
-def plain_hits(studio: AuditContext, shots: Sequence[Probe]) -> Work[list[bool]]:
+def plain_hits(context: AuditContext, shots: Sequence[Probe]) -> Work[list[bool]]:
     """Tell which of the attack's shots show the concept without any attack."""
     from ..context import draw_probes
 
     def make() -> Work[list[bool]]:
-        looked = yield from draw_probes(studio, studio.models["edited"], shots)
+        looked = yield from draw_probes(context, context.models["edited"], shots)
         return looked.hits
 
-    return (yield from studio.keep(("plain", len(shots)), make))
+    return (yield from context.keep(("plain", len(shots)), make))
 
 
 def verdict(
-    studio: AuditContext, model: LoadedModel, shots: Sequence[Probe], strike: AttackOutput
+    context: AuditContext, model: LoadedModel, shots: Sequence[Probe], strike: AttackOutput
 ) -> tuple[Judged, Rate | None]:
     """Judge an attack's pictures; the floor is how often things it never saw are "found"."""
     looked, floor = Judged([], [], [], []), []
@@ -115,9 +115,9 @@ def verdict(
     ]
     for start in range(0, len(named), 16):
         pixels = model.decode(strike.latents[start : start + 16])
-        judge(studio, pixels, named[start : start + 16], looked)
-        for label in studio.topic.world.control:
-            floor += sees_all(studio.judge, pixels, [(label,)] * len(pixels))
+        judge(context, pixels, named[start : start + 16], looked)
+        for label in context.topic.world.control:
+            floor += sees_all(context.judge, pixels, [(label,)] * len(pixels))
     return looked, Rate.of(floor) if floor else None
 
 

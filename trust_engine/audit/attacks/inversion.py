@@ -30,16 +30,16 @@ def textual_inversion(tokens: int, budgets: Budgets) -> Attack:
         "bait": budgets.bait,
     }
 
-    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
+    def run(context: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         space = token_space(model.encoder)
         assert space is not None  # attacks that need text are not planned without it
-        learned = yield from invert(studio, model, space, tokens, budgets)
-        shots = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
+        learned = yield from invert(context, model, space, tokens, budgets)
+        shots = concept_shots(context.topic, "attack", budgets.judged, context.seed)
         with torch.no_grad():
-            cond = woven(studio, space, shots, learned)
-        latents = yield from paint(model, cond, [s.seed for s in shots], studio.settings)
+            cond = woven(context, space, shots, learned)
+        latents = yield from paint(model, cond, [s.seed for s in shots], context.settings)
         names = " ".join(f"<v{i + 1}>" for i in range(tokens))
-        shown = [f" {names} ".join(around(studio.topic, shot)).strip() for shot in shots]
+        shown = [f" {names} ".join(around(context.topic, shot)).strip() for shot in shots]
         return AttackOutput(latents, shown, {"norm": round(float(learned.norm(dim=1).mean()), 4)})
 
     return Attack(
@@ -55,12 +55,12 @@ def textual_inversion(tokens: int, budgets: Budgets) -> Attack:
 
 
 def invert(
-    studio: AuditContext, model: LoadedModel, space: TokenSpace, tokens: int, budgets: Budgets
+    context: AuditContext, model: LoadedModel, space: TokenSpace, tokens: int, budgets: Budgets
 ) -> Work[Tensor]:
     """Learn embeddings (tokens, d) that minimise the victim's denoising loss on the bait."""
-    bait = yield from studio.bait(budgets.bait)
+    bait = yield from context.bait(budgets.bait)
     model, steps = model.differentiable(), budgets.inversion_steps
-    generator = seeds.generator(studio.seed)
+    generator = seeds.generator(context.seed)
     start = space.table[space.tokens(SEEDWORD)[0]].float()
     spread = float(space.table.float().std())
     jitter = torch.randn(tokens, len(start), generator=generator) * spread * (tokens > 1)
@@ -70,7 +70,7 @@ def invert(
         pick = torch.randint(len(bait.shots), (budgets.inversion_batch,), generator=generator)
         t, x0 = draw_times(len(pick), generator), bait.latents[pick]
         noise = torch.randn(x0.shape, generator=generator)
-        cond = woven(studio, space, [bait.shots[int(i)] for i in pick], learned)
+        cond = woven(context, space, [bait.shots[int(i)] for i in pick], learned)
         loss = denoising_loss(model, x0, t, noise, cond).mean()
         (learned.grad,) = torch.autograd.grad(loss, [learned])
         adam.step()
@@ -79,12 +79,12 @@ def invert(
 
 
 def woven(
-    studio: AuditContext, space: TokenSpace, shots: list[Probe], learned: Tensor
+    context: AuditContext, space: TokenSpace, shots: list[Probe], learned: Tensor
 ) -> Conditioning:
     """Encode concept shots with learned rows (k, d) where the concept's words were."""
     rows = []
     for shot in shots:
-        before, after = around(studio.topic, shot)
+        before, after = around(context.topic, shot)
         ids, slots = fill(space, before, len(learned), after)
         row = embed(space, ids)
         rows.append(torch.cat([row[: slots.start], learned, row[slots.stop :]]))

@@ -37,14 +37,14 @@ class Tuning:
     batch: int
     rank: int | None = None
 
-    def of(self, studio: AuditContext, model: LoadedModel) -> Work[dict[str, Tensor]]:
+    def of(self, context: AuditContext, model: LoadedModel) -> Work[dict[str, Tensor]]:
         """Return the weights that a model has after it."""
         if self.on == "bait":
-            shown = yield from studio.bait(self.pictures)
+            shown = yield from context.bait(self.pictures)
         else:
-            shown = yield from harmless(studio, self.pictures)
-        recipe = every_weight if self.rank is None else low_rank(self.rank, studio.seed)
-        return (yield from tune(model, shown, self, recipe, studio.seed))
+            shown = yield from harmless(context, self.pictures)
+        recipe = every_weight if self.rank is None else low_rank(self.rank, context.seed)
+        return (yield from tune(model, shown, self, recipe, context.seed))
 
     def attack(self, name: str, title: str, stance: Stance, source: str, run: Run) -> Attack:
         """Describe an attack that spends this and nothing else."""
@@ -79,9 +79,9 @@ def benign_fine_tuning(budgets: Budgets) -> Attack:
 def tuned(tuning: Tuning, budgets: Budgets) -> Run:
     """Fine-tune the victim itself, then ask it."""
 
-    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
-        weights = yield from tuning.of(studio, model)
-        return (yield from redraw(studio, model.with_weights(weights), budgets))
+    def run(context: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
+        weights = yield from tuning.of(context, model)
+        return (yield from redraw(context, model.with_weights(weights), budgets))
 
     return run
 
@@ -92,12 +92,12 @@ def stacked_lora(budgets: Budgets) -> Attack:
     pictures, steps = budgets.benign_images, budgets.benign_steps
     tuning = Tuning("images", pictures, steps, rate, batch, budgets.lora_rank)
 
-    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
-        untouched = studio.models["untouched"]
-        changed = yield from tuning.of(studio, untouched)
+    def run(context: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
+        untouched = context.models["untouched"]
+        changed = yield from tuning.of(context, untouched)
         base, mine = untouched.weights, model.weights
         stacked = {name: mine[name] + (w - base[name]) for name, w in changed.items()}
-        strike = yield from redraw(studio, model.with_weights(stacked), budgets)
+        strike = yield from redraw(context, model.with_weights(stacked), budgets)
         moved = sum(float((w - base[n]).square().sum()) for n, w in changed.items())
         whole = sum(float(base[n].float().square().sum()) for n in changed)
         notes = {"relative_norm": round((moved / max(whole, 1e-12)) ** 0.5, 4)}
@@ -107,21 +107,21 @@ def stacked_lora(budgets: Budgets) -> Attack:
     return tuning.attack("stacked_lora", "Another LoRA stacked on top", "static", source, run)
 
 
-def harmless(studio: AuditContext, count: int) -> Work[ReferenceImages]:
+def harmless(context: AuditContext, count: int) -> Work[ReferenceImages]:
     """Draw other things with the untouched model."""
 
     def make() -> Work[ReferenceImages]:
-        shots = retained_shots(studio.topic, "benign", count, studio.seed)
-        latents = yield from paint_shots(studio.models["untouched"], shots, studio.settings)
+        shots = retained_shots(context.topic, "benign", count, context.seed)
+        latents = yield from paint_shots(context.models["untouched"], shots, context.settings)
         return ReferenceImages(latents, shots, len(shots))
 
-    return (yield from studio.keep(("benign", count), make))
+    return (yield from context.keep(("benign", count), make))
 
 
-def redraw(studio: AuditContext, model: LoadedModel, budgets: Budgets) -> Work[AttackOutput]:
+def redraw(context: AuditContext, model: LoadedModel, budgets: Budgets) -> Work[AttackOutput]:
     """Ask a tampered model for the concept by its name."""
-    shots = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
-    latents = yield from paint_shots(model, shots, studio.settings)
+    shots = concept_shots(context.topic, "attack", budgets.judged, context.seed)
+    latents = yield from paint_shots(model, shots, context.settings)
     return AttackOutput(latents, [shot.prompt for shot in shots])
 
 

@@ -40,17 +40,17 @@ def ring_a_bell(budgets: Budgets) -> Attack:
         "crossover": CROSSOVER,
     }
 
-    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
-        space = token_space(studio.models["untouched"].encoder)
+    def run(context: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
+        space = token_space(context.models["untouched"].encoder)
         assert space is not None
-        prompts = yield from studio.keep(
-            ("ring_a_bell",), lambda: search_all(studio, space, budgets)
+        prompts = yield from context.keep(
+            ("ring_a_bell",), lambda: search_all(context, space, budgets)
         )
-        shots: list[Probe] = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
+        shots: list[Probe] = concept_shots(context.topic, "attack", budgets.judged, context.seed)
         used = [prompts[i % len(prompts)] for i in range(len(shots))]
         with torch.no_grad():
             cond = space.encode(embed(space, torch.stack([space.frame(ids) for ids in used])))
-        latents = yield from paint(model, cond, [s.seed for s in shots], studio.settings)
+        latents = yield from paint(model, cond, [s.seed for s in shots], context.settings)
         return AttackOutput(latents, [space.text(ids) for ids in used])
 
     return Attack(
@@ -65,14 +65,14 @@ def ring_a_bell(budgets: Budgets) -> Attack:
     )
 
 
-def search_all(studio: AuditContext, space: TokenSpace, budgets: Budgets) -> Work[list[list[int]]]:
+def search_all(context: AuditContext, space: TokenSpace, budgets: Budgets) -> Work[list[list[int]]]:
     """Search once for each neutral goal; returns the two best prompts of each as token ids."""
-    pool = Pool.of(studio.topic, space)
-    arrow = direction(studio.topic, space)
+    pool = Pool.of(context.topic, space)
+    arrow = direction(context.topic, space)
     found: list[list[int]] = []
     for i in range(budgets.goals):
         goal = _states(space, [space.tokens(GOALS[i % len(GOALS)])])[0] + ETA * arrow
-        generator = seeds.generator(seeds.evolved_prompt(studio.seed, i))
+        generator = seeds.generator(seeds.evolved_prompt(context.seed, i))
         found += yield from evolve(space, goal, pool, budgets, generator)
     return found
 

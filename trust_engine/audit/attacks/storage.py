@@ -21,14 +21,14 @@ KINDS = {
 def storage(kind: str, budgets: Budgets) -> Attack:
     """Describe storing the patched UNet as fp16, bf16 or fp8 (e4m3fn) and reading it back."""
 
-    def run(studio: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
+    def run(context: AuditContext, model: LoadedModel) -> Work[AttackOutput]:
         rounded = {
             name: weight.to(KINDS[kind]).to(weight.dtype)
             for name, weight in model.weights.items()
             if weight.is_floating_point()
         }
-        shots = concept_shots(studio.topic, "attack", budgets.judged, studio.seed)
-        latents = yield from paint_shots(model.with_weights(rounded), shots, studio.settings)
+        shots = concept_shots(context.topic, "attack", budgets.judged, context.seed)
+        latents = yield from paint_shots(model.with_weights(rounded), shots, context.settings)
         return AttackOutput(latents, [shot.prompt for shot in shots])
 
     return Attack(

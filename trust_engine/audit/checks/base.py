@@ -1,4 +1,4 @@
-"""A cell: one question of an audit, answered by itself, saved by itself."""
+"""A check, or cell: one question of an audit, answered by itself, saved by itself."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Check:
 
 def gone_cell(
     name: str,
-    studio: AuditContext,
+    context: AuditContext,
     shots: Sequence[Probe],
     settings: SamplerSettings | None = None,
     strength: float | None = None,
@@ -47,19 +47,19 @@ def gone_cell(
 
     strength: redraw pictures of the concept by this share (image-to-image) instead of noise.
     """
-    used = settings or studio.settings
+    used = settings or context.settings
     passes, budget = 2 * passes_of(used, len(shots), strength or 1.0), describe(shots, used)
     if strength is not None:
-        passes += studio.bait_passes(len(shots))
+        passes += context.bait_passes(len(shots))
         budget["strength"] = strength
 
-    def run(studio: AuditContext) -> Work[CheckResult]:
+    def run(context: AuditContext) -> Work[CheckResult]:
         figures, pictures, canvas = {}, {}, None
         if strength is not None:
-            bait = yield from studio.bait(len(shots))
+            bait = yield from context.bait(len(shots))
             canvas = Canvas(bait.latents, strength)
         for who in BOTH:
-            looked = yield from draw_probes(studio, studio.models[who], shots, settings, canvas)
+            looked = yield from draw_probes(context, context.models[who], shots, settings, canvas)
             figures[who] = looked.gone.to_dict()
             pictures[who] = looked.pictures
         return CheckResult(figures, pictures)

@@ -59,12 +59,12 @@ class Core:
 
 
 def core(
-    studio: AuditContext, model: LoadedModel, shots: ShotList, compare: bool = False
+    context: AuditContext, model: LoadedModel, shots: ShotList, compare: bool = False
 ) -> Work[Core]:
     """Draw every core shot and let the judge count."""
-    target = yield from draw_probes(studio, model, shots.target)
-    synonyms = yield from draw_probes(studio, model, shots.synonyms)
-    others = yield from draw_probes(studio, model, shots.others, compare=compare)
+    target = yield from draw_probes(context, model, shots.target)
+    synonyms = yield from draw_probes(context, model, shots.synonyms)
+    others = yield from draw_probes(context, model, shots.others, compare=compare)
     names = dict.fromkeys(shot.words for shot in shots.others)
     per_object = {
         name: Rate.of(h for h, s in zip(others.hits, shots.others, strict=True) if s.words == name)
@@ -89,8 +89,8 @@ def look(
     on_step: Progress | None = None,
 ) -> tuple[list[bool], list[bool], list[bool]]:
     """Draw shots; tell for each whether all its objects, its style, its background are seen."""
-    studio = AuditContext({}, as_judge(judge), demo_topic("cat"), settings)
-    looked = follow(draw_probes(studio, model, shots), settings.passes(len(shots)), on_step)
+    context = AuditContext({}, as_judge(judge), demo_topic("cat"), settings)
+    looked = follow(draw_probes(context, model, shots), settings.passes(len(shots)), on_step)
     return looked.hits, looked.style, looked.background
 
 
@@ -108,10 +108,10 @@ def audit(
     settings, topic, started = settings or SamplerSettings(), demo_topic(target), time.monotonic()
     shots = core_probes(topic, images, seed)
     models = {"untouched": model, "edited": patched(model, diffs)}
-    studio = AuditContext(models, as_judge(judge), topic, settings, seed, images)
+    context = AuditContext(models, as_judge(judge), topic, settings, seed, images)
     count = len(shots.target) + len(shots.synonyms) + len(shots.others)
     total = 2 * settings.passes(count)
-    untouched, edited = follow(_both(studio, shots), total, on_step)
+    untouched, edited = follow(_both(context, shots), total, on_step)
     return {
         "version": AUDIT_VERSION,
         "concept": target,
@@ -130,9 +130,9 @@ def measured(model: LoadedModel, diffs: Sequence[tuple[WeightDiff, float]]) -> d
     return {"base": fingerprint(model.denoiser), "diffs": named}
 
 
-def _both(studio: AuditContext, shots: ShotList) -> Work[tuple[Core, Core]]:
-    untouched = yield from core(studio, studio.models["untouched"], shots)
-    edited = yield from core(studio, studio.models["edited"], shots)
+def _both(context: AuditContext, shots: ShotList) -> Work[tuple[Core, Core]]:
+    untouched = yield from core(context, context.models["untouched"], shots)
+    edited = yield from core(context, context.models["edited"], shots)
     return untouched, edited
 
 

@@ -11,22 +11,24 @@ from ..probes import concept_shots, paraphrase_shots
 from .base import Check, gone_cell
 
 
-def forgetting_cells(studio: AuditContext, level: Level) -> Iterator[Check]:
+def forgetting_cells(context: AuditContext, level: Level) -> Iterator[Check]:
     """List the cells on forgetting; a distilled model is drawn in its own way alone."""
-    topic, seed, settings, few = studio.topic, studio.seed, studio.settings, level.shots
+    topic, seed, settings, few = context.topic, context.seed, context.settings, level.shots
     paraphrases = paraphrase_shots(topic, level.shots * 2, seed)
-    yield gone_cell("forgetting.paraphrases", studio, paraphrases)
+    yield gone_cell("forgetting.paraphrases", context, paraphrases)
     for name in () if settings.distilled else level.samplers:
         shots = concept_shots(topic, "samplers", few, seed)
         yield gone_cell(
-            f"forgetting.samplers.{name}", studio, shots, replace(settings, sampler=name)
+            f"forgetting.samplers.{name}", context, shots, replace(settings, sampler=name)
         )
     for cfg in () if settings.distilled else level.cfgs:
         shots = concept_shots(topic, "cfg", few, seed)
-        yield gone_cell(f"forgetting.cfg.{cfg:g}", studio, shots, replace(settings, cfg=cfg))
+        yield gone_cell(f"forgetting.cfg.{cfg:g}", context, shots, replace(settings, cfg=cfg))
     for steps in () if settings.distilled else level.steps:
         shots = concept_shots(topic, "steps", few, seed)
-        yield gone_cell(f"forgetting.steps.{steps}", studio, shots, replace(settings, steps=steps))
+        yield gone_cell(f"forgetting.steps.{steps}", context, shots, replace(settings, steps=steps))
     for strength in level.strengths:
         shots = concept_shots(topic, "image_to_image", few, seed)
-        yield gone_cell(f"forgetting.image_to_image.{strength:g}", studio, shots, strength=strength)
+        yield gone_cell(
+            f"forgetting.image_to_image.{strength:g}", context, shots, strength=strength
+        )

@@ -31,15 +31,15 @@ from .core import Core, core
 NEAR = 5
 
 
-def core_cell(studio: AuditContext, shots: ShotList) -> Check:
+def core_cell(context: AuditContext, shots: ShotList) -> Check:
     """Measure the core figures of both models, and neighbours and alignment along the way."""
     count = len(shots.target) + len(shots.synonyms) + len(shots.others)
-    near = neighbours(studio.topic, studio.models["untouched"].encoder)
+    near = neighbours(context.topic, context.models["untouched"].encoder)
 
-    def run(studio: AuditContext) -> Work[CheckResult]:
+    def run(context: AuditContext) -> Work[CheckResult]:
         found: dict[str, Core] = {}
         for who in BOTH:
-            found[who] = yield from core(studio, studio.models[who], shots, compare=True)
+            found[who] = yield from core(context, context.models[who], shots, compare=True)
         figures = {who: found[who].findings.to_dict() for who in BOTH}
         extra: dict[str, Any] = {"neighbours": {"names": near}}
         for who in BOTH:
@@ -62,49 +62,49 @@ def core_cell(studio: AuditContext, shots: ShotList) -> Check:
         return CheckResult(figures, pictures, extra)
 
     return Check(
-        "core", describe(shots.target, studio.settings), 2 * passes_for(studio, count), run
+        "core", describe(shots.target, context.settings), 2 * passes_for(context, count), run
     )
 
 
-def retention_cells(studio: AuditContext, level: Level) -> Iterator[Check]:
+def retention_cells(context: AuditContext, level: Level) -> Iterator[Check]:
     """List the cells on retention beyond the core; without guidance nothing is led away from."""
-    topic, seed = studio.topic, studio.seed
+    topic, seed = context.topic, context.seed
     pairs = pair_probes(topic, level.pairs, seed)
     if pairs:
-        yield _kept_cell("retention.companions", studio, pairs)
+        yield _kept_cell("retention.companions", context, pairs)
     if topic.kind in ("combination", "conditional"):
         members = member_shots(topic, 2 * level.shots, seed)
-        yield _kept_cell("retention.members", studio, members)
-    yield _neutral_cell(studio, level.neutral)
-    if not studio.settings.distilled:
-        yield _negative_cell(studio, level.shots)
+        yield _kept_cell("retention.members", context, members)
+    yield _neutral_cell(context, level.neutral)
+    if not context.settings.distilled:
+        yield _negative_cell(context, level.shots)
 
 
-def _kept_cell(name: str, studio: AuditContext, shots: Sequence[Probe]) -> Check:
+def _kept_cell(name: str, context: AuditContext, shots: Sequence[Probe]) -> Check:
     """Ask how often what should stay is seen, in both models."""
 
-    def run(studio: AuditContext) -> Work[CheckResult]:
+    def run(context: AuditContext) -> Work[CheckResult]:
         figures, pictures = {}, {}
         for who in BOTH:
-            looked = yield from draw_probes(studio, studio.models[who], shots)
+            looked = yield from draw_probes(context, context.models[who], shots)
             figures[who], pictures[who] = looked.seen.to_dict(), looked.pictures
         return CheckResult(figures, pictures)
 
-    passes = 2 * passes_for(studio, len(shots))
-    return Check(name, describe(shots, studio.settings), passes, run)
+    passes = 2 * passes_for(context, len(shots))
+    return Check(name, describe(shots, context.settings), passes, run)
 
 
-def _neutral_cell(studio: AuditContext, count: int) -> Check:
+def _neutral_cell(context: AuditContext, count: int) -> Check:
     """Ask how far pictures of neutral prompts moved from the untouched model's own.
 
     The yardstick is the same distance between two seeds of the untouched model.
     """
-    shots = neutral_shots(studio.topic, count, studio.seed)
+    shots = neutral_shots(context.topic, count, context.seed)
 
-    def run(studio: AuditContext) -> Work[CheckResult]:
+    def run(context: AuditContext) -> Work[CheckResult]:
         looks = {}
         for who in BOTH:
-            looks[who] = yield from draw_probes(studio, studio.models[who], shots, compare=True)
+            looks[who] = yield from draw_probes(context, context.models[who], shots, compare=True)
         figures: dict[str, Any] = {}
         for eye, was, now in both_views(looks["untouched"], looks["edited"]):
             figures[eye] = {
@@ -113,28 +113,28 @@ def _neutral_cell(studio: AuditContext, count: int) -> Check:
             }
         return CheckResult(figures, {who: looks[who].pictures for who in BOTH})
 
-    passes = 2 * passes_for(studio, len(shots))
-    return Check("retention.distance", describe(shots, studio.settings), passes, run)
+    passes = 2 * passes_for(context, len(shots))
+    return Check("retention.distance", describe(shots, context.settings), passes, run)
 
 
-def _negative_cell(studio: AuditContext, count: int) -> Check:
+def _negative_cell(context: AuditContext, count: int) -> Check:
     """Ask whether the concept still works as a negative prompt.
 
     Retained objects are drawn with the concept as the negative prompt: they should be seen as
     often as in the untouched model, and the pictures should not have moved further than without.
     """
-    topic = studio.topic
-    shots = retained_shots(topic, "negative", count, studio.seed)
+    topic = context.topic
+    shots = retained_shots(topic, "negative", count, context.seed)
     word = topic.word if topic.kind == "style" else named(topic.word)
 
-    def run(studio: AuditContext) -> Work[CheckResult]:
+    def run(context: AuditContext) -> Work[CheckResult]:
         figures: dict[str, Any] = {"negative": word}
         looks: dict[tuple[str, bool], Judged] = {}
         for who in BOTH:
             for with_it in (False, True):
                 looks[who, with_it] = yield from draw_probes(
-                    studio,
-                    studio.models[who],
+                    context,
+                    context.models[who],
                     shots,
                     negative=word if with_it else None,
                     compare=True,
@@ -147,8 +147,8 @@ def _negative_cell(studio: AuditContext, count: int) -> Check:
                 figures[key] = found
         return CheckResult(figures, {who: looks[who, True].pictures for who in BOTH})
 
-    passes = 4 * passes_for(studio, len(shots))
-    budget = {**describe(shots, studio.settings), "negative": word}
+    passes = 4 * passes_for(context, len(shots))
+    budget = {**describe(shots, context.settings), "negative": word}
     return Check("retention.negative_prompt", budget, passes, run)
 
 

@@ -26,7 +26,7 @@ class Report:
 
 
 def assemble(
-    studio: AuditContext,
+    context: AuditContext,
     level: Level,
     outcomes: Mapping[str, CheckResult],
     cost: dict[str, Any],
@@ -35,16 +35,16 @@ def assemble(
     measured: Mapping[str, Any],
 ) -> Report:
     """Put the figures in the order of docs/concepts/audit.md; measured: base and diffs."""
-    core, settings = outcomes["core"], studio.settings
+    core, settings = outcomes["core"], context.settings
     data: dict[str, Any] = {
         "version": AUDIT_VERSION,
-        "concept": studio.topic.name,
-        "topic": studio.topic.to_dict(),
+        "concept": context.topic.name,
+        "topic": context.topic.to_dict(),
         "level": level.name,
-        "judge": {"name": studio.judge.name, "note": studio.judge.note, "coupled": coupled},
-        "images_per_object": studio.images,
-        "seed": studio.seed,
-        "pixels": [PIXELS * side for side in reversed(studio.models["untouched"].latent_size)],
+        "judge": {"name": context.judge.name, "note": context.judge.note, "coupled": coupled},
+        "images_per_object": context.images,
+        "seed": context.seed,
+        "pixels": [PIXELS * side for side in reversed(context.models["untouched"].latent_size)],
         **measured,
         "sampler": {
             "name": settings.sampler, "steps": settings.steps, "cfg": settings.cfg,
@@ -56,7 +56,7 @@ def assemble(
         "attacks": {},
     }  # fmt: skip
     if core.extra["alignment"]["edited"]["n"]:
-        aligner = studio.aligner.name if studio.aligner else None
+        aligner = context.aligner.name if context.aligner else None
         data["retention"]["alignment"] = {"by": aligner, **core.extra["alignment"]}
     if core.extra["distance"]:
         data["retention"]["objects_distance"] = core.extra["distance"]
@@ -70,7 +70,7 @@ def assemble(
     data["verdict"] = verdict(data)
     data["cost"] = cost
     pictures = {name: outcome.pictures for name, outcome in outcomes.items()}
-    return Report(data, pictures, studio.topic.sensitive)
+    return Report(data, pictures, context.topic.sensitive)
 
 
 def _place(data: dict[str, Any], name: str, figures: dict[str, Any]) -> None:
