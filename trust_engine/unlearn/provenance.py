@@ -37,7 +37,10 @@ def provenance_of(
 
 
 def key_of(spec: UnlearnSpec, identity: str, device: str) -> str:
-    """Name a run by all that decides its diff: spec, model, engine, and the kind of device."""
+    """Name a run by its spec, model, the engine's sources and the kind of device.
+
+    Not by threads, libraries' versions and `--memory`, on which the last bits of a diff depend.
+    """
     return Digest().text(spec.to_json(), identity, engine_identity(), device).hex()
 
 
