@@ -51,7 +51,7 @@ from safetensors.torch import save_file
 os.mkdir(out + ".embeddings")
 save_file({"emb_params": torch.ones(2, 96) / 50}, out + ".embeddings/mine.safetensors")
 texts = ["a gun on red", "a (gun:1.5) on red", "a embedding:mine on red"]
-tokens_of = importlib.import_module(name + ".nodes.tokens").tokens_of
+tokens_of = importlib.import_module(name + ".nodes.token_space").tokens_of
 told = {}
 for skip in (None, -2):
     clip.layer_idx = skip
