@@ -18,13 +18,10 @@ from __future__ import annotations
 
 from .apply import Rounding, applied, check_fits, describe_base, fingerprint
 from .arithmetic import (
-    Overlap,
     added,
     between,
     combine,
     energy,
-    overlap,
-    overlap_with_rest,
     refuse_empty,
     scaled,
     subtracted,
@@ -41,6 +38,7 @@ from .file import (
     save_diff,
 )
 from .least_squares import fitted
+from .overlaps import Overlap, overlap, overlap_with_rest
 from .weight_diff import LowRankOffset, Offset, SparseOffset, WeightDiff
 
 __all__ = [
