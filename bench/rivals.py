@@ -31,7 +31,7 @@ from bench.baselines.catalogue import METHODS
 from bench.baselines.common import Meter, Task, Weights, metered
 from bench.baselines.table import pareto, tables
 from bench.measure import SAMPLER, measure, relative
-from bench.trained import engine_mark
+from bench.trained import SCRUBBING, engine_mark
 from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
@@ -60,13 +60,10 @@ TUNED_ON = {
     "combination": ConceptSpec(("girl",), "combination", companion="wine"),
     "style": ConceptSpec(("noto",), "style"),
 }
-SCRUBBING = ("blocks", "directions", "lists", "moments", "pictures", "replay", "run", "samples")
 ATTACKS = (
     "textual_inversion_1", "textual_inversion_3", "unlearn_diff_atk", "p4d", "ring_a_bell",
     "relearning", "relearning_lora", "benign_fine_tuning",
 )  # fmt: skip
-MAKERS = {"trust-scrub": [f"unlearn/scrubbing/{m}" for m in SCRUBBING]}
-"""Modules that decide what a method of ours does, besides the engine's."""
 UNTOUCHED = "untouched"
 STORE = Path("bench/figures")
 WEIGHTS = Path("runs/rivals")  # what methods made, until it is measured
@@ -207,7 +204,7 @@ class Bench:
         settings = str(METHODS[method].settings_for(kind)) if method in METHODS else ""
         about = {"base": self.base, "settings": settings, "seed": self.seed}
         if method.startswith("trust"):
-            about["engine"] = engine_mark(*MAKERS.get(method, ("unlearn/robust",)))
+            about["engine"] = engine_mark(*(SCRUBBING if method == "trust-scrub" else ()))
         cell = json.loads(path.read_text()) if path.exists() else {}
         if {key: cell.get(key) for key in about} == about:
             return cell

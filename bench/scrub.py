@@ -29,8 +29,8 @@ from bench.baselines.common import Task, Weights
 from bench.baselines.scrubbed import Order, Settings
 from bench.measure import Known, measure, relative
 from bench.results import scrubbing
-from bench.rivals import CONCEPTS, MAKERS
-from bench.trained import engine_mark
+from bench.rivals import CONCEPTS
+from bench.trained import SCRUBBING, engine_mark
 from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
@@ -140,21 +140,21 @@ SETTINGS: dict[str, Settings] = {
 }
 
 
-def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, int, int]:
+def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, list[int], int]:
     """Draw what a recipe asks for, or read it back."""
-    lists = picture_lists(task.concept, method.prompts_of(task), recipe.counts)
+    lists = picture_lists([task.concept], method.prompts_of(task), recipe.counts)
     mark = repr((lists, recipe.sampler, task.seed, fingerprint(task.model.denoiser)))
     path = KEPT / f"pictures-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.pt"
     if path.exists():
         kept = torch.load(path)
         prompts = task.encode(lists.prompts)
         found = Drawn(kept["latents"], prompts, kept["way"], kept["timesteps"])
-        return found, len(lists.concept), int(kept["passes"])
-    found, own, passes = method.pictures(task, recipe)
+        return found, lists.counts, int(kept["passes"])
+    found, counts, passes = method.pictures(task, recipe)
     KEPT.mkdir(parents=True, exist_ok=True)
     tensors = {name: getattr(found, name) for name in ("latents", "way", "timesteps")}
     torch.save({**tensors, "passes": torch.tensor(passes)}, path)
-    return found, own, passes
+    return found, counts, passes
 
 
 def layerwise(task: Task) -> Weights:
@@ -170,10 +170,10 @@ def layerwise(task: Task) -> Weights:
 
 def scrubbed(task: Task, setting: Settings) -> tuple[Weights, dict[str, Any]]:
     """Scrub: the new weights, and what there is to tell."""
-    found, own, passes = pictures(task, setting.recipe)
+    found, counts, passes = pictures(task, setting.recipe)
     before = layerwise(task) if setting.layerwise == "before" else None
     started = time.monotonic()
-    work = method.scrubbing(task, setting, found, own, before)
+    work = method.scrubbing(task, setting, found, counts, before)
     for _ in work:
         pass
     weights, layers = work.weights, list(work.edits.values())
@@ -301,7 +301,7 @@ class Trial:
 
     def cell(self, title: str, setting: Settings | None, relearning: bool) -> dict[str, Any]:
         """Measure what a cell still lacks; setting None: the untouched model."""
-        mark = engine_mark(*MAKERS["trust-scrub"]) if setting is not None else ""
+        mark = engine_mark(*SCRUBBING) if setting is not None else ""
         about = {"setting": told(setting), "base": self.base, "title": title, "engine": mark}
         path = self.path(title)
         cell = json.loads(path.read_text()) if path.exists() else {}

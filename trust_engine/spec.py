@@ -36,6 +36,7 @@ Syntax = Literal["literal", "host"]
 Sampling = Literal["guided", "lightning", "hyper", "turbo", "lcm"]
 NAME_IT = "name it in a word or a phrase"
 KINDS: tuple[str, ...] = get_args(Kind)
+JOINT = ("combination", "conditional")  # several things together, or one under a condition
 SPEC_VERSION = 1
 
 
@@ -147,8 +148,8 @@ class UnlearnSpec:
 
     Each setting says what it means and may be (`SETTINGS`). lam: the paper's lambda; eta: ESD's
     negative guidance; rate: a share of a tensor's root mean square; xi: in z-scores; budget: a
-    fraction 0..1; passes: beyond them prompts borrow others' states. With `robust` the engine, the
-    mask's choice and the penalty are its own (robust.py).
+    fraction 0..1; passes: beyond them prompts borrow others' states. With `robust` nothing is
+    trained (unlearn/scrubbing): of the rest `passes`, `cfg`, `sampling` and `seed` count.
     """
 
     concepts: tuple[ConceptSpec, ...]
@@ -245,9 +246,9 @@ class UnlearnSpec:
     checkpointing: bool = switch(False, "Global engine: less memory, slower.")
     robust: bool = switch(
         False, flag=True, label="Robust",
-        help="Stand up to attackers who ask in other words, or by a learned token: all weights "
-        "learn not to draw it. Needs a private copy of the UNet, several times the time, and a "
-        "larger diff.",
+        help="Stand up to attackers who ask in other words, or by a learned token: what only the "
+        "concept's pictures have is taken out of the whole UNet, without training. For things and "
+        "styles. Takes some three times as many UNet passes, and changes all layers a little.",
     )  # fmt: skip
     syntax: Syntax = choice(
         "literal", get_args(Syntax), label="Prompt syntax",
@@ -299,9 +300,17 @@ class UnlearnSpec:
         """
         if self.robust and self.engine == "global":
             raise SpecError(
-                "has an engine of its own and passes over the global one",
+                "trains nothing, and passes over the global engine",
                 field="robust",
                 remedy="take {engine local}, or switch {robust} off",
+            )
+        joint = [concept for concept in self.concepts if concept.kind in JOINT]
+        if self.robust and joint:
+            raise SpecError(
+                f"cannot take {quoted(joint[0].name)} out of pictures: nothing in them is its own, "
+                "only what its parts have, which stay",
+                field="robust",
+                remedy="switch {robust} off",
             )
 
     @property
@@ -313,13 +322,18 @@ class UnlearnSpec:
 
     @property
     def together(self) -> bool:
-        """Tell whether gradients pass through the whole UNet while it is trained."""
-        return self.robust or self.engine == "global"
+        """Tell whether all layers are trained together, by gradients through the UNet."""
+        return self.engine == "global" and not self.robust
 
     @property
     def through_unet(self) -> bool:
         """Tell whether gradients pass through it at all: to train it, or for saliency."""
-        return self.together or self.saliency != "attention"
+        return self.together or (self.saliency != "attention" and not self.robust)
+
+    @property
+    def whole_unet(self) -> bool:
+        """Tell whether a run needs the UNet itself: for gradients, or to exchange any weight."""
+        return self.robust or self.through_unet
 
     @property
     def exact_hessian(self) -> bool:

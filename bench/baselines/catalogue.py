@@ -10,7 +10,7 @@ from trust_engine.diff.apply import patched
 from trust_engine.spec import KINDS, UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
 
-from . import ablation, closed_form, combination, esd, leco, salun, scrubbed, zeroing
+from . import ablation, closed_form, combination, esd, hardened, leco, salun, zeroing
 from .common import Task, Weights
 
 
@@ -60,11 +60,10 @@ RATES = (1e-4, 3e-4, 1e-3)
 ESD = esd.Settings(steps=120, rate=1e-4, batch=4)
 METHODS: dict[str, Method] = {
     "trust": Method("TRUST (ours)", "arXiv 2602.07919, reconstructed", trust, {}),
-    "trust-robust": Method("TRUST robust (ours)", "ours", trust, {"robust": True}),
     "trust-scrub": Method(
-        "TRUST scrubbing (ours, a trial)", "ours", scrubbed.erase, scrubbed.Settings(),
-        kinds=("single", "style"),
+        "TRUST robust (ours)", "ours", trust, {"robust": True}, kinds=("single", "style")
     ),
+    "trust-robust": Method("TRUST robust by training (ours, before)", "ours", hardened.erase, {}),
     "esd-x": Method(
         "ESD-x", "arXiv 2303.07345", lambda t, s: esd.erase(t, "x", s), ESD,
         _grid(rate=RATES, steps=(60, 120)),

@@ -1,4 +1,4 @@
-"""Scrubbing as a method of the benchmark: which pictures it is shown, and its settings."""
+"""Scrubbing with settings that a run does not offer, for trials: `bench.scrub`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trust_engine.prompts.concept import PromptSet, build_prompts
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.scrubbing.lists import picture_lists
-from trust_engine.unlearn.scrubbing.pictures import Recipe, drawn, noised
+from trust_engine.unlearn.scrubbing.pictures import Recipe, draw, noised
 from trust_engine.unlearn.scrubbing.run import Scrubbing, ScrubPlan
 from trust_engine.unlearn.scrubbing.samples import Drawn
 
@@ -41,24 +41,25 @@ def prompts_of(task: Task) -> PromptSet:
     return build_prompts([task.concept], model.encoder, model.vocabulary, model.styles, True)
 
 
-def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, int, int]:
-    """Draw what a recipe asks for: (what was drawn, how many of the concept, passes)."""
-    lists, model = picture_lists(task.concept, prompts_of(task), recipe.counts), task.model
-    for passes, found in drawn(
-        model.denoiser, model.encoder, model.latent_size, lists, recipe, task.seed
-    ):
-        if found is not None:
-            return found, len(lists.concept), passes
-    raise AssertionError("drawing ends with what was drawn")
+def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, list[int], int]:
+    """Draw what a recipe asks for: (what was drawn, how many of each kind, passes)."""
+    lists = picture_lists([task.concept], prompts_of(task), recipe.counts)
+    model, cond = task.model, task.encode(lists.prompts)
+    *_, drawn = draw(
+        model.denoiser, cond, task.encode([""]), recipe.sampler, model.latent_size, task.seed,
+        model.lend().at_once,
+    )  # fmt: skip
+    return Drawn.of(drawn, cond), lists.counts, drawn.passes
 
 
 def scrubbing(
-    task: Task, settings: Settings, found: Drawn, own: int, start: Weights | None = None
+    task: Task, settings: Settings, found: Drawn, counts: list[int], start: Weights | None = None
 ) -> Scrubbing:
-    """Prepare a scrubbing on pictures, of which the first `own` show the concept."""
-    model = task.model
-    kinds = noised(model.denoiser, model.encoder, found, own, settings.recipe, task.seed)
-    return Scrubbing(model.denoiser, *kinds, settings.plan, start=start)
+    """Prepare a scrubbing on pictures, as many of each kind as `counts` says."""
+    kinds = noised(
+        task.model.denoiser, task.encode([""]), found, counts, settings.recipe, task.seed
+    )
+    return Scrubbing(task.model.denoiser, *kinds, settings.plan, start=start)
 
 
 def layerwise(task: Task, base: Weights | None = None) -> Weights:
@@ -75,15 +76,3 @@ def layerwise(task: Task, base: Weights | None = None) -> Weights:
         before = base.get(name, module.get_parameter(name).detach())
         weights[name] = before.float() + offset.dense()
     return weights
-
-
-def erase(task: Task, settings: Settings) -> Weights:
-    """Draw lone pictures of the concept, and of other things alone and in pairs; then scrub."""
-    start = layerwise(task) if settings.layerwise == "before" else None
-    found, own, _ = pictures(task, settings.recipe)
-    work, before = scrubbing(task, settings, found, own, start), task.meter.passes
-    for _ in work:
-        pass
-    # The meter counts calls; a call that computes two blocks of n is 2 / n passes.
-    task.meter.passes = before + work.passes
-    return layerwise(task, work.weights) if settings.layerwise == "after" else work.weights

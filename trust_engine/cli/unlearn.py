@@ -100,6 +100,7 @@ def run_unlearn(args: argparse.Namespace) -> None:
     from ..models.memory import exhaustion_told
     from ..unlearn.autosave import Keeping, StateFile, save_or_rescue
     from ..unlearn.run import Unlearning
+    from ..unlearn.scrubbing.mode import memory_of
     from .progress import run_with_bar
 
     check_looking(args)
@@ -114,8 +115,9 @@ def run_unlearn(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(StateFile(state)) if state else None
         model = load_model(args.model, args.device, spec.sampling != "guided")
-        model.check_room(spec, args.memory)
-        run = Unlearning(model.lend(args.memory), spec, team=team, strict=args.strict)
+        lent = model.lend(args.memory)
+        model.check_room(spec, args.memory, memory_of(lent, spec) if spec.robust else 0)
+        run = Unlearning(lent, spec, team=team, strict=args.strict)
         say_applied(args.model, model.applied)
         say_cut(model.encoder, [*run.prompts.targets, *run.prompts.preserve])
         try:

@@ -127,15 +127,21 @@ class LoadedModel:
             applied=self.applied,
         )
 
-    def check_room(self, spec: UnlearnSpec, memory: str) -> None:
-        """Raise ModelError when what a spec asks for would not fit beside the model."""
-        dtype, size, together = compute_dtype(self.denoiser.module), self.latent_size, spec.together
-        weights = dict(self.denoiser.module.named_parameters()) if spec.robust else None
-        trained = training_needs(weights or projections(self.denoiser), together)
+    def check_room(self, spec: UnlearnSpec, memory: str, beside: int = 0) -> None:
+        """Raise ModelError when what a spec asks for would not fit beside the model.
+
+        beside: bytes that a run takes in main memory, wherever the model is.
+        """
+        dtype, size, place = compute_dtype(self.denoiser.module), self.latent_size, self.device
+        trained = 0 if spec.robust else training_needs(projections(self.denoiser), spec.together)
         batch = batch_for(memory, size, dtype)
         needed, least = (max(trained, recording_needs(n, size, dtype)) for n in (batch, 1))
-        slim = "leave {robust} out" if spec.robust else "take {engine local}" if together else ""
-        check_unlearning(needed, least, device_of(self.denoiser), slim)
+        slim = "take {engine local}" if spec.together else ""
+        if place.type == "cpu":
+            needed, least = needed + beside, least + beside
+        elif beside:
+            check_unlearning(beside, beside, torch.device("cpu"), "leave {robust} out")
+        check_unlearning(needed, least, place, "leave {robust} out" if spec.robust else slim)
 
     @in_float32
     def generate(

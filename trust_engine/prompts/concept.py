@@ -44,14 +44,15 @@ def build_prompts(
     encoder: TextEncoder,
     vocabulary: Sequence[str] = (),
     styles: Sequence[str] = (),
-    robust: bool = False,
+    named: bool = False,
     left_out: Collection[str] = (),
+    beside: bool = False,
 ) -> PromptSet:
     """Write the prompts for concepts; raises SpecError for one the encoder cannot take.
 
-    left_out: words of the vocabularies that mean a concept, though they do not name it.
-    robust: erase single concepts also where another thing is asked for, which stays; beside a style
-    keep only what names another one, for a picture that leaves it open may show what is to go.
+    named: beside a style keep only what names another one, for a picture that leaves it open may
+    show what is to go; left_out: words of the vocabularies that mean a concept, though they do not
+    name it; beside: erase single concepts also where another thing is asked for, which stays.
     """
     anchored: dict[str, tuple[str, float]] = {}
     preserve: list[str] = []
@@ -62,7 +63,7 @@ def build_prompts(
     once = EncodeOnce(encoder)
     for concept in concepts:
         near = _surroundings(concepts, concept, once, vocabulary, styles)
-        prompts = written(concept, near, robust)
+        prompts = written(concept, near, named, beside)
         erased = _unnamed(concept, list(prompts.targets()), concepts)
         anchored |= {target: (anchor, prompts.push) for target, anchor in erased}
         preserve += prompts.retain()

@@ -31,13 +31,16 @@ class Surroundings:
 class Written(ABC):
     """The prompts of one concept.
 
-    robust: erase a single concept also beside other things; keep of styles only what names one.
+    beside: erase a single concept also beside other things; named: keep beside a style only what
+    names another one.
     """
 
     overshoot = 1.0  # times eta, where what is drawn instead is the engine's choice
 
-    def __init__(self, concept: ConceptSpec, near: Surroundings, robust: bool = False) -> None:
-        self.concept, self.near, self.robust = concept, near, robust
+    def __init__(
+        self, concept: ConceptSpec, near: Surroundings, named: bool = False, beside: bool = False
+    ) -> None:
+        self.concept, self.near, self.named, self.beside = concept, near, named, beside
         self.looks = ["", *(f" in {style} style" for style in (near.styles or STYLES)[:LOOKS_KEPT])]
         self.others = concept.preserve or near.things  # what stays beside members and styles
 
@@ -105,7 +108,7 @@ class Single(Written):
                 if concept.anchor is not None:
                     instead = template.carrying.format(with_article(concept.anchor))
                 yield template.carrying.format(with_article(word)), instead
-        if self.robust:
+        if self.beside:
             yield from self._beside()
 
     def _beside(self) -> Iterator[tuple[str, str]]:
@@ -248,21 +251,21 @@ class Style(Written):
                 yield look.format(phrase, word), look.format(phrase, instead)
 
     def retain(self) -> Iterator[str]:
-        """Write things in other styles, once or, in robust mode, in each of them."""
+        """Write things in other styles, once or, if only those stay, in each of them."""
         styles, things = self.near.styles, self.others or THINGS
-        each = len(styles) if self.robust else min(1, len(styles))
+        each = len(styles) if self.named else min(1, len(styles))
         looks = deal(LOOKS, len(things), each, step=3)
         named = deal(styles, len(things), each) if styles else []
         for j in range(each):
             for thing, look, style in zip(things, looks, named, strict=True):
                 yield look[j].format(with_article(thing), style[j])
-        if not (self.robust and styles):
+        if not (self.named and styles):
             yield from self._things(things, [""])
 
     def words(self) -> Iterator[str]:
         """List the styles and, unless a picture without one may show what goes, the things."""
         yield from self.near.styles
-        if not (self.robust and self.near.styles):
+        if not (self.named and self.near.styles):
             yield from self.others
 
 
@@ -274,9 +277,11 @@ KINDS: dict[str, type[Written]] = {
 }
 
 
-def written(concept: ConceptSpec, near: Surroundings, robust: bool = False) -> Written:
+def written(
+    concept: ConceptSpec, near: Surroundings, named: bool = False, beside: bool = False
+) -> Written:
     """Choose a concept's class by its kind."""
-    return KINDS[concept.kind](concept, near, robust)
+    return KINDS[concept.kind](concept, near, named, beside)
 
 
 def _fill(template: str, phrase: str) -> str:

@@ -108,7 +108,7 @@ class Keeping:
         if self.recalled:
             self.say("this run was finished before with the same inputs: its result is taken over")
         elif best is given or best is found:
-            share = min(0.99, _progress(run, best))
+            share = min(0.99, run.behind(best))
             self.say(f"going on with a run that was stopped at {share:.0%}")
 
     def __iter__(self) -> Iterator[StepReport]:
@@ -217,7 +217,7 @@ class Keeping:
         if self._best[0] < 0:
             self.say("stopped before there was anything to keep")
             return
-        share = _progress(self.run, self.run.state) if self.run.resumable else 0.0
+        share = self.run.behind(self.run.state) if self.run.resumable else 0.0
         places = [str(self.file.path)] if self.file else ["the run store"]
         self.say(
             f"stopped at {share:.0%}; what was done is kept in {places[0]}, and the same run goes "
@@ -228,13 +228,6 @@ class Keeping:
     def kept(self) -> bool:
         """Tell whether the finished run is in the store, to be taken over by the next."""
         return self.store is not None and self.store.path(self._key, FINISHED).is_file()
-
-
-def _progress(run: Unlearning, state: RunState) -> float:
-    """Tell how much of a run's work a state has behind it, 0..1."""
-    layers, steps, recorded = state.reached
-    each = run.steps
-    return (run.asking + recorded + layers * each + steps) / max(1, run.total)
 
 
 def save_or_rescue(diff: WeightDiff, path: Path, store: RunStore | None) -> None:

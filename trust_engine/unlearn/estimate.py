@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,15 +19,15 @@ from ..models.load import LoadedModel
 from ..spec import ConceptSpec, UnlearnSpec
 from .end_to_end import BATCH
 from .layerwise import PROMPTS_A_STEP, LayerPairs, LayerProblem
-from .problems import units_of
-from .robust import BATCH as PICTURES
-from .robust import MEASURED, MEASURED_BATCH
+from .record import sampler_of
 from .run import Unlearning
+from .scrubbing.mode import flops_of, passes_of
 from .trainer import SelectiveTrainer
 from .trajectory import POSITIONS
 
 ROWS = 2  # of the UNet pass that is timed
 STEPS = 3  # that are timed
+EIGEN = 320  # width of the eigenproblem that is timed
 BACK = 2  # passes forward that a pass back takes
 
 
@@ -93,19 +94,31 @@ def _usual_seconds(training: SelectiveTrainer) -> float:
     return statistics.median(spent)
 
 
+@cache
+def float64_speed() -> float:
+    """Time an eigenproblem on the processor, in operations a second as `flops_of` counts them."""
+    d = EIGEN
+    matrix = torch.randn(d, d, dtype=torch.float64, generator=seeds.generator(seeds.PROBE))
+    matrix = matrix @ matrix.T
+    spent = []
+    for _ in range(2):
+        started = time.perf_counter()
+        torch.linalg.eigh(matrix)
+        spent.append(time.perf_counter() - started)
+    return 12.0 * d**3 / min(spent)
+
+
 def recording_passes(run: Unlearning) -> int:
     """Count the UNet passes, one sample each, that a run records with."""
-    units = units_of(run.plan, run.model.denoiser)
-    return run.total - run.asking - units * run.plan.steps
+    return sampler_of(run.plan).passes(run.recorded)
 
 
 def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
     """Say how long a run records and trains if it does not stop early; a resumed one all of it."""
     spec, one = run.plan, speed.one
     if spec.robust:
-        # Two batches there and back, one there; and, before, those that dampening looks at.
-        looked = 2 * MEASURED * MEASURED_BATCH * (1 + BACK)
-        training = (looked + (2 * (1 + BACK) + 1) * PICTURES * spec.steps) * one
+        solving = flops_of(run.model.denoiser, spec) / float64_speed()
+        training = passes_of(spec) * one + solving
     elif spec.through_unet:
         # Two batches there and back, and again for the objective's penalty.
         training = 2 * 2 * (1 + BACK) * BATCH * one * spec.steps

@@ -16,7 +16,6 @@ from ..spec import UnlearnSpec
 from .end_to_end import Cost, EndToEndProblem
 from .layerwise import LayerPairs, LayerProblem
 from .pairs import Pairs
-from .robust import Hardening, RobustProblem, every_weight
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
 from .trainer import SelectiveTrainer
 from .trajectory import Plan, Recording
@@ -58,23 +57,15 @@ class Problems:
 
     def paid(self, cost: Cost) -> None:
         """Set the whole UNet's problem up at the cost of a run before this one."""
-        self.through.cost = cost
+        self.whole.cost = cost
 
     @property
     def cost(self) -> Cost:
         """Return the UNet passes that gradients have cost, setting up included."""
-        return self.through.cost if self.needs_whole else Cost()
-
-    @property
-    def through(self) -> RobustProblem | EndToEndProblem:
-        """Return the problem whose gradients pass through the UNet."""
-        return self.robust if self.spec.robust else self.whole
+        return self.whole.cost if self.needs_whole else Cost()
 
     def pieces(self) -> Iterator[Unit]:
         """List what is to be fine-tuned, piece by piece."""
-        if self.spec.robust:
-            yield Unit("the UNet", self.robust.keys, lambda: Hardening(self.robust, self.spec))
-            return
         modules = cross_attention_modules(self.denoiser)
         keys = {name: [f"{name}.to_{letter}.weight" for letter in "qkv"] for name in modules}
         if self.spec.engine == "global":
@@ -133,20 +124,6 @@ class Problems:
                 weights[f"{name}.to_{letter}.weight"] = (weight, layer.heads)
         return EndToEndProblem(
             self.denoiser, weights, self.recording.timesteps, erase, keep, self.spec
-        )
-
-    @cached_property
-    def robust(self) -> RobustProblem:
-        """Set robust mode's problem up, once."""
-        return RobustProblem(
-            self.denoiser,
-            every_weight(self.denoiser),
-            self.recording.latents[:, 0],
-            self.plan.recorded,
-            self.cond,
-            self.uncond,
-            len(self.prompts.targets),
-            self.spec,
         )
 
     def _source(self) -> Source | None:

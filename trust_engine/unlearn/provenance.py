@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ import torch
 from .. import __version__, seeds
 from ..models.contract import Conditioning, LentModel, device_of
 from ..models.identity import Digest, engine_identity, model_identity
-from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .results import Results
 
@@ -47,17 +46,15 @@ def key_of(spec: UnlearnSpec, identity: str, device: str) -> str:
 def identity_of(
     model: LentModel,
     spec: UnlearnSpec,
-    prompts: PromptSet,
+    texts: Sequence[str],
     cond: Conditioning,
     uncond: Conditioning,
 ) -> str:
-    """Hash all that a run reads of its model and text encoder; cond: its prompts, encoded."""
+    """Hash all that a run reads of its model and text encoder; cond: its texts, encoded."""
     more = [model.more(cond)] if model.more else []
     if spec.saliency == "clip" and model.score is not None:
         # Decoder and CLIP are the host's own: they count by what they say of some latents.
         x = torch.randn(1, 4, *model.latent_size, generator=seeds.generator(seeds.PROBE))
-        score = model.score(x.to(device_of(model.denoiser)), prompts.targets[:1])
+        score = model.score(x.to(device_of(model.denoiser)), texts[:1])
         more.append(Digest().tensor("score", score.float()).hex())
-    return model_identity(
-        model.denoiser, model.latent_size, prompts.texts, cond, uncond, " ".join(more)
-    )
+    return model_identity(model.denoiser, model.latent_size, texts, cond, uncond, " ".join(more))

@@ -34,11 +34,15 @@ from ..spec import UnlearnSpec
 from .end_to_end import NOT_TOGETHER, differentiable
 from .problems import Problems, Unit, units_of
 from .provenance import identity_of, key_of, provenance_of
-from .record import plan_of, recorded, sampler_of
+from .record import plan_of, recorded, sampler_of, texts_of
 from .resolve import resolve
 from .results import Results
 from .resume_check import check_extent, check_origin
 from .run_state import RunState
+from .scrubbing import mode
+from .scrubbing.blocks import weights_by_block
+from .scrubbing.mode import passes_of
+from .scrubbing.run import Scrubbing
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Recording
 from .word_knowledge import Inquiry, Knowledge
@@ -85,6 +89,7 @@ class Unlearning:
     _finished: bool = False
     _recording: Recording | None = None
     _piece: tuple[str, SelectiveTrainer] | None = None
+    _scrubbing: Scrubbing | None = None
     _encoded: tuple[Conditioning, Conditioning] | None = None
     _identity: str = ""
     _asks: bool = True
@@ -198,15 +203,29 @@ class Unlearning:
 
     @property
     def total(self) -> int:
-        """Units of work: UNet passes that ask and record, and updates."""
-        units = units_of(self.plan, self.model.denoiser)
-        drawn = sampler_of(self.plan).passes(self.recorded)
-        return self.asking + drawn + units * self.plan.steps
+        """Units of work: UNet passes that ask, record and scrub, and updates."""
+        return self.asking + sampler_of(self.plan).passes(self.recorded) + self._work
+
+    @property
+    def _work(self) -> int:
+        """Count the units of work that come after recording."""
+        if self.plan.robust:
+            return passes_of(self.plan)
+        return units_of(self.plan, self.model.denoiser) * self.plan.steps
 
     @property
     def steps(self) -> int:
-        """Updates of each layer, or of all together."""
+        """Updates of each layer, or of all together; in robust mode, blocks of the UNet."""
+        if self.plan.robust:
+            return len(weights_by_block(self.model.denoiser))
         return self.plan.steps
+
+    def behind(self, state: RunState) -> float:
+        """Tell how much of this run's work a state has behind it, 0..1."""
+        layers, steps, recorded = state.reached
+        each = self._work / max(1, self.steps) if self.plan.robust else 1
+        done = self.asking + recorded + (layers * self.steps + steps) * each
+        return done / max(1, self.total)
 
     @property
     def recorded(self) -> int:
@@ -226,6 +245,11 @@ class Unlearning:
             yield StepReport(total, total, "finished before", self.passes, self.backward)
             return
         yield from self._record(total)
+        yield from self._scrub(total, kept) if self.plan.robust else self._tune(total, kept)
+        self._finished = True
+
+    def _tune(self, total: int, kept: RunState | None) -> Iterator[StepReport]:
+        """Fine-tune unit after unit."""
         units: list[str] = []
         self.ground = self._problems()
         for unit in self.ground.pieces():
@@ -243,7 +267,38 @@ class Unlearning:
                 f"no entry stands out as a neuron of {self.spec.name!r} (xi = {self.plan.xi:g})",
                 remedy="lower {xi}, raise {budget}, or check that the model knows the concept",
             )
-        self._finished = True
+
+    def _scrub(self, total: int, kept: RunState | None) -> Iterator[StepReport]:
+        """Take out, block by block, what only the concept's pictures have (robust mode)."""
+        assert self._recording is not None
+        plan, (cond, uncond) = self.plan, self._encode()
+        begun = kept.forgetting if kept is not None and kept.piece == mode.UNIT else {}
+        lists = mode.lists_of(plan, self.prompts)
+        drawn = self._recording
+        work = mode.scrubbing_of(self.model, plan, lists, drawn, cond, uncond, begun)
+        curve = list(kept.curves.get(mode.UNIT, ())) if begun and kept is not None else []
+        self.curves[mode.UNIT] = curve
+        if begun and kept is not None:
+            work.paid(kept.passes - self._recording.passes)
+        self._scrubbing = work
+        # One process of a team computes; splitting a block's batches would not pay the exchange.
+        for report in work if self.team.first else ():
+            self.results.passes = self._recording.passes + work.passes
+            here = mode.standing(work)
+            if len(curve) < work.blocks_done:
+                curve.append((here.effect, here.harm))
+            done = total - self._work + round(self._work * report.done / report.total)
+            yield StepReport(done, total, f"scrubbing {report.block}", self.passes, 0, here)
+        self.results.offsets |= self.team.of_first(mode.offsets_of(work.edits))
+        self.results.final[mode.UNIT] = self.team.of_first(mode.standing(work))
+        self.results.passes = self.team.of_first(self.passes)
+        self.curves[mode.UNIT] = self.team.of_first(curve)
+        self._scrubbing = None
+        if not self.results.changed:
+            raise SpecError(
+                f"nothing in the pictures of {self.spec.name!r} stands out from those of others",
+                remedy="check that the model knows the concept, or raise {passes}",
+            )
 
     def _begin(self) -> RunState | None:
         """Begin where the state to resume from left off, or at the beginning."""
@@ -334,6 +389,8 @@ class Unlearning:
         if run is not None and not run.steady:
             name, run = "", None  # stopped while its weights moved: this piece begins again
         at_work = name, run.state() if run else {}
+        if self._scrubbing is not None:
+            at_work = mode.UNIT, mode.kept_of(self._scrubbing)
         spec, results = self.spec.to_json(), self.results
         return results.state(spec, self.identity, self._recording, *at_work, self.knowledge)
 
@@ -350,9 +407,14 @@ class Unlearning:
     @in_float32
     def _identify(self) -> str:
         # By the prompts as they were before the model was asked: found the same at any time.
-        named = self._named
-        encoded = self._encode() if self.prompts is named else _encoded(self.model, named.texts)
-        return identity_of(self.model, self.spec, named, *encoded)
+        texts = texts_of(self.plan, self._named)
+        encoded = self._encode() if texts == self.texts else _encoded(self.model, texts)
+        return identity_of(self.model, self.spec, texts, *encoded)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """List what the run encodes: targets, anchors and preserved, or the pictures it draws."""
+        return texts_of(self.plan, self.prompts)
 
     @property
     def key(self) -> str:
@@ -362,13 +424,13 @@ class Unlearning:
 
     @property
     def encoded(self) -> tuple[Conditioning, Conditioning]:
-        """Return the encoded prompts, in the order of targets, anchors and preserved, and ""."""
+        """Return `texts` encoded, and ""."""
         with torch.inference_mode(False):
             return self._encode()
 
     def _encode(self) -> tuple[Conditioning, Conditioning]:
         if self._encoded is None:
-            self._encoded = _encoded(self.model, self.prompts.texts)
+            self._encoded = _encoded(self.model, self.texts)
         return self._encoded
 
     def check(self, kept: RunState) -> None:

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trust_engine.unlearn.scrubbing.directions import Edit, Spectrum, confirmed, edited, harms
+from trust_engine.unlearn.scrubbing.directions import (
+    Edit,
+    Removal,
+    Spectrum,
+    confirmed,
+    edited,
+    harms,
+)
 from trust_engine.unlearn.scrubbing.moments import Moments
 
 
@@ -35,7 +42,12 @@ def taken(spectrum: Spectrum, soft: bool) -> Tensor:
 
 def edit_of(weight: Tensor, spectrum: Spectrum, soft: bool) -> Edit:
     """Scrub a weight."""
-    return edited(weight, spectrum, spectrum.strengths(soft))
+    return edited(weight, removed(spectrum, soft))
+
+
+def removed(spectrum: Spectrum, soft: bool) -> Removal:
+    """Take a spectrum's directions out, nothing having been taken out before."""
+    return Removal.nothing(len(spectrum.left)).then(spectrum, soft)
 
 
 @pytest.fixture
@@ -69,7 +81,7 @@ def test_the_rests_error_is_the_closed_form(own: Tensor, soft: bool) -> None:
     found = Spectrum.of(moments(inputs(4000, 8, own)), moments(seen), 1e-9, 1.5)
     error = (seen @ edit_of(weight, found, soft).offset.double().T).square().sum(1).mean()
     whole = (seen @ weight.double().T).square().sum(1).mean()
-    each = harms(weight, found, found.strengths(soft), moments(seen))
+    each = harms(weight, removed(found, soft), moments(seen))
     assert each.shape == found.lambdas.shape
     assert float(error / whole) == pytest.approx(float(each.sum()), rel=1e-4)
 
@@ -85,6 +97,25 @@ def test_gain_over_cost_is_lambda_whatever_the_weight(own: Tensor) -> None:
             offset = edit_of(weight, one, soft=False).offset.double()
             gain, cost = ((x @ offset.T).square().sum(1).mean() for x in (concept, seen))
             assert float(gain / cost) == pytest.approx(float(one.lambdas), rel=1e-3)
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_two_removals_one_after_the_other_are_one(own: Tensor, soft: bool) -> None:
+    """Of the second concept only what the first one's removal has left of it is taken."""
+    other = own.roll(3) + 0.3 * own
+    rest = moments(inputs(4000, 8))
+    both, removal = torch.eye(8, dtype=torch.float64), Removal.nothing(8)
+    for mine in (own, other):
+        concept = moments(inputs(4000, 8, mine))
+        torch.testing.assert_close(removal.of(concept), both @ concept @ both.T)
+        found = Spectrum.of(removal.of(concept), removal.of(rest), 1e-6, 3.0)
+        assert len(found.lambdas) == 1
+        removal, both = removal.then(found, soft), taken(found, soft) @ both
+    weight = torch.randn(5, 8)
+    offset = edited(weight, removal).offset.double()
+    torch.testing.assert_close(offset, weight.double() @ both - weight, rtol=1e-5, atol=1e-5)
+    if not soft:
+        assert all(float((both @ one).norm()) < 0.2 * float(one.norm()) for one in (own, other))
 
 
 def test_directions_by_chance_are_not_confirmed_on_other_pictures(own: Tensor) -> None:
@@ -110,11 +141,9 @@ def test_a_convolution_is_scrubbed_in_its_input_channels(own: Tensor) -> None:
     for i, j in ((0, 0), (1, 2)):
         one = edit_of(weight[:, :, i, j], found, soft=False)
         torch.testing.assert_close(edit.offset[:, :, i, j], one.offset)
-    strengths = found.strengths(soft=False)
+    removal = removed(found, soft=False)
     flat = weight.permute(0, 2, 3, 1).reshape(-1, 8)  # taps as rows: each sees the same moments
-    torch.testing.assert_close(
-        harms(weight, found, strengths, rest), harms(flat, found, strengths, rest)
-    )
+    torch.testing.assert_close(harms(weight, removal, rest), harms(flat, removal, rest))
 
 
 def test_around_a_centre_the_rests_mean_stays_what_it_was(own: Tensor) -> None:
@@ -128,11 +157,11 @@ def test_around_a_centre_the_rests_mean_stays_what_it_was(own: Tensor) -> None:
     around = [one.around(centre) for one in seen]
     torch.testing.assert_close(around[1], moments(rest - rest.mean(0)), rtol=1e-3, atol=1e-3)
     found = Spectrum.of(*around, 1e-6, 3.0)
-    edit = edited(weight, found, found.strengths(False), centre=centre)
+    edit = edited(weight, removed(found, False), centre=centre)
     assert edit.bias is not None and edit.rank == 1
     change = rest @ edit.offset.double().T + edit.bias.double()
     assert float(change.mean(0).abs().max()) < 1e-3 * float((rest @ weight.double().T).abs().mean())
-    whole = edited(weight[:, :, None, None], found, found.strengths(False), centre=centre)
+    whole = edited(weight[:, :, None, None], removed(found, False), centre=centre)
     torch.testing.assert_close(whole.bias, edit.bias)
 
 

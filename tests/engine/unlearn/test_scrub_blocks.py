@@ -44,11 +44,17 @@ def shown(denoiser: Denoiser, seed: int = 0) -> tuple[Noised, Noised]:
     return made[0], made[1]
 
 
+def split(denoiser: Denoiser, seed: int = 0) -> tuple[list[Noised], Noised]:
+    """Return them as a scrubbing takes them."""
+    concept, rest = shown(denoiser, seed)
+    return [concept], rest
+
+
 @lru_cache
 def scrubbed(seed: int = 0, style: str = "diffusers", memory: int = 2**30) -> Scrubbing:
     """Scrub a tiny UNet."""
     denoiser = tiny_denoiser(style)
-    work = Scrubbing(denoiser, *shown(denoiser, seed), replace(QUICK, memory=memory))
+    work = Scrubbing(denoiser, *split(denoiser, seed), replace(QUICK, memory=memory))
     for _ in work:
         assert not any(hooks_of(denoiser.module))
         assert not any("forward" in m.__dict__ for m in denoiser.module.modules())
@@ -118,10 +124,10 @@ def test_moments_are_those_of_the_scrubbed_network(name: str) -> None:
         for batch in work.kinds[0]:
             shown_to(denoiser, batch)
     hook.remove()
-    again = Scrubbing(denoiser, *shown(denoiser), QUICK, (number - 1, work.edits))
+    again = Scrubbing(denoiser, *split(denoiser), QUICK, (number - 1, work.edits))
 
-    def take(keys: list[str], seen: list[Moments], _centred: bool) -> None:
-        found.update({key: (seen[0] + seen[1]).mean for key in keys})
+    def take(keys: list[str], seen: list[list[Moments]], _centred: bool) -> None:
+        found.update({key: Moments.of(seen[0]).mean for key in keys})
 
     again._take = take  # type: ignore[method-assign,assignment]
     steps = iter(again)
@@ -140,7 +146,7 @@ def test_every_block_computes_twice_a_sample(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Moments, "add", nothing)
     denoiser = tiny_denoiser()
     concept, rest = shown(denoiser)
-    work = Scrubbing(denoiser, concept, rest, QUICK)
+    work = Scrubbing(denoiser, [concept], rest, QUICK)
     with FlopCounterMode(display=False) as one, torch.no_grad():
         shown_to(denoiser, rest)
     with FlopCounterMode(display=False) as all_:
@@ -166,7 +172,7 @@ def test_a_scrubbing_changes_a_few_directions_and_leaves_the_model_alone() -> No
 
 
 def test_the_same_seed_gives_the_same_edits() -> None:
-    again = Scrubbing(tiny_denoiser(), *shown(tiny_denoiser()), QUICK)
+    again = Scrubbing(tiny_denoiser(), *split(tiny_denoiser()), QUICK)
     for _ in again:
         pass
     assert same(scrubbed().edits, again.edits) and not same(scrubbed().edits, scrubbed(1).edits)
@@ -177,7 +183,7 @@ def test_the_same_seed_gives_the_same_edits() -> None:
 )
 def test_every_plan_does_something_else(changes: dict[str, object]) -> None:
     denoiser = tiny_denoiser()
-    work = Scrubbing(denoiser, *shown(denoiser), replace(QUICK, **changes))
+    work = Scrubbing(denoiser, *split(denoiser), replace(QUICK, **changes))
     list(work)
     assert work.edits and not same(work.edits, scrubbed().edits)
     named = dict(denoiser.module.named_parameters())
@@ -200,10 +206,10 @@ def test_it_goes_on_from_weights_that_stand_in() -> None:
     key = "input_blocks.1.1.transformer_blocks.0.attn2.to_q.weight"
     name = denoiser.parameter_name(key)
     start = {name: 1.5 * denoiser.module.get_parameter(name).detach()}
-    work = Scrubbing(denoiser, *shown(denoiser), QUICK, start=start)
+    work = Scrubbing(denoiser, *split(denoiser), QUICK, start=start)
     list(work)
     other.module.get_parameter(name).data.mul_(1.5)
-    owned = Scrubbing(other, *shown(other), QUICK)
+    owned = Scrubbing(other, *split(other), QUICK)
     list(owned)
     assert same(work.edits, owned.edits) and not same(work.edits, scrubbed().edits)
     assert torch.equal(work.weights[name], owned.weights[name])
@@ -213,12 +219,12 @@ def test_it_goes_on_from_weights_that_stand_in() -> None:
 @pytest.mark.parametrize("stop", [5, 60])
 def test_a_scrubbing_that_was_stopped_goes_on_to_the_same_edits(stop: int) -> None:
     denoiser = tiny_denoiser()
-    first = Scrubbing(denoiser, *shown(denoiser), QUICK)
+    first = Scrubbing(denoiser, *split(denoiser), QUICK)
     for report in first:
         if report.done > stop:
             break
     second = Scrubbing(
-        denoiser, *shown(denoiser), QUICK, begun=(first.blocks_done, dict(first.edits))
+        denoiser, *split(denoiser), QUICK, begun=(first.blocks_done, dict(first.edits))
     )
     done = [report.done for report in second]
     assert done == sorted(done) and done[-1] == report.total
@@ -227,7 +233,7 @@ def test_a_scrubbing_that_was_stopped_goes_on_to_the_same_edits(stop: int) -> No
 
 def test_an_error_in_a_pass_leaves_the_network_as_it_was() -> None:
     denoiser = tiny_denoiser()
-    work = Scrubbing(denoiser, *shown(denoiser), QUICK)
+    work = Scrubbing(denoiser, *split(denoiser), QUICK)
     calls = 0
 
     def forward(*args: object) -> Tensor:
@@ -250,7 +256,7 @@ def test_a_forward_that_a_host_has_put_in_place_comes_back() -> None:
     owner = denoiser.module.get_submodule("down_blocks.0.resnets.0")
     own = owner.forward
     owner.forward = mine = lambda *args, **kwargs: own(*args, **kwargs)
-    work = Scrubbing(denoiser, *shown(denoiser), QUICK)
+    work = Scrubbing(denoiser, *split(denoiser), QUICK)
     list(work)
     assert owner.__dict__["forward"] is mine and same(work.edits, scrubbed().edits)
 
@@ -311,11 +317,11 @@ def test_layers_without_a_module_of_their_own_are_refused() -> None:
 def test_one_batch_is_measured_and_cannot_be_checked_on_another() -> None:
     denoiser = tiny_denoiser()
     plan = replace(QUICK, batch=2 * SAMPLES)
-    work = Scrubbing(denoiser, *shown(denoiser), plan)
+    work = Scrubbing(denoiser, *split(denoiser), plan)
     list(work)
     assert work.edits
     with pytest.raises(SpecError, match="two batches"):
-        Scrubbing(denoiser, *shown(denoiser), replace(plan, checked=True))
+        Scrubbing(denoiser, *split(denoiser), replace(plan, checked=True))
 
 
 @pytest.mark.parametrize("wrong", [{"tau": 0.5}, {"eps": 0.0}, {"eps": 2.0}])

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import ModelError
 from ...models.contract import Denoiser
 
 TEXT_SIDE = (".attn2.to_k.weight", ".attn2.to_v.weight")
+TOGETHER = (".attn1.to_k.weight", ".attn1.to_v.weight")
+"""Layers that are given what attn1.to_q is."""
 NOT_PICTURES = ("time_embed.", "label_emb.", ".emb_layers.")  # fed by the time step and the size
 
 
@@ -40,10 +42,22 @@ def picture_layers(denoiser: Denoiser) -> dict[str, nn.Module]:
     return {key: layer for key, (_, layer) in _named_layers(denoiser).items()}
 
 
+def weights_by_block(denoiser: Denoiser) -> dict[str, dict[str, Tensor]]:
+    """List the layers' weights block by block without a pass, in no order that means anything."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, (_, layer) in _named_layers(denoiser).items():
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        found.setdefault(_block_of(key), {})[key] = weight
+    return found
+
+
 def _named_layers(denoiser: Denoiser) -> dict[str, tuple[str, nn.Module]]:
     found: dict[str, tuple[str, nn.Module]] = {}
     for name, module in denoiser.module.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        # By what it holds: Forge's layers are of classes of its own.
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim not in (2, 4):
             continue
         key = denoiser.checkpoint_key(f"{name}.weight")
         beside = key.endswith(TEXT_SIDE) or any(part in f".{key}" for part in NOT_PICTURES)

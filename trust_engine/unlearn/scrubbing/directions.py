@@ -89,6 +89,47 @@ class Spectrum:
         return Spectrum(self.left[:, some], self.right[some], self.lambdas[some])
 
 
+@dataclass(frozen=True)
+class Removal:
+    """T = I - left diag(strengths) right: some directions taken out, or shrunk.
+
+    left (d, k) and right (k, d), strengths and lambdas (k,), float64. One after another makes one:
+    T_2 T_1 = I - left_1 s_1 right_1 - left_2 s_2 (right_2 T_1).
+    """
+
+    left: Tensor
+    right: Tensor
+    strengths: Tensor
+    lambdas: Tensor
+
+    @classmethod
+    def nothing(cls, d: int) -> Removal:
+        """Return T = I for inputs of d channels."""
+        none = torch.zeros(0, dtype=torch.float64)
+        return cls(none.new_zeros(d, 0), none.new_zeros(0, d), none, none)
+
+    def then(self, spectrum: Spectrum, soft: bool) -> Removal:
+        """Take a spectrum's directions out of what this leaves, on whose moments it was found."""
+        strengths = spectrum.strengths(soft)
+        return Removal(
+            torch.cat([self.left, spectrum.left], 1),
+            torch.cat([self.right, self._before(spectrum.right)]),
+            torch.cat([self.strengths, strengths]),
+            torch.cat([self.lambdas, spectrum.lambdas]),
+        )
+
+    def _before(self, rows: Tensor) -> Tensor:
+        """Return rows T, for rows (n, d)."""
+        return rows - (rows @ self.left * self.strengths) @ self.right
+
+    def of(self, moments: Tensor) -> Tensor:
+        """Return T C T^T, the moments (d, d) of T x where those of x are C."""
+        if not len(self.strengths):
+            return moments
+        half = moments - self.left * self.strengths @ (self.right @ moments)
+        return half - (half @ self.right.T) * self.strengths @ self.left.T
+
+
 def confirmed(found: Spectrum, concept: Tensor, rest: Tensor, eps: float, tau: float) -> int:
     """Count the directions that have lambda > tau on other pictures than they were found on, too.
 
@@ -102,23 +143,20 @@ def confirmed(found: Spectrum, concept: Tensor, rest: Tensor, eps: float, tau: f
     return int((own > tau * other).sum())
 
 
-def harms(weight: Tensor, spectrum: Spectrum, strengths: Tensor, rest: Tensor) -> Tensor:
+def harms(weight: Tensor, removal: Removal, rest: Tensor) -> Tensor:
     """Return the share of the rest's output energy that each direction's removal changes, (k,).
 
     A convolution's taps are added up as if neighbouring positions had nothing in common.
     """
     taps = weight.double().flatten(2) if weight.ndim == 4 else weight.double().unsqueeze(-1)
-    changed = torch.einsum("odt,dk->otk", taps, spectrum.left * strengths).square().sum((0, 1))
+    scaled = removal.left * removal.strengths
+    changed = torch.einsum("odt,dk->otk", taps, scaled).square().sum((0, 1))
     whole = torch.einsum("odt,de,oet->", taps, rest, taps)
     return changed / whole.clamp(min=TINY)
 
 
 def edited(
-    weight: Tensor,
-    spectrum: Spectrum,
-    strengths: Tensor,
-    harm: float = 0.0,
-    centre: Tensor | None = None,
+    weight: Tensor, removal: Removal, harm: float = 0.0, centre: Tensor | None = None
 ) -> Edit:
     """Write W T - W as a product of low rank; weight (o, d) or (o, d, kh, kw).
 
@@ -126,11 +164,12 @@ def edited(
     centre, of which the second part goes to the bias. A convolution's border, where zeros are
     padded, gets it, too.
     """
-    up = -torch.einsum("od...,dk->ok...", weight.double(), spectrum.left * strengths)
+    scaled = removal.left * removal.strengths
+    up = -torch.einsum("od...,dk->ok...", weight.double(), scaled)
     bias = None
     if centre is not None:
-        bias = -(up.flatten(2).sum(2) if up.ndim == 4 else up) @ (spectrum.right @ centre)
+        bias = -(up.flatten(2).sum(2) if up.ndim == 4 else up) @ (removal.right @ centre)
     return Edit(
-        up.float(), spectrum.right.float(), spectrum.lambdas, harm,
+        up.float(), removal.right.float(), removal.lambdas, harm,
         None if bias is None else bias.float(),
     )  # fmt: skip

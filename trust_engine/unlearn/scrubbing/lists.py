@@ -16,12 +16,12 @@ from ...spec import ConceptSpec
 class PictureLists:
     """Prompts, a picture each; whoever wants others replaces a list.
 
-    concept: the concept alone, for what stands beside it would go with it; alone: other things, one
-    at a time; pairs: two other things, without which all that is crowded would look like the
-    concept's own; near: what is most like the concept and what usually stands beside it.
+    concepts: of each concept it alone, for what stands beside it would go with it; alone: other
+    things, one at a time; pairs: two other things, without which all that is crowded would look
+    like the concept's own; near: what is most like the concept and what usually stands beside it.
     """
 
-    concept: tuple[str, ...]
+    concepts: tuple[tuple[str, ...], ...]
     alone: tuple[str, ...]
     pairs: tuple[str, ...] = ()
     near: tuple[str, ...] = ()
@@ -33,13 +33,18 @@ class PictureLists:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """List all prompts, the concept's first."""
-        return (*self.concept, *self.rest)
+        """List all prompts, the concepts' first, each by itself."""
+        return (*(prompt for own in self.concepts for prompt in own), *self.rest)
+
+    @property
+    def counts(self) -> list[int]:
+        """Count the pictures of each concept, and at last of what stays."""
+        return [*map(len, self.concepts), len(self.rest)]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many pictures of each list are drawn."""
+    """How many pictures of each list are drawn; concept: of every one."""
 
     concept: int = 24
     alone: int = 24
@@ -48,21 +53,25 @@ class Counts:
 
 
 def picture_lists(
-    concept: ConceptSpec, prompts: PromptSet, counts: Counts | None = None
+    concepts: Sequence[ConceptSpec], prompts: PromptSet, counts: Counts | None = None
 ) -> PictureLists:
-    """Choose from a run's prompts, evenly spread.
+    """Choose from the prompts of a run on these concepts, evenly spread.
 
     Things near the concept are the vocabulary's nearest by text, or, where the user said what to
     preserve, those; a user's list thus is where a concept's companions are named.
     """
     counts = counts or Counts()
-    styled = concept.kind == "style"
+    styled = any(concept.kind == "style" for concept in concepts)
+    own = [
+        [t for t in prompts.targets if len(concepts) == 1 or concept.carried_by(t)]
+        for concept in concepts
+    ]
     things = [with_article(word) for word in prompts.kept]
     pairs = [] if styled else _pairs(things, counts.pairs)
     alone = counts.alone + counts.pairs - len(pairs)
     near = things[: max(1, counts.near)] if counts.near and not styled else []
     return PictureLists(
-        tuple(spread(prompts.targets, counts.concept)),
+        tuple(tuple(spread(targets, counts.concept)) for targets in own),
         tuple(spread(prompts.preserve, alone)),
         tuple(pairs),
         tuple(near[i % len(near)] for i in range(counts.near)) if near else (),

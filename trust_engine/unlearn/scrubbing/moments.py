@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,15 +34,18 @@ class Moments:
         self.sum = added if self.sum is None else self.sum.add_(added)
         self.count += len(rows)
 
-    def __add__(self, other: Moments) -> Moments:
-        """Put the inputs of two together."""
-        both = Moments()
-        for part in (self, other):
+    @classmethod
+    def of(cls, parts: Sequence[Moments]) -> Moments:
+        """Put the inputs of several together; of one, that one itself."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = cls()
+        for part in parts:
             if part.total is not None and part.sum is not None:
-                both.total = part.total if both.total is None else both.total + part.total
-                both.sum = part.sum if both.sum is None else both.sum + part.sum
-                both.count += part.count
-        return both
+                whole.total = part.total if whole.total is None else whole.total + part.total
+                whole.sum = part.sum if whole.sum is None else whole.sum + part.sum
+                whole.count += part.count
+        return whole
 
     @property
     def mean(self) -> Tensor:

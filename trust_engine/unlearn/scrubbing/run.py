@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ...errors import SpecError
-from ...models.contract import Denoiser, compute_dtype
+from ...models.contract import Denoiser, compute_dtype, device_of
 from ...models.parameters import exchanged
 from ...models.precision import in_float32
 from .blocks import Block, blocks_of
-from .directions import Edit, Spectrum, confirmed, edited, harms
+from .directions import Edit, Removal, Spectrum, confirmed, edited, harms
 from .moments import Moments
 from .replay import GIGABYTE, Outputs, Replay
 from .samples import Noised, shown_to
@@ -53,12 +53,13 @@ class ScrubPlan:
 
 @dataclass(frozen=True)
 class ScrubReport:
-    """Progress: batches done of all, UNet passes so far, directions taken out so far."""
+    """Progress: batches done of all, UNet passes and directions so far, the block at work."""
 
     done: int
     total: int
     passes: int
     directions: int
+    block: str = ""
 
 
 class Scrubbing:
@@ -73,16 +74,19 @@ class Scrubbing:
     def __init__(
         self,
         denoiser: Denoiser,
-        concept: Noised,
+        concepts: Sequence[Noised],
         rest: Noised,
         plan: ScrubPlan | None = None,
         begun: tuple[int, Mapping[str, Edit]] | None = None,
         folder: Path | None = None,
         start: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Take samples; start: weights by parameter name that stand in for the network's own."""
+        """Take samples of each concept, and of what stays.
+
+        start: weights by parameter name that stand in for the network's own.
+        """
         self.denoiser, self.plan = denoiser, plan or ScrubPlan()
-        self.kinds = concept.batches(self.plan.batch), rest.batches(self.plan.batch)
+        self.kinds = [kind.batches(self.plan.batch) for kind in (*concepts, rest)]
         if self.plan.checked and min(map(len, self.kinds)) < 2:
             raise SpecError(
                 f"to check directions takes two batches of {self.plan.batch} samples of either "
@@ -94,7 +98,12 @@ class Scrubbing:
         self.start = dict(start or {})
         self.passes = 0
         """UNet passes, one sample each; one that computes two blocks of n counts 2 / n."""
+        self._before = 0
         self._computed = 0  # blocks, one sample each
+
+    def paid(self, passes: int) -> None:
+        """Count what a scrubbing before this one, from which it goes on, has cost."""
+        self._before = passes
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -114,34 +123,37 @@ class Scrubbing:
     @torch.no_grad()
     @in_float32
     def __iter__(self) -> Iterator[ScrubReport]:
-        first = self.kinds[1][0].batches(1)[0]
+        first = self.kinds[-1][0].batches(1)[0]
 
         def once() -> None:
             self._show(first, {})
 
         blocks = blocks_of(self.denoiser, once)
         replay = Replay(self.denoiser.module, blocks, self.outputs, once)
+        # The halves of a kind are told apart where one is checked on the other.
+        parts = 2 if self.plan.checked else 1
         batches = [
-            (2 * kind + (2 * i >= len(self.kinds[kind])), batch)
-            for kind in (0, 1)
-            for i, batch in enumerate(self.kinds[kind])
+            (parts * number + parts * i // len(kind), batch)
+            for number, kind in enumerate(self.kinds)
+            for i, batch in enumerate(kind)
         ]
         begin, total = self.blocks_done, len(blocks) * len(batches)
         for number in range(begin, len(blocks)):
             block = blocks[number]
-            seen = [_empty(block) for _ in range(4)]  # halves of the concept's, of the rest's
+            seen = [_empty(block) for _ in range(parts * len(self.kinds))]
             for i, (part, batch) in enumerate(batches):
                 whole = number == begin or not replay.possible
                 self._measure(replay, number, i, batch, seen[part], whole)
                 done = number * len(batches) + i + 1
-                yield ScrubReport(done, total, self.passes, self._directions)
+                yield ScrubReport(done, total, self.passes, self.directions, block.name)
             self._scrub(block, seen)
             self.blocks_done = number + 1
         self.outputs.clear()
-        yield ScrubReport(total, total, self.passes, self._directions)
+        yield ScrubReport(total, total, self.passes, self.directions)
 
     @property
-    def _directions(self) -> int:
+    def directions(self) -> int:
+        """Count the directions that have been taken out of all layers so far."""
         return sum(edit.rank for edit in self.edits.values())
 
     def _measure(
@@ -165,12 +177,12 @@ class Scrubbing:
             begin,
         )
         self._computed += len(batch) * (number + 1 - begin)
-        self.passes = ORDER + round(self._computed / len(replay.blocks))
+        self.passes = self._before + ORDER + round(self._computed / len(replay.blocks))
 
     def _show(self, batch: Noised, theta: Mapping[str, Tensor]) -> None:
         """Let the network see a batch, with some of its weights scrubbed."""
-        dtype = compute_dtype(self.denoiser.module)
-        weights = {name: w.to(dtype) for name, w in {**self.start, **theta}.items()}
+        dtype, place = compute_dtype(self.denoiser.module), device_of(self.denoiser)
+        weights = {name: w.to(place, dtype) for name, w in {**self.start, **theta}.items()}
         with exchanged(self.denoiser.module, weights):
             shown_to(self.denoiser, batch)
 
@@ -196,27 +208,37 @@ class Scrubbing:
                 keys = [key for key in alike if self._centred(key) == centred]
                 keys = [key for key in keys if not any(part in key for part in self.plan.spared)]
                 if keys:
-                    self._take(keys, [moments[leader] for moments in seen], centred)
+                    self._take(keys, self._by_kind(leader, seen), centred)
 
     def _centred(self, key: str) -> bool:
         owner = self.denoiser.parameter_name(key).rpartition(".")[0]
         return self.plan.centred and self.denoiser.module.get_submodule(owner).bias is not None
 
-    def _take(self, keys: Sequence[str], seen: Sequence[Moments], centred: bool) -> None:
-        """Scrub layers that see the same."""
-        plan, both = self.plan, (seen[0] + seen[1], seen[2] + seen[3])
-        centre = both[1].centre if centred else None
-        spectrum = Spectrum.of(_about(both[0], centre), _about(both[1], centre), plan.eps, plan.tau)
-        if plan.checked and len(spectrum.lambdas):
-            parts = [_about(m, centre) for m in seen]
-            spectrum = spectrum.first(_confirmed(parts, plan))
-        if not len(spectrum.lambdas):
+    def _by_kind(self, leader: str, seen: Sequence[Mapping[str, Moments]]) -> list[list[Moments]]:
+        """Return a layer's moments: of each concept, at last of what stays; whole or in halves."""
+        parts = len(seen) // len(self.kinds)
+        moments = [part[leader] for part in seen]
+        return [moments[i : i + parts] for i in range(0, len(moments), parts)]
+
+    def _take(self, keys: Sequence[str], seen: Sequence[list[Moments]], centred: bool) -> None:
+        """Scrub layers that see the same: each concept in its turn, from what is left by then."""
+        plan, rest = self.plan, Moments.of(seen[-1])
+        centre = rest.centre if centred else None
+        usual = _about(rest, centre)
+        removal = Removal.nothing(len(usual))
+        for own in seen[:-1]:
+            concept = removal.of(_about(Moments.of(own), centre))
+            spectrum = Spectrum.of(concept, removal.of(usual), plan.eps, plan.tau)
+            if plan.checked and len(spectrum.lambdas):
+                halves = [removal.of(_about(half, centre)) for half in (*own, *seen[-1])]
+                spectrum = spectrum.first(_confirmed(halves, plan))
+            removal = removal.then(spectrum, plan.soft)
+        if not len(removal.lambdas):
             return
-        strengths = spectrum.strengths(plan.soft)
         for key in keys:
             weight = self._weight(self.denoiser.parameter_name(key)).cpu()
-            harm = float(harms(weight, spectrum, strengths, both[1].mean).sum())
-            self.edits[key] = edited(weight, spectrum, strengths, harm, centre)
+            harm = float(harms(weight, removal, rest.mean).sum())
+            self.edits[key] = edited(weight, removal, harm, centre)
 
 
 def _about(moments: Moments, centre: Tensor | None) -> Tensor:

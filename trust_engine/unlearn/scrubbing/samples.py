@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ... import seeds
 from ...models.contract import Conditioning, Denoiser, device_of, stack
-from ...models.sampler import SamplerSettings, initial_noise, sample
 from ...prompts.subset import deal
+from ..trajectory import Recording
 
 EARLIEST, LATEST = 20, 750  # timesteps: noise enough to tell nothing by, and picture enough to see
 
@@ -28,6 +28,12 @@ class Drawn:
     prompts: Conditioning
     way: Tensor | None = None
     timesteps: Tensor | None = None
+
+    @classmethod
+    def of(cls, recording: Recording, prompts: Conditioning) -> Drawn:
+        """Take what `pictures.draw` recorded: the sampler's last step is the picture."""
+        states = recording.latents
+        return cls(states[:, -1], prompts, states[:, :-1], recording.timesteps[1:])
 
     @property
     def usable(self) -> list[int]:
@@ -103,35 +109,6 @@ def on_the_way(
     return Noised(x, t, replaced(_rows(drawn.prompts, some), uncond, blank))
 
 
-def draw(
-    denoiser: Denoiser,
-    prompts: Conditioning,
-    uncond: Conditioning,
-    how: SamplerSettings,
-    size: tuple[int, int],
-    noises: Sequence[int],
-    batch: int,
-) -> Iterator[tuple[int, Drawn | None]]:
-    """Draw a picture of each prompt from the noise of its seed, and keep what it went through.
-
-    Yields (passes so far, None) after each call of the network, at last with what was drawn.
-    """
-    grid, passes = how.grid(denoiser), 0
-    finished, ways = [], []
-    for start in range(0, len(noises), batch):
-        rows = slice(start, start + batch)
-        mine = list(noises[rows])
-        noise, way = initial_noise(mine, size), list[Tensor]()
-        for _, x in sample(denoiser, noise, prompts.select(rows), uncond, how, mine):
-            way.append(x.cpu())
-            passes += how.passes(len(mine)) // how.steps
-            yield passes, None
-        finished.append(way[-1])
-        ways.append(torch.stack(way[:-1], 1))
-    timesteps = torch.tensor(grid[1:], dtype=torch.long)
-    yield passes, Drawn(torch.cat(finished), prompts, torch.cat(ways), timesteps)
-
-
 def replaced(cond: Conditioning, uncond: Conditioning, blank: Tensor) -> Conditioning:
     """Put the empty prompt where blank (b,) says so."""
     rows = blank.to(cond.context.device).view(-1, 1, 1)
@@ -157,6 +134,6 @@ def shown_to(denoiser: Denoiser, batch: Noised) -> None:
     denoiser(batch.x.to(place), batch.t.to(place), batch.cond.to(place))
 
 
-def chance(seed: int, which: int) -> torch.Generator:
-    """Return the stream of a scrubbing's noise: which = seeds.EFFECT or HARM."""
-    return seeds.generator(seeds.sample(seed, 0, which))
+def chance(seed: int, which: int, number: int = 0) -> torch.Generator:
+    """Return the stream of a scrubbing's noise: which = seeds.EFFECT, of a concept, or HARM."""
+    return seeds.generator(seeds.sample(seed, number, which))

@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
 import trust_engine.unlearn.robust as robust
-from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
-from trust_engine import seeds
-from trust_engine.diff import applied
-from trust_engine.models.contract import LentModel, projections
-from trust_engine.prompts.concept import PromptSet
-from trust_engine.spec import UnlearnSpec
-from trust_engine.unlearn.problems import Problems
-from trust_engine.unlearn.resolve import BUDGET, resolve
 from trust_engine.unlearn.robust import (
     EARLIEST,
     MEASURED_BATCH,
@@ -30,6 +21,15 @@ from trust_engine.unlearn.robust import (
     every_weight,
     pictured,
 )
+
+from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
+from trust_engine import seeds
+from trust_engine.diff import applied
+from trust_engine.models.contract import LentModel, projections
+from trust_engine.prompts.concept import PromptSet
+from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn.problems import Problems
+from trust_engine.unlearn.resolve import BUDGET, resolve
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.run_state import load_state, save_state
 

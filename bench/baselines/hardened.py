@@ -1,4 +1,6 @@
-"""Robust mode: what shows the concept is denoised to something else, whatever the prompt says.
+"""Robust by training: what shows the concept is denoised to something else, whatever is asked.
+
+What robust mode was before scrubbing; it is kept to be compared with.
 
 Erasing a prompt leaves the knowledge of how the concept looks, and an attacker finds another way
 to ask for it: a learned token reaches what a word no longer does. Here every weight of the UNet
@@ -19,23 +21,28 @@ did to the rest, and starts where the concept's own features are gone instead of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import seeds
-from ..distributed import SINGLE, Workers
-from ..models.contract import Conditioning, Denoiser, device_of, stack
-from ..models.sampler import SamplerSettings, initial_noise, sample, sampled
-from ..prompts.concept import PromptSet
-from ..spec import UnlearnSpec
-from .end_to_end import Differentiable
-from .objective import distance
-from .trainer import Metrics, SelectiveTrainer
-from .trajectory import Part, Recording, batches
+from trust_engine import seeds
+from trust_engine.models.contract import Conditioning, Denoiser, device_of, stack
+from trust_engine.models.precision import float32_default
+from trust_engine.models.sampler import SamplerSettings, initial_noise, sample, sampled
+from trust_engine.prompts.concept import PromptSet, build_prompts
+from trust_engine.spec import UnlearnSpec
+from trust_engine.unlearn.end_to_end import Differentiable
+from trust_engine.unlearn.objective import distance
+from trust_engine.unlearn.trainer import Metrics, SelectiveTrainer
 
+from .common import Task, Weights
+
+STEPS = 0.8  # of the spec's, for these take much longer
+RATE = 0.12  # of the spec's: every weight moves, not one in thirty
+BUDGET = 0.3  # share of all weights that may change
 PASSES = 10  # times the spec's, to draw with
 DRAWING_STEPS = 12
 BATCH = 12  # pictures of either kind a step
@@ -72,6 +79,23 @@ def settings(spec: UnlearnSpec) -> SamplerSettings:
     return sampled(SamplerSettings(DRAWING_STEPS, spec.cfg), spec.sampling)
 
 
+def plan_of(spec: UnlearnSpec) -> UnlearnSpec:
+    """Set aside what is done another way: a shrinking mask over all weights, and no penalty."""
+    return replace(
+        spec,
+        engine="global",
+        saliency="noise",
+        objective="none",
+        selection="neurons",
+        granularity="entry",
+        schedule="shrinking",
+        refresh=5,
+        steps=max(1, round(STEPS * spec.steps)),
+        rate=RATE * spec.rate,
+        budget=max(BUDGET, spec.budget),
+    )
+
+
 def draw(
     denoiser: Denoiser,
     cond: Conditioning,
@@ -80,38 +104,18 @@ def draw(
     spec: UnlearnSpec,
     size: tuple[int, int],
     batch: int,
-    team: Workers = SINGLE,
-    begun: Recording | None = None,
-) -> Iterator[Recording]:
-    """Draw the chosen prompts; yields after each UNet call, in the end with all the latents.
-
-    A concept's picture and its anchor's start from the same noise. The recording's latents are
-    (pictures, 1, 4, h, w). A team's processes take turns at the batches. `begun`: what a run before
-    this one had drawn.
-    """
-    recording, how, everything = Recording(), settings(spec), stack([cond, uncond])
+) -> Tensor:
+    """Draw the chosen prompts, (pictures, 4, h, w); a concept's and its anchor's from one noise."""
+    how, everything, finished = settings(spec), stack([cond, uncond]), []
     erased = erased_of(len(chosen))
     numbers = [i % erased if i < 2 * erased else i for i in range(len(chosen))]
     noises = [seeds.recording_noise(spec.seed, i) for i in numbers]
-    before = begun.parts if begun and team.size == 1 else ()
-    for number, (span, part) in enumerate(batches(len(chosen), batch, before)):
-        rows = chosen[span]
-        each = how.passes(len(rows)) // how.steps
-        if not team.mine(number):
-            recording.passes += each * how.steps
-            continue
-        part = part.again() if part else Part(initial_noise(noises[span], size))
-        recording.passes += each * part.done
-        recording.parts.append(part)
+    for start in range(0, len(chosen), batch):
+        rows, own = chosen[start : start + batch], noises[start : start + batch]
         under = everything.select(torch.tensor(rows, device=cond.context.device))
-        for _, x in sample(denoiser, part.x, under, uncond, how, noises[span], part.done):
-            part.stepped(x)
-            recording.passes += each
-            yield recording
-    finished = [part.x.cpu() for part in recording.parts]
-    recording.latents = torch.cat(team.interleave(finished)).unsqueeze(1)
-    recording.timesteps, recording.parts = torch.tensor([0]), []
-    yield recording
+        *_, (_, x) = sample(denoiser, initial_noise(own, size), under, uncond, how, own)
+        finished.append(x.cpu())
+    return torch.cat(finished)
 
 
 @dataclass(frozen=True)
@@ -237,3 +241,30 @@ def every_weight(denoiser: Denoiser) -> dict[str, tuple[Tensor, int]]:
         for name, p in named
         if p.ndim >= 2
     }
+
+
+def problem_of(task: Task, plan: UnlearnSpec) -> RobustProblem:
+    """Draw what a plan is trained on."""
+    model, concept = task.model, task.concept
+    prompts = build_prompts(
+        [concept], model.encoder, model.vocabulary, model.styles, named=True, beside=True
+    )
+    cond, uncond = task.encode(prompts.texts), task.encode([""])
+    chosen, batch = pictured(prompts, plan), model.lend().at_once
+    drawn = draw(model.denoiser, cond, uncond, chosen, plan, model.latent_size, batch)
+    weights = every_weight(model.denoiser)
+    count = len(prompts.targets)
+    return RobustProblem(model.denoiser, weights, drawn, chosen, cond, uncond, count, plan)
+
+
+def erase(task: Task, changes: Mapping[str, Any]) -> Weights:
+    """Train every weight of the UNet; changes: of the engine's spec."""
+    plan = plan_of(UnlearnSpec((task.concept,), seed=task.seed, **changes))
+    with float32_default(), torch.enable_grad():
+        problem = problem_of(task, plan)
+        training = Hardening(problem, plan)
+        for _ in training:
+            pass
+    theta = problem.layout.parts(training.optimiser.theta().detach())
+    names = map(task.model.denoiser.parameter_name, problem.keys)
+    return dict(zip(names, theta, strict=True))
