@@ -278,8 +278,6 @@ class Unlearning:
         work = mode.scrubbing_of(self.model, plan, lists, drawn, cond, uncond, begun)
         curve = list(kept.curves.get(mode.UNIT, ())) if begun and kept is not None else []
         self.curves[mode.UNIT] = curve
-        if begun and kept is not None:
-            work.paid(kept.passes - self._recording.passes)
         self._scrubbing = work
         # One process of a team computes; splitting a block's batches would not pay the exchange.
         for report in work if self.team.first else ():

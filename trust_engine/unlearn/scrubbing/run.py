@@ -97,13 +97,11 @@ class Scrubbing:
         self.outputs = Outputs(self.plan.memory, folder)
         self.start = dict(start or {})
         self.passes = 0
-        """UNet passes, one sample each; one that computes two blocks of n counts 2 / n."""
-        self._before = 0
-        self._computed = 0  # blocks, one sample each
+        """UNet passes, one sample each; one that computes two blocks of n counts 2 / n.
 
-    def paid(self, passes: int) -> None:
-        """Count what a scrubbing before this one, from which it goes on, has cost."""
-        self._before = passes
+        One that goes on counts as if it had never stopped, for a diff says what it took.
+        """
+        self._computed = 0  # blocks, one sample each
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -138,6 +136,8 @@ class Scrubbing:
             for i, batch in enumerate(kind)
         ]
         begin, total = self.blocks_done, len(blocks) * len(batches)
+        samples = sum(len(batch) for _, batch in batches)
+        self._computed = samples * sum(_computes(replay, number) for number in range(begin))
         for number in range(begin, len(blocks)):
             block = blocks[number]
             seen = [_empty(block) for _ in range(parts * len(self.kinds))]
@@ -176,8 +176,8 @@ class Scrubbing:
             lambda: self._show(batch, own),
             begin,
         )
-        self._computed += len(batch) * (number + 1 - begin)
-        self.passes = self._before + ORDER + round(self._computed / len(replay.blocks))
+        self._computed += len(batch) * _computes(replay, number)
+        self.passes = ORDER + round(self._computed / len(replay.blocks))
 
     def _show(self, batch: Noised, theta: Mapping[str, Tensor]) -> None:
         """Let the network see a batch, with some of its weights scrubbed."""
@@ -239,6 +239,11 @@ class Scrubbing:
             weight = self._weight(self.denoiser.parameter_name(key)).cpu()
             harm = float(harms(weight, removal, rest.mean).sum())
             self.edits[key] = edited(weight, removal, harm, centre)
+
+
+def _computes(replay: Replay, number: int) -> int:
+    """Count the blocks that compute in a pass that measures one, what is stored left out."""
+    return min(number + 1, 2) if replay.possible else number + 1
 
 
 def _about(moments: Moments, centre: Tensor | None) -> Tensor:

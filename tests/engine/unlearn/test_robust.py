@@ -1,0 +1,171 @@
+"""Robust mode: a run that scrubs, from pictures to a diff of low rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
+from trust_engine.diff import LowRankOffset, applied, load_diff, save_diff
+from trust_engine.errors import SpecError
+from trust_engine.models.contract import LentModel
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn.keeping import Keeping
+from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.run_store import RunStore
+from trust_engine.unlearn.scrubbing import mode, run
+from trust_engine.unlearn.scrubbing.blocks import picture_layers
+from trust_engine.unlearn.scrubbing.pictures import recipe_of
+from trust_engine.unlearn.state import load_state, save_state
+
+PASSES = 50  # a dozenth of the usual: half a dozen pictures
+GUN, BOMB = ConceptSpec(("gun",)), ConceptSpec(("bomb",))
+
+
+@pytest.fixture(autouse=True)
+def _low_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random UNet has next to nothing of a concept's own: take what there is."""
+    monkeypatch.setattr(run.ScrubPlan.__init__, "__defaults__", _lower())
+
+
+def _lower() -> tuple[object, ...]:
+    defaults = list(run.ScrubPlan.__init__.__defaults__ or ())
+    defaults[0] = 1.3
+    return tuple(defaults)
+
+
+def robust_spec(**changes: object) -> UnlearnSpec:
+    """Ask for a run on a few pictures."""
+    return tiny_spec(**{"robust": True, "passes": PASSES, **changes})
+
+
+def ran(model: LentModel | None = None, **changes: object) -> Unlearning:
+    """Run to the end."""
+    made = Unlearning(model or tiny_model(), robust_spec(**changes))
+    for _ in made:
+        pass
+    return made
+
+
+@lru_cache
+def whole() -> Unlearning:
+    """Run once for all tests that only look."""
+    return ran()
+
+
+def test_it_changes_layers_all_over_the_unet_by_a_few_directions(tmp_path: Path) -> None:
+    made, fresh = whole(), tiny_model()
+    assert frozen_bits(made.model.denoiser.module) == frozen_bits(fresh.denoiser.module)
+    assert made.diff.directions > 0 and set(made.diff.offsets) <= set(
+        picture_layers(fresh.denoiser)
+    )
+    for key, offset in made.diff.offsets.items():
+        assert isinstance(offset, LowRankOffset)
+        weight = fresh.denoiser.module.get_parameter(fresh.denoiser.parameter_name(key))
+        assert offset.rank < weight.shape[1] and offset.shape == weight.shape
+    save_diff(made.diff, tmp_path / "robust.safetensors")
+    assert content(load_diff(tmp_path / "robust.safetensors")) == content(made.diff)
+
+
+def test_the_diff_is_what_was_scrubbed() -> None:
+    """Under the diff, what enters the layers has lost what stood out."""
+    made, model = whole(), tiny_model()
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([300, 300])
+    cond = model.encoder.encode(["a gun", "a cat"])
+    with torch.no_grad():
+        before = model.denoiser(x, t, cond)
+        with applied(model.denoiser, [(made.diff, 1.0)]):
+            assert not torch.equal(model.denoiser(x, t, cond), before)
+        assert torch.equal(model.denoiser(x, t, cond), before)
+    left = made.final[mode.UNIT]
+    assert 0 < left.effect < 1 and 0 < left.harm and 0 < left.share < 1
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "ldm"])
+def test_the_same_seed_gives_the_same_diff_and_counts_are_true(kind: str) -> None:
+    one, two = ran(tiny_model(kind)), ran(tiny_model(kind))
+    assert content(one.diff) == content(two.diff) and one.backward == 0
+    recipe, drawn = recipe_of(one.spec), 24 * one.recorded  # 12 steps, guided
+    samples = recipe.samples(1)
+    assert one.recorded == sum(mode.lists_of(one.plan, one.prompts).counts)
+    assert one.total == one.asking + drawn + 2 * samples
+    assert drawn < one.passes
+    if kind == "diffusers":  # whose blocks are stored
+        assert one.passes <= drawn + 2 + 2 * samples
+    assert content(ran(tiny_model(kind), seed=1).diff) != content(one.diff)
+
+
+def test_reports_rise_to_the_total_and_say_what_is_at_work() -> None:
+    made = Unlearning(tiny_model(), robust_spec())
+    reports = list(made)
+    done = [report.done for report in reports]
+    assert done == sorted(done) and done[-1] == made.total
+    stages = [report.stage for report in reports]
+    assert any(stage.startswith("scrubbing input_blocks") for stage in stages)
+    assert all(r.standing is not None for r in reports if r.stage.startswith("scrubbing"))
+    assert len(made.curves[mode.UNIT]) == made.steps > 10
+    assert made.failure is None
+
+
+@pytest.mark.parametrize("stop", ["recording", "scrubbing input_blocks.3", "scrubbing out"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, stop: str) -> None:
+    first, calls = Unlearning(tiny_model(), robust_spec()), 0
+    for report in first:
+        calls += report.stage.startswith(stop)
+        if calls == 3:
+            break
+    save_state(first.state, tmp_path / "state")
+    state = load_state(tmp_path / "state")
+    second = Unlearning(tiny_model(), robust_spec(), state)
+    share, done = second.behind(state), [report.done for report in second]
+    assert 0 < share < 1 and done[0] >= 0.7 * share * second.total
+    assert content(second.diff) == content(whole().diff)
+    assert second.passes == whole().passes and second.curves == whole().curves
+    assert second.final == whole().final
+
+
+def test_a_finished_run_is_taken_over_from_the_store(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    for again in (False, True):
+        made = Unlearning(tiny_model(), robust_spec())
+        with Keeping(made, store) as kept:
+            for _ in kept:
+                pass
+            assert kept.recalled == again
+            assert content(made.diff) == content(whole().diff)
+
+
+def test_two_concepts_are_both_taken_out() -> None:
+    both = ran(concepts=(GUN, BOMB))
+    assert both.diff.directions > 0
+    assert len(mode.lists_of(both.plan, both.prompts).concepts) == 2
+    for one in (GUN, BOMB):
+        assert content(ran(concepts=(one,)).diff) != content(both.diff)
+
+
+def test_what_has_no_looks_of_its_own_is_refused() -> None:
+    pair = ConceptSpec(("dog",), "combination", companion="cat")
+    with pytest.raises(SpecError, match=r"robust cannot take .dog with cat. out of pictures"):
+        Unlearning(tiny_model(), robust_spec(concepts=(pair,)))
+    Unlearning(tiny_model(), replace(robust_spec(concepts=(pair,)), robust=False))
+
+
+def test_nothing_that_stands_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mode, "_rows", lambda model: 12)
+    monkeypatch.setattr(mode, "ScrubPlan", lambda batch=12: run.ScrubPlan(tau=1e6, batch=batch))
+    made = Unlearning(tiny_model(), robust_spec())
+    with pytest.raises(SpecError, match="nothing in the pictures of 'gun' stands out"):
+        list(made)
+
+
+def test_what_it_takes_is_told_before() -> None:
+    model, spec = tiny_model(), robust_spec()
+    widest = max(layer.weight.shape[1] for layer in picture_layers(model.denoiser).values())  # type: ignore[union-attr,index]
+    assert mode.memory_of(model, spec) > 2 * 4 * widest**2
+    more = mode.memory_of(model, replace(spec, concepts=(GUN, BOMB)))
+    assert more > mode.memory_of(model, spec)
+    assert mode.flops_of(model.denoiser, spec) > 12 * widest**3
