@@ -85,18 +85,14 @@ def test_the_diff_is_what_was_scrubbed() -> None:
     assert 0 < left.effect < 1 and 0 < left.harm and 0 < left.share < 1
 
 
-@pytest.mark.parametrize("kind", ["diffusers", "ldm"])
-def test_the_same_seed_gives_the_same_diff_and_counts_are_true(kind: str) -> None:
-    one, two = ran(tiny_model(kind)), ran(tiny_model(kind))
+def test_the_same_seed_gives_the_same_diff_and_counts_are_true() -> None:
+    one, two = whole(), ran()
     assert content(one.diff) == content(two.diff) and one.backward == 0
-    recipe, drawn = recipe_of(one.spec), 24 * one.recorded  # 12 steps, guided
-    samples = recipe.samples(1)
+    samples, drawn = recipe_of(one.spec).samples(1), 24 * one.recorded  # 12 steps, guided
     assert one.recorded == sum(mode.lists_of(one.plan, one.prompts).counts)
     assert one.total == one.asking + drawn + 2 * samples
-    assert drawn < one.passes
-    if kind == "diffusers":  # whose blocks are stored
-        assert one.passes <= drawn + 2 + 2 * samples
-    assert content(ran(tiny_model(kind), seed=1).diff) != content(one.diff)
+    assert drawn + 1.5 * samples < one.passes <= drawn + 2 + 2 * samples
+    assert content(ran(seed=1).diff) != content(one.diff)
 
 
 def test_reports_rise_to_the_total_and_say_what_is_at_work() -> None:
@@ -141,10 +137,9 @@ def test_a_finished_run_is_taken_over_from_the_store(tmp_path: Path) -> None:
 
 def test_two_concepts_are_both_taken_out() -> None:
     both = ran(concepts=(GUN, BOMB))
-    assert both.diff.directions > 0
-    assert len(mode.lists_of(both.plan, both.prompts).concepts) == 2
-    for one in (GUN, BOMB):
-        assert content(ran(concepts=(one,)).diff) != content(both.diff)
+    gun, bomb = mode.lists_of(both.plan, both.prompts).concepts
+    assert all("gun" in prompt for prompt in gun) and all("bomb" in prompt for prompt in bomb)
+    assert both.diff.directions > whole().diff.directions
 
 
 def test_what_has_no_looks_of_its_own_is_refused() -> None:

@@ -35,7 +35,7 @@ def test_the_concept_is_alone_and_what_stays_is_alone_and_in_pairs() -> None:
     ]  # fmt: skip
     assert all("gun" in prompt or "pistol" in prompt for prompt in found.concepts[0])
     assert not any(word in prompt for prompt in found.rest for word in ("gun", "pistol"))
-    assert not any(word in prompt for prompt in found.concept for word in WORDS)
+    assert not any(word in prompt for prompt in found.concepts[0] for word in WORDS)
     named = [[word for word in WORDS if word in prompt.split()] for prompt in found.pairs]
     assert all(len(pair) == 2 for pair in named)
     each = Counter(word for pair in named for word in pair)
