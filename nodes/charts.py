@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..trust_engine.frontend.charts import Curves, chart, side_by_side, stacked
-from ..trust_engine.frontend.pictures import neuron_map
+from ..trust_engine.frontend.charts import Curves, chart, side_by_side, stacked, where
 
 __all__ = [
     "chart",
@@ -21,6 +19,7 @@ __all__ = [
     "stacked",
     "summary_picture",
     "to_image",
+    "where",
 ]
 
 
@@ -35,14 +34,10 @@ def from_image(image: Tensor) -> Any:
     return Image.fromarray((image.float().cpu().clamp(0, 1) * 255).round().byte().numpy())
 
 
-def summary_picture(
-    title: str, curves: Curves, steps: int, neurons: Mapping[str, Mapping[str, float]]
-) -> Any:
-    """Put the chart above the map of the neurons."""
+def summary_picture(title: str, curves: Curves, steps: int, below: Any = None) -> Any:
+    """Put the chart above a map of what was changed, if there is one."""
     parts = [chart(title, curves, steps)]
-    if neurons:
-        parts.append(neuron_map("Where the concept neurons sit", neurons))
-    return stacked(parts)
+    return stacked(parts if below is None else [*parts, below])
 
 
 def heated(picture: Any, heat: Tensor) -> Any:

@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..trust_engine.frontend.wording import spelled
-from ..trust_engine.models.memory import TRAINED
 from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn.estimate import Speed, expected_seconds, pass_seconds, step_seconds
 from ..trust_engine.unlearn.run import StepReport, Unlearning
+from ..trust_engine.unlearn.scrubbing.mode import memory_of
 from .lending import Lent
 
 LEAST = 10  # steps of a run from which a step's time is learned, and at least half of what it may
@@ -58,7 +58,7 @@ def measured(lent: Lent, spec: UnlearnSpec) -> Speed:
     """Return what is known of this model here, and measure what is not."""
     known, key = _known.setdefault(lent.host.patcher.model, {}), _key(lent)
     speed = known.get(key) or Speed(pass_seconds(lent.model), {})
-    if not spec.through_unet and spec.objective not in speed.step:
+    if not spec.whole_unet and spec.objective not in speed.step:
         spent = step_seconds(lent.model, spec.objective)
         speed = replace(speed, step={**speed.step, spec.objective: spent})
     known[key] = speed
@@ -98,7 +98,7 @@ class Stopwatch:
             (began, before), (ended, passes) = self.first, self.last
             speed = replace(speed, one=(ended - began) / (passes - before))
         steps = sum(self.pieces.values()) / max(1, len(self.pieces))
-        if not plan.through_unet and steps >= max(LEAST, plan.steps / 2):
+        if not plan.whole_unet and steps >= max(LEAST, plan.steps / 2):
             spent = (time.monotonic() - self.last[0]) / steps
             speed = replace(speed, step={**speed.step, plan.objective: spent})
         known[key] = speed
@@ -107,9 +107,12 @@ class Stopwatch:
 def needs(lent: Lent, spec: UnlearnSpec, kept: int, total: int, whole: bool) -> str:
     """Say what memory a run will take; kept: prompts recorded, total: units of work."""
     if spec.robust:
-        every = sum(torch.Size(shape).numel() for shape in lent.host.weights.shapes.values())
-        room = 4 * TRAINED * every / 2**30
-        return f"{total} units of work, {kept} pictures, {room:.1f} GB for a private UNet"
+        private = sum(p.nbytes for p in lent.model.denoiser.module.parameters()) / 2**30
+        beside = memory_of(lent.model, spec) / 2**30
+        return (
+            f"{total} units of work, {kept} pictures, {private:.1f} GB for a private UNet and "
+            f"{beside:.1f} GB of main memory"
+        )
     shapes = lent.host.weights.shapes
     trained = [torch.Size(shapes[key]).numel() for key in lent.host.weights.projections]
     widths = [shapes[key][1] for key in lent.host.weights.projections if key.endswith("q.weight")]

@@ -30,11 +30,18 @@ class Lent:
 
 
 def lend(
-    model: Any, clip: Any, resolution: int = 0, whole: bool = False, see: See | None = None
+    model: Any,
+    clip: Any,
+    resolution: int = 0,
+    whole: bool = False,
+    see: See | None = None,
+    rows: int = 0,
+    gradients: bool = True,
 ) -> Lent:
-    """Lend a MODEL; whole: with a private UNet, through which gradients pass.
+    """Lend a MODEL; whole: with a private UNet, through which gradients may pass.
 
-    resolution: side of the picture in pixels, 0 for the one that the model was trained at.
+    resolution: side of the picture in pixels, 0 for the one that the model was trained at; rows: of
+    a batch that the private UNet takes at once, 0 for all.
     """
     host = HostDenoiser(model, see)
     check_clip(clip, host.weights)
@@ -45,7 +52,7 @@ def lend(
     if whole:
         from .private_unet import private_denoiser
 
-        denoiser = private_denoiser(model)
+        denoiser = private_denoiser(model, rows, gradients)
     things, styles = words_of(host.weights)
     # What the model predicts hangs on more than weights: on patches, wrappers, other nodes' hooks.
     lent = LentModel(

@@ -1,4 +1,4 @@
-"""A UNet of our own with the MODEL's effective weights, for what needs gradients through it."""
+"""A UNet of our own with a MODEL's effective weights: for gradients, or to exchange some."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from .weights import Weights
 
 
 @torch.inference_mode(False)
-def private_denoiser(model: Any, rows: int = 0) -> ModuleDenoiser:
-    """Build a float32 copy of a MODEL's UNet, of ordinary tensors, frozen, on its device.
+def private_denoiser(model: Any, rows: int = 0, gradients: bool = True) -> ModuleDenoiser:
+    """Build a copy of a MODEL's UNet, of ordinary tensors, frozen, on its device.
 
-    rows: how much of a batch it takes at once, 0 for all of it; gradients hold all of it anyway.
+    It is in float32 if gradients are to pass through it, else in what the MODEL computes in. rows:
+    how much of a batch it takes at once, 0 for all of it; gradients hold all of it anyway.
     """
     schedule = schedule_of(model)
     weights, device = Weights(model), model.load_device
+    dtype = torch.float32 if gradients else _computes_in(model)
+    room = (2 if gradients else 1) * dtype.itemsize
     with torch.inference_mode():
-        mm.free_memory(2 * 4 * sum(_count(shape) for shape in weights.shapes.values()), device)
-    net = _build(model, weights).to(device)
+        mm.free_memory(room * sum(_count(shape) for shape in weights.shapes.values()), device)
+    net = _build(model, weights, dtype).to(device)
     options = dict(model.model_options.get("transformer_options", {}))
     options["optimized_attention_override"] = _plain
 
@@ -46,9 +49,17 @@ def private_denoiser(model: Any, rows: int = 0) -> ModuleDenoiser:
     return ModuleDenoiser(net, schedule, forward, _same, _same)
 
 
-def _build(model: Any, weights: Weights) -> nn.Module:
+def _computes_in(model: Any) -> torch.dtype:
+    """Tell in which type the host computes a MODEL; on a processor float32 is quickest."""
+    if model.load_device.type == "cpu":
+        return torch.float32
+    found: torch.dtype = model.model.manual_cast_dtype or model.model.get_dtype()
+    return found
+
+
+def _build(model: Any, weights: Weights, dtype: torch.dtype) -> nn.Module:
     shared = model.model.diffusion_model
-    config = {**model.model.model_config.unet_config, "dtype": torch.float32}
+    config = {**model.model.model_config.unet_config, "dtype": dtype}
     operations = comfy.ops.disable_weight_init
     net: nn.Module = type(shared)(**config, device="cpu", operations=operations)
     # Read one by one: the state dict would hold what is patched in at the moment.

@@ -13,7 +13,7 @@ from ..trust_engine.frontend.run_report import run_report
 from ..trust_engine.frontend.subjects import COUNT, MOST, passes
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from .before_after import look
-from .charts import stacked, summary_picture, to_image
+from .charts import stacked, summary_picture, to_image, where
 from .declared import Output, node
 from .host import family_named
 from .host_run import Neurons, Ran, for_browser, run_engine
@@ -95,7 +95,8 @@ class TrustUnlearn:
 
         def work(small: bool) -> tuple[Lent, Ran]:
             mine = replace(spec, checkpointing=True) if small and _checkpoints(spec) else spec
-            lent = lend(model, clip, resolution, mine.through_unet)
+            lent = lend(model, clip, resolution, mine.whole_unet,
+                        rows=SMALL if small else 0, gradients=mine.through_unet)  # fmt: skip
             if small:
                 lent.host.rows = SMALL
             start = neurons if mine is spec else None
@@ -105,9 +106,8 @@ class TrustUnlearn:
         (lent, ran), said = sparing(unique_id, work, f"{SMALL} rows at a time", _advice(spec))
         diff = labelled(ran.run.diff, lent)
         after = patched(model, diff)
-        picture = summary_picture(
-            f"Unlearned: {spec.name}", ran.curves, ran.run.steps, ran.run.neurons
-        )
+        title, steps = f"Unlearned: {spec.name}", ran.run.steps
+        picture = summary_picture(title, ran.curves, steps, where(ran.run))
         seen, missed = look(lent, (model, after), clip, vae, ran, pictures, unique_id)
         if seen is not None and seen.before is not None:
             title = "Test pictures: same prompts, same seeds"

@@ -12,7 +12,6 @@ from trust_engine.frontend.subjects import passes
 from trust_engine.frontend.wording import some, spelled
 from trust_engine.models.attention import cross_attention_modules
 from trust_engine.models.contract import Conditioning, LentModel
-from trust_engine.models.memory import TRAINED
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.estimate import (
     Speed,
@@ -21,6 +20,7 @@ from trust_engine.unlearn.estimate import (
 )
 from trust_engine.unlearn.record import sampler_of
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.scrubbing.mode import memory_of
 from trust_engine.unlearn.trajectory import POSITIONS
 
 from .host import Host, current
@@ -99,7 +99,7 @@ def watched(order: Order) -> Callable[[Job], Unlearned]:
         # Asked for before: once the run is over, nothing may fail any more and lose it.
         host, told = current(), estimate(current(), order)
         done = work(job)
-        if told is not None and not order.spec.through_unet:  # whose formulas are rough
+        if told is not None and not order.spec.whole_unet:  # whose formulas are rough
             correct(host, order.resolution, job.seconds / told.seconds)
         return done
 
@@ -133,7 +133,7 @@ def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
     """Estimate bytes beside the loaded model: recorded states, and what training holds."""
     layers = cross_attention_modules(lent.denoiser)
     if spec.robust:
-        return 4 * TRAINED * sum(p.numel() for p in lent.denoiser.module.parameters())
+        return memory_of(lent, spec)
     widths = sum(module.to_q.weight.shape[1] for module in layers.values())  # type: ignore[union-attr]
     how = sampler_of(spec)
     kept = recording_passes(run) // how.passes(1)

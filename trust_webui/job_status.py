@@ -120,8 +120,10 @@ def _handed(
     return (status(job), *pictures, report, name)
 
 
-def _clear(image: Image.Image) -> Image.Image:
+def _clear(image: Image.Image | None) -> Image.Image | None:
     """Leave room above for the label that gradio lays over a picture's corner."""
+    if image is None:
+        return None
     return stacked([Image.new("RGB", (image.width, image.width // 12), PAPER), image])
 
 

@@ -18,8 +18,7 @@ from trust_engine.diff import Rounding, WeightDiff
 from trust_engine.diff.apply import add
 from trust_engine.errors import SpecError, TrustError
 from trust_engine.frontend.before_after import BeforeAfter, compared, judge_for
-from trust_engine.frontend.charts import chart
-from trust_engine.frontend.pictures import neuron_map
+from trust_engine.frontend.charts import chart, where
 from trust_engine.frontend.run_report import RunReport, run_report
 from trust_engine.frontend.subjects import COUNT, MOST, Subject, draw, passes, subjects
 from trust_engine.models.contract import Conditioning, LentModel, ModuleDenoiser
@@ -77,7 +76,7 @@ class Unlearned:
     diff: WeightDiff
     path: Path
     chart: Image.Image
-    neurons: Image.Image
+    neurons: Image.Image | None
     told: RunReport
     gallery: list[tuple[Image.Image, str]] = field(default_factory=list)
 
@@ -123,7 +122,7 @@ def unlearn(order: Order) -> Callable[[Job], Unlearned]:
                 save_or_rescue(diff, path, kept.store)
             log.info("TRUST: %s unlearned, %s written", order.spec.name, path)
             seen, missed = look(host, job, lent, run, diff, asked)
-        drawn = neuron_map("Where the concept neurons sit", run.neurons)
+        drawn = where(run)
         curves = chart(f"Unlearning {order.spec.name}", job.curves, run.steps)
         said = [f"Saved as {path.name}.", *missed, *job.said]
         told = run_report(run, diff, seen, job.seconds, said)
@@ -151,10 +150,8 @@ def _encode_all(run: Unlearning, asked: Asked) -> None:
 
     It is encoded prompt by prompt, and between two of them the job can be stopped.
     """
-    prompts = run.prompts
     drawn = [subject.prompt for subject in asked]
-    texts = [*run.questions, *prompts.targets, *prompts.anchors, *prompts.preserve, *drawn, ""]
-    run.model.encoder.encode(texts)
+    run.model.encoder.encode([*run.questions, *run.texts, *drawn, ""])
 
 
 def _ask(host: Host, job: Job, run: Unlearning, asked: Asked) -> None:

@@ -115,15 +115,11 @@ def gradients(denoiser: Any, encoder: Any) -> dict[str, torch.Tensor]:
     return {named[n]: gradient for n, gradient in zip(theta, found, strict=True)}
 
 
-ROBUST = pytest.param(
-    {"robust": True, "passes": 16},
-    marks=pytest.mark.slow,  # half a minute: pictures of the demo's size, gradients of all weights
-    id="robust",
-)
+ROBUST = pytest.param({"robust": True, "passes": 16}, id="robust")
 
 
 @pytest.mark.parametrize("changes", [{"engine": "global"}, ROBUST])
-def test_gradients_through_the_unet_leave_every_bit(fake: Any, changes: dict[str, Any]) -> None:
+def test_work_on_the_whole_unet_leaves_every_bit(fake: Any, changes: dict[str, Any]) -> None:
     before = fake.bits()
     job = run_job(small(**changes))
     assert (job.state, job.message) == ("done", "") and job.result.diff.changed

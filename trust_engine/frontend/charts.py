@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from .pictures import FAINT, INK, MARGIN, PAPER, font
+from ..unlearn.run import Unlearning
+from .pictures import FAINT, INK, MARGIN, PAPER, direction_map, font, neuron_map
 
 EFFECT, HARM, LAYER, GRID = (192, 40, 60), (38, 132, 96), (236, 205, 209), (226, 229, 234)
 SIZE = (760, 340)
@@ -71,3 +72,12 @@ def side_by_side(parts: Sequence[Image.Image]) -> Image.Image:
         sheet.paste(part, (x, 0))
         x += part.width
     return sheet
+
+
+def where(run: Unlearning) -> Image.Image | None:
+    """Map what a run has changed: its concept neurons, or where directions were taken out."""
+    if run.neurons:
+        return neuron_map("Where the concept neurons sit", run.neurons)
+    taken = {key: factors[1].shape[0] for key, offset in run.results.offsets.items()
+             if (factors := offset.factors) is not None}  # fmt: skip
+    return direction_map("Where directions were taken out", taken) if taken else None

@@ -82,7 +82,14 @@ def failure(run: Unlearning, seen: BeforeAfter | None, effect: float) -> str:
 
 
 def explained(run: Unlearning, effect: float, harm: float) -> str:
-    """Give the training's own figures, and say what they are."""
+    """Give the run's own figures, and say what they are."""
+    if run.spec.robust:
+        return (
+            f"Left of what only the concept's pictures have: {effect:.1%} of its energy; change of "
+            f"what must stay: {harm:.2f}, a share of each layer's output added up over all layers. "
+            "These are the scrubbing's own measures: what is drawn now, and what attackers bring "
+            "back, an audit tells."
+        )
     where = "the UNet answers" if run.spec.together else "the cross-attention layers answer"
     return (
         f"Effect left: {effect:.1%}; change of what must stay: {harm:.1%}. This is how far {where} "
@@ -94,17 +101,18 @@ def explained(run: Unlearning, effect: float, harm: float) -> str:
 
 def cost(run: Unlearning, diff: WeightDiff, seen: BeforeAfter | None, seconds: float | None) -> str:
     """Count what was changed and what it took, test pictures apart."""
-    where = "the UNet's weights" if run.spec.robust else "q, k and v"
     took = f" in {seconds:.0f} s" if seconds is not None else ""
     drawn = f", and {seen.passes} more for the test pictures" if seen and seen.passes else ""
     asked = run.knowledge.passes if run.knowledge else 0
     if asked:
         drawn = f", {asked} more to ask whether the model knows the word{drawn}"
     back = f" and {run.backward} back" if run.backward else ""
-    return (
-        f"Changed {diff.changed:,} entries, {diff.share:.2%} of {where}{took}: {run.passes} UNet "
-        f"passes{back}{drawn}."
-    )
+    changed = f"{diff.changed:,} entries, {diff.share:.2%} of q, k and v"
+    if run.spec.robust:
+        changed = (
+            f"{len(diff.offsets)} of the UNet's layers, by {diff.directions:,} directions in all"
+        )
+    return f"Changed {changed}{took}: {run.passes} UNet passes{back}{drawn}."
 
 
 def sentence(text: str) -> str:

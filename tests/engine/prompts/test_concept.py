@@ -50,7 +50,7 @@ def test_targets_carry_the_concept_and_nothing_else_does(kind: str) -> None:
 
 def test_beside_other_things_a_single_concept_is_left_out() -> None:
     words = (*WORDS, "baby", "tree", "gun", "house")
-    prompts = build_prompts([KINDS["single"]], WordEncoder(), words, ("noto",), robust=True)
+    prompts = build_prompts([KINDS["single"]], WordEncoder(), words, ("noto",), beside=True)
     plain = build_prompts([KINDS["single"]], WordEncoder(), words, ("noto",))
     goal = dict(zip(prompts.targets, prompts.anchors, strict=True))
     assert prompts.targets[: len(plain.targets)] == plain.targets
@@ -62,20 +62,20 @@ def test_beside_other_things_a_single_concept_is_left_out() -> None:
         assert set(words_left) < set(pair.split())
         assert any(word in pair.split() and word in goal[pair].split() for word in words)
     anchored = replace(KINDS["single"], anchor="fork")
-    found = build_prompts([anchored], WordEncoder(), words, robust=True)
+    found = build_prompts([anchored], WordEncoder(), words, beside=True)
     told = dict(zip(found.targets, found.anchors, strict=True))
     assert all(told[pair].count("fork") == 1 for pair in found.targets)
     assert any(goal.endswith("and a fork") for goal in told.values())
     for other in ("combination", "conditional"):
-        assert build_prompts([KINDS[other]], WordEncoder(), words, robust=True) == build_prompts(
+        assert build_prompts([KINDS[other]], WordEncoder(), words, beside=True) == build_prompts(
             [KINDS[other]], WordEncoder(), words
         )
 
 
-def test_robust_mode_keeps_pictures_of_told_styles_alone() -> None:
+def test_what_stays_beside_a_style_can_be_told_styles_alone() -> None:
     concept, styles, words = KINDS["style"], ("noto", "twemoji", "fluent"), (*WORDS, "baby")
     plain = build_prompts([concept], WordEncoder(), words, styles)
-    prompts = build_prompts([concept], WordEncoder(), words, styles, robust=True)
+    prompts = build_prompts([concept], WordEncoder(), words, styles, named=True)
     assert (prompts.targets, prompts.anchors) == (plain.targets, plain.anchors)
     told = [[style for style in styles if style in prompt] for prompt in prompts.preserve]
     assert all(len(found) == 1 and found != ["noto"] for found in told)
@@ -169,8 +169,8 @@ def test_a_style_needs_another_that_stays() -> None:
     gone = ConceptSpec(STYLES, "style")
     with pytest.raises(SpecError, match="no style is known to draw instead"):
         build_prompts([gone], WordEncoder())
-    for robust in (False, True):
-        prompts = build_prompts([replace(gone, anchor="clay")], WordEncoder(), robust=robust)
+    for named in (False, True):
+        prompts = build_prompts([replace(gone, anchor="clay")], WordEncoder(), named=named)
         assert all(anchor.endswith(" in clay style") for anchor in prompts.anchors)
         assert prompts.preserve
 

@@ -80,15 +80,17 @@ def offsets_of(edits: Mapping[str, Edit]) -> dict[str, LowRankOffset]:
 def standing(work: Scrubbing) -> Metrics:
     """Tell where it stands.
 
-    effect: the energy that is left in the directions that stood out, 1 before; harm: the shares of
-    the rest's output energy that layers change, added up; share: directions of all in these layers.
+    effect: the energy that is left in the directions that stand out, 1 at the start, what is not
+    done yet counted as left; harm: the shares of the rest's output energy that layers change, added
+    up; share: directions of all in these layers.
     """
     edits = work.edits.values()
     found = sum(float(edit.lambdas.sum()) for edit in edits)
     left = float(work.directions if work.plan.soft else 0)
     channels = sum(edit.down.shape[1] for edit in edits)
+    taken = 1 - left / found if found else 0.0
     return Metrics(
-        left / found if found else 1.0,
+        1 - taken * work.blocks_done / max(1, work.blocks),
         sum(edit.harm for edit in edits),
         work.directions / max(1, channels),
         1.0,

@@ -93,6 +93,7 @@ class Scrubbing:
                 "kind; take more samples, or do not check"
             )
         self.blocks_done, edits = begun or (0, {})
+        self.blocks = 0  # of which so many are to be done; known once it has begun
         self.edits: dict[str, Edit] = dict(edits)
         self.outputs = Outputs(self.plan.memory, folder)
         self.start = dict(start or {})
@@ -127,6 +128,7 @@ class Scrubbing:
             self._show(first, {})
 
         blocks = blocks_of(self.denoiser, once)
+        self.blocks = len(blocks)
         replay = Replay(self.denoiser.module, blocks, self.outputs, once)
         # The halves of a kind are told apart where one is checked on the other.
         parts = 2 if self.plan.checked else 1
