@@ -11,35 +11,40 @@ from torch import Tensor, nn
 DIM, CONTEXT, TOKENS, HEADS = 8, 6, 12, 2
 
 
+class Linear(nn.Linear):
+    """A layer of the host's own, which computes in the type of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
 class Attention(nn.Module):
     """Cross-attention under the host's names."""
 
-    def __init__(self, operations: Any, dtype: torch.dtype | None) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.heads = HEADS
-        make = operations.Linear
-        self.to_q = make(DIM, DIM, bias=False, dtype=dtype)
-        self.to_k, self.to_v = (make(CONTEXT, DIM, bias=False, dtype=dtype) for _ in "kv")
-        self.to_out = nn.Sequential(make(DIM, DIM, dtype=dtype), nn.Dropout(0.0))
+        self.to_q = Linear(DIM, DIM, bias=False, dtype=dtype)
+        self.to_k, self.to_v = (Linear(CONTEXT, DIM, bias=False, dtype=dtype) for _ in "kv")
+        self.to_out = nn.Sequential(Linear(DIM, DIM, dtype=dtype), nn.Dropout(0.0))
 
     def forward(self, x: Tensor, context: Tensor, value: Tensor | None = None) -> Tensor:
         value = context if value is None else value
         q, k, v = (
-            F.linear(a, w.weight.to(a.dtype)).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-            for a, w in ((x, self.to_q), (context, self.to_k), (value, self.to_v))
+            layer(a).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for a, layer in ((x, self.to_q), (context, self.to_k), (value, self.to_v))
         )
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-        out = self.to_out[0]
-        mixed = (weights @ v).transpose(1, 2).flatten(2)
-        return F.linear(mixed, out.weight.to(x.dtype), out.bias.to(x.dtype))
+        return self.to_out[0]((weights @ v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
     """A transformer block that lets the host's attn2_patch look on."""
 
-    def __init__(self, operations: Any, dtype: torch.dtype | None) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.attn2 = Attention(operations, dtype)
+        self.attn2 = Attention(dtype)
 
     def forward(self, x: Tensor, context: Tensor, place: tuple, options: dict) -> Tensor:
         n, value = F.layer_norm(x, x.shape[-1:]), None
@@ -59,13 +64,12 @@ class FakeUNet(nn.Module):
         self, in_channels: int = 4, dtype: Any = None, device: Any = None, operations: Any = None
     ) -> None:
         super().__init__()
-        operations = operations or nn
         self.dtype = dtype
-        self.time_embed = operations.Linear(1, DIM, dtype=dtype)
-        self.input_blocks = nn.ModuleList([nn.ModuleList([operations.Linear(4, DIM, dtype=dtype)])])
+        self.time_embed = Linear(1, DIM, dtype=dtype)
+        self.input_blocks = nn.ModuleList([nn.ModuleList([Linear(4, DIM, dtype=dtype)])])
         for stage in ("input", "middle", "output"):
             holder = nn.Module()
-            holder.transformer_blocks = nn.ModuleList([Block(operations, dtype)])
+            holder.transformer_blocks = nn.ModuleList([Block(dtype)])
             place = nn.ModuleList([nn.Identity(), holder])
             if stage == "input":
                 self.input_blocks.append(place)
@@ -73,7 +77,7 @@ class FakeUNet(nn.Module):
                 self.middle_block = place
             else:
                 self.output_blocks = nn.ModuleList([place])
-        self.out = operations.Linear(DIM, 4, dtype=dtype)
+        self.out = Linear(DIM, 4, dtype=dtype)
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None = None,
@@ -84,11 +88,8 @@ class FakeUNet(nn.Module):
         options = transformer_options or {}
         b, _, h, w = x.shape
 
-        def linear(layer: nn.Module, a: Tensor) -> Tensor:
-            return F.linear(a, layer.weight.to(a.dtype), layer.bias.to(a.dtype))
-
-        state = linear(self.input_blocks[0][0], x.flatten(2).transpose(1, 2))
-        state = state + linear(self.time_embed, timesteps.to(x.dtype)[:, None] / 1000)[:, None]
+        state = self.input_blocks[0][0](x.flatten(2).transpose(1, 2))
+        state = state + self.time_embed(timesteps.to(x.dtype)[:, None] / 1000)[:, None]
         if y is not None:
             state = state + y.mean(1).view(b, 1, 1)
         for place, block in (
@@ -97,4 +98,4 @@ class FakeUNet(nn.Module):
             (("output", 0), self.output_blocks[0]),
         ):
             state = block[1].transformer_blocks[0](state, context, place, options)
-        return linear(self.out, state).transpose(1, 2).reshape(b, 4, h, w)
+        return self.out(state).transpose(1, 2).reshape(b, 4, h, w)

@@ -105,24 +105,24 @@ def neuron_map(
 
 
 def direction_map(title: str, layers: Mapping[str, int]) -> Image.Image:
-    """Show where directions were taken out: how many of each layer's, block by block."""
-    blocks: dict[str, list[int]] = {}
+    """Show where directions were taken out: how many of each stage of the UNet, by layer."""
+    stages: dict[str, list[int]] = {}
     for key, count in layers.items():
-        blocks.setdefault(".".join(key.split(".")[:3]), []).append(count)
-    left, top, row, longest = MARGIN + 170, MARGIN + 60, 22, 360
-    image = Image.new("RGB", (left + longest + 240, top + len(blocks) * row + MARGIN), PAPER)
+        block, index, *_ = key.split(".")
+        inner = f" {index}" if block.endswith("_blocks") else ""
+        stages.setdefault(block.partition("_")[0] + inner, []).append(count)
+    left, top, row, longest = MARGIN + 80, MARGIN + 56, 22, 360
+    image = Image.new("RGB", (left + longest + 240, top + len(stages) * row + MARGIN), PAPER)
     pen = ImageDraw.Draw(image)
     pen.text((MARGIN, MARGIN - 6), title, INK, font(20))
-    pen.text((MARGIN, MARGIN + 24), "directions of its layers' inputs, added up", FAINT, font(13))
-    most = max(map(sum, blocks.values()), default=1)
-    for i, (block, counts) in enumerate(blocks.items()):
-        y, count = top + i * row, sum(counts)
-        pen.text((left - 12, y + row / 2), short_name(block), INK, font(13), anchor="rm")
-        bar = max(2, round(longest * count / most))
-        pen.rectangle((left, y + 3, left + bar, y + row - 3), tuple(int(c) for c in HIGH))
-        layers_ = f"{len(counts)} layer{'s' if len(counts) > 1 else ''}"
-        text = f"{count:,} in {layers_}"
-        pen.text((left + bar + 8, y + row / 2), text, FAINT, font(13), anchor="lm")
+    pen.text((MARGIN, MARGIN + 24), "how many directions of layers' inputs", FAINT, font(13))
+    most = max(map(sum, stages.values()), default=1)
+    for i, (stage, counts) in enumerate(stages.items()):
+        y, length = top + i * row, max(2, round(longest * sum(counts) / most))
+        pen.text((left - 12, y + row / 2), stage, INK, font(13), anchor="rm")
+        pen.rectangle((left, y + 3, left + length, y + row - 3), tuple(int(c) for c in HIGH))
+        text = f"{sum(counts):,} in {len(counts)} layer{'s' if len(counts) > 1 else ''}"
+        pen.text((left + length + 8, y + row / 2), text, FAINT, font(13), anchor="lm")
     return image
 
 

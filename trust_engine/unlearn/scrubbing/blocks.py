@@ -89,6 +89,8 @@ def blocks_of(denoiser: Denoiser, once: Callable[[], object]) -> list[Block]:
             hook = layer.register_forward_pre_hook(lambda _m, args, key=key: see(key, args[0]))
             stack.callback(hook.remove)
         once()
+    if not order:
+        raise ModelError("none of this model's layers can be watched; it cannot be scrubbed")
     groups: dict[str, list[str]] = {}
     for key in dict.fromkeys(order):
         groups.setdefault(_block_of(key), []).append(key)
