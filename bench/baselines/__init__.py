@@ -9,6 +9,7 @@ salun        SalUn
 leco         LECO
 zeroing      neuron zeroing (ConceptPrune)
 combination  CoGFD
-scrubbed     our scrubbing as a method
+hardened     our robust mode before scrubbing: all weights are trained
+scrubbed     our scrubbing, with settings for trials
 table        tables and a plot
 """

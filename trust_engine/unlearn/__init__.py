@@ -10,8 +10,7 @@ pairs           what is trained on: prompts that meet recorded states, and their
 problems        the units of weights that are trained together
 layerwise       local engine: effect and harm of one layer
 end_to_end      global engine: effect and harm of the whole UNet
-robust          robust mode: effect and harm on pictures
-scrubbing       robustness without training
+scrubbing       robust mode: what only the concept's pictures have is taken out, without training
 layout          a unit's weights as one vector theta
 trainer         one step: effect, mask, objective, update
 saliency        three sources of saliency

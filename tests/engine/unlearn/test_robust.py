@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from trust_engine.unlearn.keeping import Keeping
-from trust_engine.unlearn.state import load_state, save_state
 
 from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
 from trust_engine.diff import LowRankOffset, applied, load_diff, save_diff
 from trust_engine.errors import SpecError
 from trust_engine.models.contract import LentModel
 from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn.autosave import Keeping
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.run_state import load_state, save_state
 from trust_engine.unlearn.run_store import RunStore
 from trust_engine.unlearn.scrubbing import mode, run
 from trust_engine.unlearn.scrubbing.blocks import picture_layers
