@@ -115,7 +115,7 @@ def edit(method: str, concept: ConceptSpec, seed: int, out: Path) -> dict[str, A
     weights = {n: w.contiguous() for n, w in weights.items() if not torch.equal(w, before[n])}
     save_file(weights, str(out))
     entries = sum(w.numel() for w in before.values())
-    diff = diff_of(model, weights)
+    diff = meter.diff or diff_of(model, weights)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "diff.safetensors"
         save_diff(diff, path)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trust_engine.audit.checks.core import follow
 from trust_engine.audit.drawing import paint
+from trust_engine.diff import WeightDiff
 from trust_engine.models.contract import Conditioning, ModuleDenoiser, device_of
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.overrides import weights_of
@@ -34,9 +35,13 @@ class Training:
 
 @dataclass
 class Meter:
-    """UNet passes, one sample each; a pass that keeps a graph counts three: backward is two."""
+    """UNet passes, one sample each; a pass that keeps a graph counts three: backward is two.
+
+    diff: what a method of ours made, if it is smaller than its weights show.
+    """
 
     passes: int = 0
+    diff: WeightDiff | None = None
 
 
 @dataclass(frozen=True)
