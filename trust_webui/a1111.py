@@ -30,6 +30,8 @@ from .host import HERE, Host, Part, kept_attributes, named_schedule
 from .proof import prove
 
 OURS = "trust:"  # begins the names of the networks that are ours
+# Where the Lora extension keeps what a layer had before.
+BACKUPS = {"weight": "network_weights_backup", "bias": "network_bias_backup"}
 
 
 class A1111(Host):
@@ -70,8 +72,8 @@ class A1111(Host):
         """Read a weight, from the Lora extension's backup while it has changed the layer."""
         layer, _, kind = key.rpartition(".")
         module = self.unet.get_submodule(layer)
-        if kind == "weight" and getattr(module, "network_current_names", ()):
-            backup = getattr(module, "network_weights_backup", None)
+        if kind in BACKUPS and getattr(module, "network_current_names", ()):
+            backup = getattr(module, BACKUPS[kind], None)
             if backup is not None:
                 return backup
         return getattr(module, kind).detach()
@@ -243,14 +245,17 @@ class A1111(Host):
         net.mentioned_name = None
         net.unet_multiplier, net.dyn_dim = part.strength, None
         kind, unet = _offset_module(network), self.unet
+        layers: dict[str, dict[str, Offset]] = {}
         for key, offset in part.diff.offsets.items():
             path, _, last = key.rpartition(".")
+            layers.setdefault(path, {})[last] = offset
+        for path, own in layers.items():
             layer = unet.get_submodule(path)
             name = getattr(layer, "network_layer_name", None)
-            if name is None or last != "weight":
-                raise DiffError(f"{part.name}: the Lora extension cannot change {key}")
-            weights = network.NetworkWeights(key, name, {}, layer)
-            net.modules[name] = kind(net, weights, offset)
+            if name is None:
+                raise DiffError(f"{part.name}: the Lora extension cannot change {path}")
+            weights = network.NetworkWeights(f"{path}.weight", name, {}, layer)
+            net.modules[name] = kind(net, weights, own.get("weight"), own.get("bias"))
         return net
 
 
@@ -272,55 +277,63 @@ class _Weights:
         self.unet, self.networks = unet, networks
 
     def drawn(self, key: str) -> Tensor:
-        """Read the layer's weight; in the old way, let the layer compute what it amounts to."""
-        layer = self._layer(key)
+        """Read what a layer has; in the old way, let the layer compute what it amounts to."""
+        layer, kind = self._layer(key)
         if not _functional():
-            return layer.weight
-        # W of y = W x + b, by the layer itself: its answers to the unit vectors, less b.
+            return getattr(layer, kind)
+        # y = W x + b, by the layer itself: its answers to the unit vectors and to nothing, b.
         units = torch.eye(layer.in_features, device=layer.weight.device, dtype=layer.weight.dtype)
         with devices.autocast():
-            made = layer(units).float()
-        return (made if layer.bias is None else made - layer.bias.float()).T
+            *made, bias = layer(torch.cat([units, torch.zeros_like(units[:1])])).float()
+        return bias if kind == "bias" else (torch.stack(made) - bias).T
 
     def without(self, key: str) -> Tensor:
-        """Add the user's networks to the checkpoint's weight as the extension does."""
-        layer = self._layer(key)
-        exact, backup = (
-            getattr(layer, name, None) for name in ("fp16_weight", "network_weights_backup")
-        )
-        weight = layer.weight if backup is None else backup
-        weight = (weight if exact is None else exact).detach().to(layer.weight.device).float()
+        """Add the user's networks to what the checkpoint has, as the extension does."""
+        layer, kind = self._layer(key)
+        exact, backup = (getattr(layer, name, None) for name in (f"fp16_{kind}", BACKUPS[kind]))
+        now = getattr(layer, kind)
+        value = now if backup is None else backup
+        value = (value if exact is None else exact).detach().to(now.device).float()
         for net in self.networks.loaded_networks:
             module = net.modules.get(layer.network_layer_name)
             if module is not None and not net.name.startswith(OURS):
-                change, _ = module.calc_updown(weight.to(layer.weight.dtype))
-                weight = weight + change.float()
-        return weight
+                weight = value if kind == "weight" else layer.weight
+                change = module.calc_updown(weight.to(layer.weight.dtype))[kind == "bias"]
+                value = value if change is None else value + change.float()
+        return value
 
     def way(self, key: str) -> str:
         """Name the layer's class, as the extension patches each; in the old way Linear alone."""
-        layer = self._layer(key)
+        layer, kind = self._layer(key)
         if _functional() and not isinstance(layer, nn.Linear):
             return ""
-        return type(layer).__name__
+        return f"{type(layer).__name__}, {kind}"
 
-    def _layer(self, key: str) -> Any:
-        return self.unet.get_submodule(key.rpartition(".")[0])
+    def _layer(self, key: str) -> tuple[Any, str]:
+        path, _, kind = key.rpartition(".")
+        return self.unet.get_submodule(path), kind
 
 
 def _offset_module(network: Any) -> type:
     """Make a module of the Lora extension that holds a weight's offset as a diff does."""
 
     class OffsetModule(network.NetworkModule):
-        """The offset of one weight; dense only while it is added."""
+        """The offsets of a layer's weight and bias; dense only while they are added."""
 
-        def __init__(self, net: Any, weights: Any, offset: Offset) -> None:
+        def __init__(
+            self, net: Any, weights: Any, offset: Offset | None, bias: Offset | None
+        ) -> None:
             super().__init__(net, weights)
-            self.offset = offset
+            self.offset, self.ours = offset, bias  # `bias` has a meaning of the host's
 
         def calc_updown(self, target: Tensor) -> Any:
-            """Return strength times the offset, float32, and no bias."""
-            dense = self.offset.dense(target.device)
-            return self.finalize_updown(dense, target, list(self.offset.shape))
+            """Return strength times the offsets of weight and bias, float32."""
+            device, shape = target.device, target.shape
+            if self.offset is not None:
+                change, shape = self.offset.dense(device), self.offset.shape
+            else:
+                change = torch.zeros(shape, device=device)
+            bias = None if self.ours is None else self.ours.dense(device)
+            return self.finalize_updown(change, target, list(shape), bias)
 
     return OffsetModule

@@ -92,7 +92,8 @@ class FakeA1111:
             for net in self.networks.loaded_networks:
                 part = net.modules.get(layer.network_layer_name)
                 if part is not None:
-                    y = y + nn.functional.linear(x, part.calc_updown(layer.weight)[0])
+                    # Where a layer is not linear the host calls its own function likewise.
+                    y = y + nn.functional.linear(x, *part.calc_updown(layer.weight))
             return y  # type: ignore[no-any-return]
 
         return forward
@@ -192,13 +193,14 @@ class NetworkModule:
     def __init__(self, net: Network, weights: Any) -> None:
         self.network, self.sd_key = net, weights.sd_key
 
-    def finalize_updown(self, updown: Tensor, weight: Tensor, shape: Any) -> tuple[Tensor, None]:
+    def finalize_updown(
+        self, updown: Tensor, weight: Tensor, shape: Any, ex_bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Scale by the multiplier of the kind that the name tells."""
         net = self.network
         te = "transformer" in self.sd_key[:20]
-        return updown.reshape(weight.shape) * (
-            net.te_multiplier if te else net.unet_multiplier
-        ), None
+        by = net.te_multiplier if te else net.unet_multiplier
+        return updown.reshape(weight.shape) * by, None if ex_bias is None else ex_bias * by
 
 
 class Lora(NetworkModule):
@@ -226,6 +228,8 @@ class Networks(ModuleType):
         """Give a layer the checkpoint's weight back."""
         if getattr(layer, "network_weights_backup", None) is not None:
             layer.weight.copy_(layer.network_weights_backup)  # no no_grad here, as in the host
+        if getattr(layer, "network_bias_backup", None) is not None:
+            layer.bias.copy_(layer.network_bias_backup)
 
     def network_apply_weights(self, layer: Any) -> None:
         """Bring a layer to the loaded networks; a wrong shape is counted, and nobody is told."""
@@ -236,6 +240,8 @@ class Networks(ModuleType):
         )
         if getattr(layer, "network_weights_backup", None) is None and wanted:
             layer.network_weights_backup = layer.weight.detach().to("cpu", copy=True)
+            if getattr(layer, "bias", None) is not None:
+                layer.network_bias_backup = layer.bias.detach().to("cpu", copy=True)
         if getattr(layer, "network_current_names", ()) == wanted:
             return
         self.network_restore_weights_from_backup(layer)
@@ -245,10 +251,12 @@ class Networks(ModuleType):
                 if part is None:
                     continue
                 try:
-                    change, _ = part.calc_updown(layer.weight)
+                    change, ex_bias = part.calc_updown(layer.weight)
                     layer.weight.copy_(
                         (layer.weight.to(change.dtype) + change).to(layer.weight.dtype)
                     )
+                    if ex_bias is not None:
+                        layer.bias.copy_((layer.bias + ex_bias).to(layer.bias.dtype))
                 except RuntimeError:
                     errors = self.extra_network_lora.errors
                     errors[net.name] = errors.get(net.name, 0) + 1

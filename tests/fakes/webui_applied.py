@@ -17,7 +17,7 @@ from fakes.webui_forge import FakeForge
 from fakes.webui_neo import FakeNeo
 from toys.small_unet import low_rank
 from toys.tiny import some_diff
-from trust_engine.diff import Offset, WeightDiff, applied, save_diff
+from trust_engine.diff import Offset, SparseOffset, WeightDiff, applied, save_diff
 
 KEY = "input_blocks.1.1.transformer_blocks.0.attn2.to_v"
 LAYERS = ("in_layers", "attn1.to_out", "ff.net", "proj_in")
@@ -46,7 +46,10 @@ def gentle(diff: WeightDiff) -> WeightDiff:
 
 
 def scrub(fake: Any, name: str = "scrubbed", seed: int = 3) -> WeightDiff:
-    """Give a host another diff: low rank in linear layers and convolutions, with entries in one."""
+    """Give a host another diff: low rank in linear layers and convolutions, and some biases.
+
+    In one weight there are entries on top.
+    """
     sparse = fake.diffs["gun"].offsets
     offsets: dict[str, Offset] = {}
     denoiser = _own().demo.denoiser
@@ -54,10 +57,12 @@ def scrub(fake: Any, name: str = "scrubbed", seed: int = 3) -> WeightDiff:
         key = denoiser.checkpoint_key(path)
         if weight.ndim in (2, 4) and any(part in key for part in LAYERS):
             offsets[key] = low_rank(tuple(weight.shape), 2, seed).times(0.2)
+        elif weight.ndim == 1 and any(part in key for part in ("attn1.to_out.0.", "proj_in.")):
+            offsets[key] = SparseOffset.of(torch.linspace(-0.2, 0.2, len(weight)))
     key = f"{KEY}.weight"
     offsets[key] = replace(low_rank(sparse[key].shape, 3, seed), sparse=sparse[key].sparse)
     diff = WeightDiff(offsets, fake.diffs["gun"].provenance).compact()
-    assert len({len(shape) for shape in diff.shapes.values()}) == 2
+    assert {len(shape) for shape in diff.shapes.values()} == {1, 2, 4}
     save_diff(diff, fake.folder / f"{name}.safetensors")
     fake.diffs[name] = diff
     return diff

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trust_engine.diff import LowRankOffset, Offset, WeightDiff, describe_base
+from trust_engine.diff import LowRankOffset, Offset, SparseOffset, WeightDiff, describe_base
 from trust_engine.models.demo_architecture import SHAPE
 from trust_engine.models.diffusers_unet import diffusers_denoiser
 from trust_engine.models.load import LoadedModel, load_model
@@ -44,8 +44,14 @@ def scrubbed(weights: Mapping[str, Tensor], rank: int = 2, share: float = 0.5) -
 
 
 def scrubbed_demo() -> WeightDiff:
-    """Scrub the demo model's layers that work on the picture, of directions by chance."""
+    """Scrub the demo model's layers that work on the picture, of directions by chance.
+
+    One of them has its bias moved, too, as scrubbing around a mean does.
+    """
     model = demo_model()
     layers = picture_layers(model.denoiser)
     diff = scrubbed({key: layer.weight for key, layer in layers.items()})  # type: ignore[misc]
-    return replace(diff, provenance=describe_base(model.denoiser))
+    key = "middle_block.1.proj_in.bias"
+    size = len(model.denoiser.module.get_parameter(model.denoiser.parameter_name(key)))
+    offsets = {**diff.offsets, key: SparseOffset.of(torch.linspace(-0.2, 0.2, size))}
+    return WeightDiff(offsets, describe_base(model.denoiser)).compact()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fakes.webui_a1111 import FakeA1111
+from fakes.webui_a1111 import FakeA1111, NetworkModule
 from fakes.webui_applied import KEY, draw, expected, lora, ready, scrub
 from fakes.webui_forge import FakeForge, Merging
 from fakes.webui_neo import FakeNeo, Patcher
@@ -134,6 +134,16 @@ def test_low_rank_that_is_ignored_is_found(
     with pytest.raises(DiffError, match=r"nothing was drawn.* -?0% of its change"):
         draw(fake, "scrubbed.safetensors", 1.0)
     assert never.asked == 0
+
+
+def test_biases_that_are_ignored_are_found(inside: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Lora extension that changes weights alone, as old ones did."""
+    fake = inside(FakeA1111())
+    scrub(fake)
+    whole = NetworkModule.finalize_updown
+    monkeypatch.setattr(NetworkModule, "finalize_updown", lambda *given: (whole(*given)[0], None))
+    with pytest.raises(DiffError, match=r"nothing was drawn.*\.bias, -?0% of its change"):
+        draw(fake, "scrubbed.safetensors", 1.0)
 
 
 def test_one_way_of_two_that_is_ignored_is_found(inside: Any) -> None:
