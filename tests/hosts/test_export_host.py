@@ -139,7 +139,8 @@ def test_comfyui_multiplies_factors_as_they_are(strength: float, tmp_path: Path)
             assert torch.equal(after, before), key
             continue
         change = strength * diff.offsets[key].dense()
-        torch.testing.assert_close(after, before + change, rtol=1e-4, atol=1e-5)
+        lost = 2**-11 if key.startswith("out.2.") else 1e-6  # dense in float16, or exact
+        torch.testing.assert_close(after, before + change, rtol=1e-5, atol=lost)
         assert (after - before).norm() > 0.9 * change.norm()
 
 
