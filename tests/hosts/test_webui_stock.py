@@ -1,7 +1,7 @@
 """Both web UIs' stock loaders: exports and patched checkpoints, tensors and pictures compared.
 
-Diffs of cross-attention alone, those of robust mode, of low rank where it found something, and one of
-low rank in all layers that work on the picture, which moves a bias, too.
+Diffs of cross-attention alone, those of robust mode, of low rank where it found something, and one
+of low rank in all layers that work on the picture, which moves a bias, too.
 """
 
 from __future__ import annotations
