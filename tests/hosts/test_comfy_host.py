@@ -126,9 +126,8 @@ def test_files_and_stock_loaders_draw_the_same(
     half = node("LoraLoaderModelOnly", model=DIRECT, strength_model=1.0,
                 lora_name=f"trust/half_{file}")  # fmt: skip
     ended = server.run({**drawn(["31", 0]), "31": half})
-    most = (
-        16 if robust else 2
-    )  # 16 bits round each entry, and a robust diff moves all of a weight's
+    # 16 bits round each entry, and a robust diff moves all of a weight's.
+    most = 16 if robust else 2
     assert server.furthest(ended, "7", first) <= most
     assert drawn_anew(server) == baseline
 
