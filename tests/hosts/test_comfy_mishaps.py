@@ -20,7 +20,7 @@ LONG = {"passes": 4000, "trajectory_steps": 50, "stop_effect": 0.0}
     [
         ("recording", LONG, {}),
         ("unlearning", {"stop_effect": 0.0}, {}),
-        ("unlearning", {"stop_effect": 0.0}, {"robust": True}),
+        ("scrubbing", {"passes": 400}, {"robust": True}),
         ("unlearning", {"stop_effect": 0.0}, {"engine": "global"}),
     ],
     ids=["recording", "training", "robust", "global"],
