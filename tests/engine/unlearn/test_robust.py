@@ -22,7 +22,7 @@ from trust_engine.unlearn.scrubbing import mode, run
 from trust_engine.unlearn.scrubbing.blocks import picture_layers
 from trust_engine.unlearn.scrubbing.pictures import recipe_of
 
-PASSES = 50  # a dozenth of the usual: half a dozen pictures
+PASSES = 30  # a twentieth of the usual: half a dozen pictures
 GUN, BOMB = ConceptSpec(("gun",)), ConceptSpec(("bomb",))
 
 
