@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import fsum, prod
 
 import torch
 from torch import Tensor
@@ -85,13 +85,13 @@ def standing(work: Scrubbing) -> Metrics:
     up; share: directions of all in these layers.
     """
     edits = work.edits.values()
-    found = sum(float(edit.lambdas.sum()) for edit in edits)
+    found = fsum(float(edit.lambdas.sum()) for edit in edits)  # the same in any order
     left = float(work.directions if work.plan.soft else 0)
     channels = sum(edit.down.shape[1] for edit in edits)
     taken = 1 - left / found if found else 0.0
     return Metrics(
         1 - taken * work.blocks_done / max(1, work.blocks),
-        sum(edit.harm for edit in edits),
+        fsum(edit.harm for edit in edits),
         work.directions / max(1, channels),
         1.0,
     )
