@@ -40,8 +40,8 @@ def lend(
 ) -> Lent:
     """Lend a MODEL; whole: with a private UNet, through which gradients may pass.
 
-    resolution: side of the picture in pixels, 0 for the one that the model was trained at; rows: of
-    a batch that the private UNet takes at once, 0 for all.
+    resolution: side of the picture in pixels, 0 for the one that the model was trained at; rows:
+    how many a pass of the private UNet has at most, two a prompt; 0 for any number.
     """
     host = HostDenoiser(model, see)
     check_clip(clip, host.weights)
@@ -52,11 +52,11 @@ def lend(
     if whole:
         from .private_unet import private_denoiser
 
-        denoiser = private_denoiser(model, rows, gradients)
+        denoiser = private_denoiser(model, gradients=gradients)
     things, styles = words_of(host.weights)
     # What the model predicts hangs on more than weights: on patches, wrappers, other nodes' hooks.
     lent = LentModel(
-        denoiser, encoder, (side, side), things, styles,
+        denoiser, encoder, (side, side), things, styles, batch=rows // 2 if whole else 0,
         more=lambda cond: probe(host, cond, (side, side)),
     )  # fmt: skip
     return Lent(lent, host, encoder)

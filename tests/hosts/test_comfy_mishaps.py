@@ -121,7 +121,7 @@ def test_out_of_memory(server: ComfyServer, baseline: list[str]) -> None:
     for rows, more, advice in (
         (1, {}, "lower `resolution`"),
         (2, {"engine": "global"}, "set `engine` to local"),
-        (2, {"robust": True}, "switch `robust` off"),
+        (1, {"robust": True}, "switch `robust` off"),
     ):
         ended = scarce(rows, **more)
         assert ended.status == "error" and advice in ended.error, ended.error

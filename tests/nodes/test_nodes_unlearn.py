@@ -118,6 +118,20 @@ def test_out_of_memory_is_retried_once_and_said(part: Part, host: Host, model: P
         unlearn(part, model)
 
 
+def test_a_private_copy_out_of_memory(part: Part, host: Host, model: Patcher) -> None:
+    """What watches its layers sees whole passes, of few rows; gradients take more rows."""
+    robust = with_settings(part, PRIVATE[2])
+    wanted = unlearn(part, model, **robust)[1]
+    host.room = 2
+    _, diff, _, report = unlearn(part, model, **robust)
+    assert "out of memory" in report and "2 rows at a time" in report
+    assert diff.directions == wanted.directions > 0 and set(diff.offsets) == set(wanted.offsets)
+    for key, offset in diff.offsets.items():
+        torch.testing.assert_close(offset.dense(), wanted.offsets[key].dense(), rtol=0, atol=1e-3)
+    with pytest.raises(part("trust_engine.errors").ModelError, match="set `engine` to local"):
+        unlearn(part, model, **with_settings(part, PRIVATE[0]))
+
+
 @pytest.mark.parametrize("changes", PRIVATE)
 def test_private_copy_for_gradients(part: Part, host: Host, model: Patcher, changes: dict) -> None:
     before = frozen(model)
