@@ -248,7 +248,8 @@ class UnlearnSpec:
         False, flag=True, label="Robust",
         help="Stand up to attackers who ask in other words, or by a learned token: what only the "
         "concept's pictures have is taken out of the whole UNet, without training. For things and "
-        "styles. Takes some three times as many UNet passes, and changes all layers a little.",
+        "styles. What is drawn instead is left to the model. Takes some three times as many UNet "
+        "passes, and changes many layers a little.",
     )  # fmt: skip
     syntax: Syntax = choice(
         "literal", get_args(Syntax), label="Prompt syntax",
