@@ -248,8 +248,8 @@ class UnlearnSpec:
         False, flag=True, label="Robust",
         help="Stand up to attackers who ask in other words, or by a learned token: what only the "
         "concept's pictures have is taken out of the whole UNet, without training. For things and "
-        "styles. What is drawn instead is left to the model. Takes some three times as many UNet "
-        "passes, and changes many layers a little.",
+        "styles. What is drawn instead is left to the model. Takes three to four times as many "
+        "UNet passes, and changes many layers a little.",
     )  # fmt: skip
     syntax: Syntax = choice(
         "literal", get_args(Syntax), label="Prompt syntax",
@@ -304,6 +304,14 @@ class UnlearnSpec:
                 "trains nothing, and passes over the global engine",
                 field="robust",
                 remedy="take {engine local}, or switch {robust} off",
+            )
+        anchored = [concept for concept in self.concepts if concept.anchor is not None]
+        if self.robust and anchored:
+            raise SpecError(
+                f"leaves what is drawn instead to the model, and passes over the anchor "
+                f"{quoted(str(anchored[0].anchor))}",
+                field="robust",
+                remedy="leave {anchor} out, or switch {robust} off",
             )
         joint = [concept for concept in self.concepts if concept.kind in JOINT]
         if self.robust and joint:

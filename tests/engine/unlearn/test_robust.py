@@ -151,6 +151,13 @@ def test_what_has_no_looks_of_its_own_is_refused() -> None:
     Unlearning(tiny_model(), replace(robust_spec(concepts=(pair,)), robust=False))
 
 
+def test_an_anchor_that_would_be_passed_over_is_refused() -> None:
+    anchored = ConceptSpec(("gun",), anchor="fork")
+    with pytest.raises(SpecError, match="passes over the anchor 'fork'"):
+        Unlearning(tiny_model(), robust_spec(concepts=(anchored,)))
+    Unlearning(tiny_model(), replace(robust_spec(concepts=(anchored,)), robust=False))
+
+
 def test_nothing_that_stands_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mode, "_rows", lambda model: 12)
     monkeypatch.setattr(mode, "ScrubPlan", lambda batch=12: run.ScrubPlan(tau=1e6, batch=batch))
