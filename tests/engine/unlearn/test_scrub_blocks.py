@@ -314,6 +314,27 @@ def test_layers_without_a_module_of_their_own_are_refused() -> None:
         blocks_of(denoiser, once)
 
 
+def test_a_model_whose_layers_are_never_called_is_refused() -> None:
+    with pytest.raises(ModelError, match="none of this model's layers can be watched"):
+        blocks_of(tiny_denoiser(), lambda: None)
+
+
+def test_a_layer_is_known_by_its_weight_whatever_its_class() -> None:
+    """Forge's Linear is no torch.nn.Linear."""
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.eye(4)), None
+
+    named = nn.ModuleDict({"own": Linear(), "norm": nn.LayerNorm(4)})
+    names = {"own.weight": "input_blocks.1.0.own.weight"}
+    denoiser = replace(
+        fake_denoiser(None, scaled_linear()), module=named, to_ldm=lambda n: names.get(n, n)
+    )
+    assert list(picture_layers(denoiser)) == ["input_blocks.1.0.own.weight"]
+
+
 def test_one_batch_is_measured_and_cannot_be_checked_on_another() -> None:
     denoiser = tiny_denoiser()
     plan = replace(QUICK, batch=2 * SAMPLES)

@@ -130,16 +130,17 @@ def test_an_error_of_one_process_is_everyones(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "started"),
+    ("way", "started"),
     [
-        ("local", forked),
-        pytest.param("local", launched, marks=pytest.mark.slow),
-        pytest.param("global", launched, marks=pytest.mark.slow),
+        ({"engine": "local"}, forked),
+        pytest.param({"engine": "local"}, launched, marks=pytest.mark.slow),
+        pytest.param({"engine": "global"}, launched, marks=pytest.mark.slow),
+        pytest.param({"robust": True}, launched, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_two_processes_make_the_diff_of_one(
-    engine: str,
+    way: dict[str, Any],
     started: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -150,7 +151,7 @@ def test_two_processes_make_the_diff_of_one(
         (ConceptSpec(("gun",)),),
         {"trajectory_steps": 2, "passes": 40, "steps": 2},
     )  # ten prompts, eight at once
-    spec = UnlearnSpec(gun, engine=engine, **brief)  # type: ignore[arg-type]
+    spec = UnlearnSpec(gun, **way, **brief)  # type: ignore[arg-type]
     (tmp_path / "spec.json").write_text(spec.to_json())
     command = ["unlearn", "--model", "demo", "--device", "cpu", "--spec", "spec.json", "--json",
                "--pictures", "0"]  # fmt: skip
@@ -175,8 +176,9 @@ def test_two_processes_make_the_diff_of_one(
     a, b = (load_diff(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
     assert list(a.offsets) == list(b.offsets)
     for key, offset in a.offsets.items():
-        assert torch.equal(offset.indices, b.offsets[key].indices)
-        torch.testing.assert_close(offset.values, b.offsets[key].values, rtol=0, atol=0)
+        mine, other = offset.entries(), b.offsets[key].entries()
+        assert torch.equal(mine.indices, other.indices)
+        torch.testing.assert_close(mine.values, other.values, rtol=0, atol=0)
     assert a.provenance == b.provenance
 
 
