@@ -67,7 +67,7 @@ METHODS: dict[str, Method] = {
     "trust-scrub": Method(
         "TRUST robust (ours)", "ours", trust, {"robust": True}, kinds=("single", "style")
     ),
-    "trust-robust": Method("TRUST robust by training (ours, before)", "ours", hardened.erase, {}),
+    "trust-robust": Method("TRUST, all weights trained (replaced)", "ours", hardened.erase, {}),
     "esd-x": Method(
         "ESD-x", "arXiv 2303.07345", lambda t, s: esd.erase(t, "x", s), ESD,
         _grid(rate=RATES, steps=(60, 120)),
