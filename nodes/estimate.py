@@ -104,19 +104,20 @@ class Stopwatch:
         known[key] = speed
 
 
-def needs(lent: Lent, spec: UnlearnSpec, kept: int, total: int, whole: bool) -> str:
-    """Say what memory a run will take; kept: prompts recorded, total: units of work."""
+def needs(lent: Lent, run: Unlearning, whole: bool) -> str:
+    """Say what memory a run will take; whole: it has a private UNet."""
+    spec, total = run.spec, run.total
     if spec.robust:
         private = sum(p.nbytes for p in lent.model.denoiser.module.parameters()) / 2**30
         beside = memory_of(lent.model, spec) / 2**30
         return (
-            f"{total} units of work, {kept} pictures, {private:.1f} GB for a private UNet and "
+            f"{total} units of work, {run.drawn} pictures, {private:.1f} GB for a private UNet and "
             f"{beside:.1f} GB of main memory"
         )
     shapes = lent.host.weights.shapes
     trained = [torch.Size(shapes[key]).numel() for key in lent.host.weights.projections]
     widths = [shapes[key][1] for key in lent.host.weights.projections if key.endswith("q.weight")]
-    states = 2 * kept * 8 * 24 * 2 * sum(widths)
+    states = 2 * run.recorded * 8 * 24 * 2 * sum(widths)
     one = 4 * max(trained, default=0) * 3 * 8
     text = f"{total} units of work, about {states / 2**20:.0f} MB of recorded states"
     if whole:

@@ -118,7 +118,7 @@ def _fresh(
 def _announced(lent: Lent, run: Unlearning, bar: Bar, ran: Ran, drawing: int) -> float:
     """Say what a run will take before it starts; returns the seconds."""
     spec, whole = run.spec, lent.model.denoiser is not lent.host
-    needed = needs(lent, spec, run.recorded, run.total, whole)
+    needed = needs(lent, run, whole)
     about = {"kind": "run", "done": 0, "total": run.total, "steps": run.steps,
              "points": [], "neurons": {}, "needs": needed}  # fmt: skip
     bar.tell(**about, stage="timing", left=None)

@@ -148,8 +148,9 @@ class UnlearnSpec:
 
     Each setting says what it means and may be (`SETTINGS`). lam: the paper's lambda; eta: ESD's
     negative guidance; rate: a share of a tensor's root mean square; xi: in z-scores; budget: a
-    fraction 0..1; passes: beyond them prompts borrow others' states. With `robust` nothing is
-    trained (unlearn/scrubbing): of the rest `passes`, `cfg`, `sampling` and `seed` count.
+    fraction 0..1; passes: beyond them prompts borrow others' states. With `robust`, training is
+    preceded by a scrubbing (unlearn/scrubbing), for which `passes`, `cfg`, `sampling` and `seed`
+    count.
     """
 
     concepts: tuple[ConceptSpec, ...]
@@ -228,7 +229,7 @@ class UnlearnSpec:
     eta: float = number(
         0.8, 0.0, 10.0, 0.1, usual=(0.0, 3.0), label="Push beyond the anchor (eta)", flag=True,
         help="How far beyond the anchor to push. 0: to it; more removes harder and may cost more "
-        "elsewhere. Does nothing for a style, which is not pushed, nor in robust mode.",
+        "elsewhere. Does nothing for a style, which is not pushed.",
     )  # fmt: skip
     trajectory_steps: int = number(8, 1, 100, 1, "Denoising steps of each recorded picture.")
     cfg: float = number(4.0, 1.0, 30.0, 0.5, "Guidance of the recorded pictures.")
@@ -246,10 +247,10 @@ class UnlearnSpec:
     checkpointing: bool = switch(False, "Global engine: less memory, slower.")
     robust: bool = switch(
         False, flag=True, label="Robust",
-        help="Stand up to attackers who ask in other words, or by a learned token: what only the "
-        "concept's pictures have is taken out of the whole UNet, without training. For things and "
-        "styles. What is drawn instead is left to the model. Takes three to four times as many "
-        "UNet passes, and changes many layers a little.",
+        help="Stand up to attackers who ask in other words, or by a learned token: first, "
+        "what only the concept's pictures have is taken out of the whole UNet. For things and "
+        "styles. Takes four to five times as many UNet passes, needs a private copy of the UNet, "
+        "and changes many layers a little.",
     )  # fmt: skip
     syntax: Syntax = choice(
         "literal", get_args(Syntax), label="Prompt syntax",
@@ -301,17 +302,16 @@ class UnlearnSpec:
         """
         if self.robust and self.engine == "global":
             raise SpecError(
-                "trains nothing, and passes over the global engine",
+                "trains layer by layer, and passes over the global engine",
                 field="robust",
                 remedy="take {engine local}, or switch {robust} off",
             )
-        anchored = [concept for concept in self.concepts if concept.anchor is not None]
-        if self.robust and anchored:
+        if self.robust and self.saliency != "attention":
             raise SpecError(
-                f"leaves what is drawn instead to the model, and passes over the anchor "
-                f"{quoted(str(anchored[0].anchor))}",
+                f"finds neurons by each layer's own effect, and passes over saliency "
+                f"{self.saliency}",
                 field="robust",
-                remedy="leave {anchor} out, or switch {robust} off",
+                remedy="take {saliency attention}, or switch {robust} off",
             )
         joint = [concept for concept in self.concepts if concept.kind in JOINT]
         if self.robust and joint:
@@ -332,12 +332,12 @@ class UnlearnSpec:
     @property
     def together(self) -> bool:
         """Tell whether all layers are trained together, by gradients through the UNet."""
-        return self.engine == "global" and not self.robust
+        return self.engine == "global"
 
     @property
     def through_unet(self) -> bool:
         """Tell whether gradients pass through it at all: to train it, or for saliency."""
-        return self.together or (self.saliency != "attention" and not self.robust)
+        return self.together or self.saliency != "attention"
 
     @property
     def whole_unet(self) -> bool:
@@ -347,7 +347,7 @@ class UnlearnSpec:
     @property
     def exact_hessian(self) -> bool:
         """Tell whether the penalty's gradient takes a double backward; "auto": locally it does."""
-        penalised = self.objective in ("csr", "cip") and self.lam > 0 and not self.robust
+        penalised = self.objective in ("csr", "cip") and self.lam > 0
         exact = self.hessian == "exact" or (self.hessian == "auto" and self.engine == "local")
         return penalised and exact
 

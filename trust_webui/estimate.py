@@ -16,7 +16,6 @@ from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.estimate import (
     Speed,
     expected_seconds,
-    recording_passes,
 )
 from trust_engine.unlearn.record import sampler_of
 from trust_engine.unlearn.run import Unlearning
@@ -132,14 +131,12 @@ def _expected(run: Unlearning, order: Order, speed: Speed) -> Expected:
 def _memory(lent: LentModel, run: Unlearning, spec: UnlearnSpec) -> float:
     """Estimate bytes beside the loaded model: recorded states, and what training holds."""
     layers = cross_attention_modules(lent.denoiser)
-    if spec.robust:
-        return memory_of(lent, spec)
     widths = sum(module.to_q.weight.shape[1] for module in layers.values())  # type: ignore[union-attr]
     how = sampler_of(spec)
-    kept = recording_passes(run) // how.passes(1)
-    states = 2 * 2 * kept * how.steps * POSITIONS * widths  # cond and uncond, float16
+    states = 2 * 2 * run.recorded * how.steps * POSITIONS * widths  # cond and uncond, float16
     sizes = [sum(getattr(m, f"to_{c}").weight.numel() for c in "qkv") for m in layers.values()]
     if spec.through_unet:
         whole = sum(p.numel() * p.element_size() for p in lent.denoiser.module.parameters())
         return states + whole + 4 * 6 * sum(sizes)
-    return states + 4 * 8 * max(sizes)
+    trained = states + 4 * 8 * max(sizes)
+    return max(trained, memory_of(lent, spec)) if spec.robust else trained

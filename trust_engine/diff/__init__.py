@@ -2,6 +2,7 @@
 
 weight_diff    the values: what is added to one weight, and to a whole UNet
 apply          which model a diff belongs to; adding it to weights and taking it off
+overlaid       a denoiser under offsets, of which no weight is written
 arithmetic     add, subtract, scale, merge, thin out
 overlaps       what two diffs both move, and whether they pull it the same way
 least_squares  merging by fit: each concept meets its own diff, the rest none

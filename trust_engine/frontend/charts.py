@@ -75,9 +75,11 @@ def side_by_side(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def where(run: Unlearning) -> Image.Image | None:
-    """Map what a run has changed: its concept neurons, or where directions were taken out."""
+    """Map what a run has changed: where directions were taken out, and its concept neurons."""
+    maps, scrubbed = [], run.results.scrubbed
+    if scrubbed is not None:
+        taken = {key: offset.rank for key, offset in scrubbed.offsets.items()}
+        maps.append(direction_map("Where directions were taken out", taken))
     if run.neurons:
-        return neuron_map("Where the concept neurons sit", run.neurons)
-    taken = {key: factors[1].shape[0] for key, offset in run.results.offsets.items()
-             if (factors := offset.factors) is not None}  # fmt: skip
-    return direction_map("Where directions were taken out", taken) if taken else None
+        maps.append(neuron_map("Where the concept neurons sit", run.neurons))
+    return stacked(maps) if maps else None

@@ -83,19 +83,19 @@ def failure(run: Unlearning, seen: BeforeAfter | None, effect: float) -> str:
 
 def explained(run: Unlearning, effect: float, harm: float) -> str:
     """Give the run's own figures, and say what they are."""
-    if run.spec.robust:
-        return (
-            f"Left of what only the concept's pictures have: {effect:.1%} of its energy; change of "
-            f"what must stay: {harm:.2f}, a share of each layer's output added up over all layers. "
-            "These are the scrubbing's own measures: what is drawn now, and what attackers bring "
-            "back, an audit tells."
+    scrubbed, first = run.results.scrubbed, ""
+    if scrubbed is not None:
+        first = (
+            f"Scrubbing: left of what only the concept's pictures have: {scrubbed.left:.1%} of its "
+            f"energy; change of what must stay: {scrubbed.harm:.2f}, a share of each layer's "
+            "output added up over all layers. Training after it: "
         )
     where = "the UNet answers" if run.spec.together else "the cross-attention layers answer"
     return (
-        f"Effect left: {effect:.1%}; change of what must stay: {harm:.1%}. This is how far {where} "
-        "the concept's prompts other than wanted, 100 % at the start: the training's own measure, "
-        "which a picture need not follow. A concept can be gone from every picture at 30 %, or "
-        "after zeroing above 100 %, and what stays can change at 1 %."
+        f"{first}Effect left: {effect:.1%}; change of what must stay: {harm:.1%}. This is how far "
+        f"{where} the concept's prompts other than wanted, 100 % at the start: the training's own "
+        "measure, which a picture need not follow. A concept can be gone from every picture at "
+        "30 %, or after zeroing above 100 %, and what stays can change at 1 %."
     )
 
 
@@ -109,8 +109,10 @@ def cost(run: Unlearning, diff: WeightDiff, seen: BeforeAfter | None, seconds: f
     back = f" and {run.backward} back" if run.backward else ""
     changed = f"{diff.changed:,} entries, {diff.share:.2%} of q, k and v"
     if run.spec.robust:
+        trained = sum(offset.changed for offset in run.results.offsets.values())
         changed = (
-            f"{len(diff.offsets)} of the UNet's layers, by {diff.directions:,} directions in all"
+            f"{len(diff.offsets)} of the UNet's layers, by {diff.directions:,} directions in all, "
+            f"and {trained:,} entries of q, k and v"
         )
     return f"Changed {changed}{took}: {run.passes} UNet passes{back}{drawn}."
 

@@ -133,7 +133,7 @@ class LoadedModel:
         beside: bytes that a run takes in main memory, wherever the model is.
         """
         dtype, size, place = compute_dtype(self.denoiser.module), self.latent_size, self.device
-        trained = 0 if spec.robust else training_needs(projections(self.denoiser), spec.together)
+        trained = training_needs(projections(self.denoiser), spec.together)
         batch = batch_for(memory, size, dtype)
         needed, least = (max(trained, recording_needs(n, size, dtype)) for n in (batch, 1))
         slim = "take {engine local}" if spec.together else ""

@@ -21,7 +21,7 @@ from .end_to_end import BATCH
 from .layerwise import PROMPTS_A_STEP, LayerPairs, LayerProblem
 from .record import sampler_of
 from .run import Unlearning
-from .scrubbing.mode import flops_of, passes_of
+from .scrubbing.mode import drawing_passes, flops_of, passes_of
 from .trainer import SelectiveTrainer
 from .trajectory import POSITIONS
 
@@ -109,19 +109,21 @@ def float64_speed() -> float:
 
 
 def recording_passes(run: Unlearning) -> int:
-    """Count the UNet passes, one sample each, that a run records with."""
-    return sampler_of(run.plan).passes(run.recorded)
+    """Count the UNet passes, one sample each, that a run draws and records with."""
+    drawing = drawing_passes(run.spec, run.lists) if run.lists else 0
+    return drawing + sampler_of(run.plan).passes(run.recorded)
 
 
 def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
     """Say how long a run records and trains if it does not stop early; a resumed one all of it."""
     spec, one = run.plan, speed.one
+    scrubbing = 0.0
     if spec.robust:
         solving = flops_of(run.model.denoiser, spec) / float64_speed()
-        training = passes_of(spec) * one + solving
-    elif spec.through_unet:
+        scrubbing = passes_of(run.spec) * one + solving
+    if spec.through_unet:
         # Two batches there and back, and again for the objective's penalty.
         training = 2 * 2 * (1 + BACK) * BATCH * one * spec.steps
     else:
         training = speed.step[spec.objective] * spec.steps
-    return (run.asking + recording_passes(run)) * one, training
+    return (run.asking + recording_passes(run)) * one, scrubbing + training

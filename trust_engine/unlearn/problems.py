@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..models.attention import cross_attention_modules, read_layer
+from ..diff import Offset
+from ..models.attention import CrossAttention, cross_attention_modules, read_layer
 from ..models.contract import Conditioning, Denoiser, device_of, stack
+from ..models.parameters import exchanged
 from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .end_to_end import Cost, EndToEndProblem
@@ -39,7 +41,10 @@ def units_of(spec: UnlearnSpec, denoiser: Denoiser) -> int:
 
 @dataclass
 class Problems:
-    """What both engines stand on: prompts, encoded in their order, and recorded trajectories."""
+    """What both engines stand on: prompts, encoded in their order, and recorded trajectories.
+
+    before: offsets by ldm name that theta_0 already has, of a scrubbing, under which was recorded.
+    """
 
     spec: UnlearnSpec
     denoiser: Denoiser
@@ -49,6 +54,7 @@ class Problems:
     plan: Plan
     recording: Recording
     score: Score | None = None
+    before: Mapping[str, Offset] = field(default_factory=dict)
 
     @property
     def needs_whole(self) -> bool:
@@ -99,8 +105,19 @@ class Problems:
         rows = torch.cat([self.plan.rows[n:], len(guided) + torch.arange(len(some))])
         keep = LayerPairs(torch.cat([guided, some]), rows, kept)
         device = device_of(self.denoiser)
-        layer = read_layer(cross_attention_modules(self.denoiser)[name])
-        return LayerProblem(layer, erase.to(device), keep.to(device), self.spec.eta, self.spec.seed)
+        pairs = erase.to(device), keep.to(device)
+        return LayerProblem(self._read(name), *pairs, self.spec.eta, self.spec.seed)
+
+    def _read(self, name: str) -> CrossAttention:
+        """Read a layer at theta_0."""
+        module, standing = self.denoiser.module, dict[str, Tensor]()
+        for key, offset in self.before.items():
+            if key.startswith(f"{name}."):
+                parameter = self.denoiser.parameter_name(key)
+                weight = module.get_parameter(parameter).detach().float()
+                standing[parameter] = weight + offset.dense(weight.device)
+        with exchanged(module, standing):
+            return read_layer(cross_attention_modules(self.denoiser)[name])
 
     @cached_property
     def whole(self) -> EndToEndProblem:

@@ -16,14 +16,12 @@ LONGER = {"combination": 1.5}
 
 @lru_cache(maxsize=64)
 def resolve(spec: UnlearnSpec) -> UnlearnSpec:
-    """Return what a run does: for one concept that is no combination, or robust, the spec itself.
+    """Return what a run trains: for one concept that is no combination, the spec itself.
 
     Each of several concepts needs states and entries of its own, and is one part of the effect that
     preservation weighs against. With one concept's passes and budget, a run over five left most of
-    each (docs/results/unlearning.md).
+    each (docs/results/unlearning.md). What a scrubbing is shown of each, `pictures.recipe_of` says.
     """
-    if spec.robust:  # what it shows of each concept, `scrubbing.pictures.recipe_of` says
-        return spec
     n, longer = len(spec.concepts), 1.0
     if not spec.together:
         longer = max(LONGER.get(concept.kind, 1.0) for concept in spec.concepts)

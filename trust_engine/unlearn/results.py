@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from ..diff import Offset, SparseOffset
+from ..diff import LowRankOffset, Offset, SparseOffset
 from ..distributed import Workers
 from ..models.unet_keys import projection_of
 from .end_to_end import Cost
 from .mask import overlap, thinned
 from .problems import Problems, Unit
 from .run_state import RunState
+from .scrubbing.mode import Scrubbed
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Recording
 from .word_knowledge import Knowledge
@@ -24,22 +25,44 @@ from .word_knowledge import Knowledge
 class Results:
     """Offsets by weight, neurons by projection, and figures by unit; UNet passes, one sample each.
 
-    curves: effect and harm after each step.
+    offsets: of what was trained; curves: effect and harm after each step; scrubbed: of robust
+    mode's first stage, once it is over.
     """
 
-    offsets: dict[str, Offset] = field(default_factory=dict)
+    offsets: dict[str, SparseOffset] = field(default_factory=dict)
     neurons: dict[str, dict[str, Any]] = field(default_factory=dict)
     final: dict[str, Metrics] = field(default_factory=dict)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     passes: int = 0
     backward: int = 0
+    scrubbed: Scrubbed | None = None
 
     @classmethod
     def of(cls, kept: RunState) -> Results:
         """Take up a state's."""
         curves = {name: list(kept.curves.get(name, ())) for name in kept.final}
         final, neurons = dict(kept.final), dict(kept.neurons)
-        return cls(dict(kept.offsets), neurons, final, curves, kept.passes, kept.backward)
+        offsets = {key: o.sparse for key, o in kept.offsets.items() if o.sparse is not None}
+        scrubbed = None
+        if kept.scrubbed is not None:
+            factors = {k: o.factors for k, o in kept.offsets.items() if o.factors is not None}
+            low_rank = {key: LowRankOffset(*both) for key, both in factors.items()}
+            scrubbed = Scrubbed(low_rank, *kept.scrubbed)
+        return cls(offsets, neurons, final, curves, kept.passes, kept.backward, scrubbed)
+
+    @property
+    def whole(self) -> dict[str, Offset]:
+        """Return the offsets of both stages together, by weight."""
+        low_rank = self.scrubbed.offsets if self.scrubbed else {}
+        found: dict[str, Offset] = {**low_rank, **self.offsets}
+        for key in low_rank.keys() & self.offsets.keys():
+            found[key] = replace(low_rank[key], sparse=self.offsets[key])
+        return found
+
+    @property
+    def before(self) -> int:
+        """Count the UNet passes of stages before the recording."""
+        return self.scrubbed.passes if self.scrubbed else 0
 
     @property
     def effect(self) -> float:
@@ -77,11 +100,11 @@ class Results:
         """Count passes through the UNet; setting up is not paid for again if `kept` has been."""
         if not problems.needs_whole:
             return
-        spent = kept.passes - kept.recording.passes if kept is not None else 0
+        spent = kept.passes - kept.recording.passes - self.before if kept is not None else 0
         if kept is not None and spent > 0:
             problems.paid(Cost(spent, kept.backward))
         cost = problems.cost
-        self.passes = problems.recording.passes + cost.forward
+        self.passes = self.before + problems.recording.passes + cost.forward
         self.backward = cost.backward
 
     def state(
@@ -101,12 +124,13 @@ class Results:
             self.passes,
             self.backward,
             recording,
-            dict(self.offsets),
+            self.whole,
             dict(self.neurons),
             dict(self.final),
             unit,
             training,
             {name: list(curve) for name, curve in self.curves.items() if name in known},
+            scrubbed=self.scrubbed.figures if self.scrubbed else None,
             knowledge=knowledge,
         )
 

@@ -9,7 +9,6 @@ from ..errors import SpecError
 from ..models.attention import cross_attention_modules
 from ..models.contract import Denoiser
 from .run_state import RunState
-from .trajectory import Plan
 
 
 def check_origin(kept: RunState, spec: str, identity: Callable[[], str]) -> None:
@@ -33,15 +32,18 @@ def check_origin(kept: RunState, spec: str, identity: Callable[[], str]) -> None
         )
 
 
-def check_extent(kept: RunState, plan: Plan, denoiser: Denoiser) -> None:
-    """Compare a state's recording, layers and offsets with the model's; raises SpecError."""
+def check_extent(kept: RunState, most: int, denoiser: Denoiser) -> None:
+    """Compare a state's recording, layers and offsets with the model's; raises SpecError.
+
+    most: prompts that are recorded, or pictures drawn, in the stage that it was stopped in.
+    """
     recording = kept.recording
     weights = dict(denoiser.module.named_parameters()) if kept.offsets else {}
     rows = sum(len(part.x) for part in recording.parts)
-    sound = rows <= len(plan.recorded)
+    sound = rows <= most
     if recording.over:
         layers = set(cross_attention_modules(denoiser))
-        sound = len(recording.latents) == len(plan.recorded)
+        sound = len(recording.latents) == most
         sound = sound and (not recording.cond or set(recording.cond) == layers)
     for key, offset in kept.offsets.items():
         weight = weights.get(denoiser.parameter_name(key))

@@ -1,6 +1,8 @@
 """Algorithm 1: from concepts to a diff, by selective fine-tuning of their neurons.
 
     write prompts c, their anchors a, and what must stay               prompts
+    in robust mode: draw c and what must stay, take out of theta_0     scrubbing
+        what only the pictures of c have, and go on from there
     record x_l, z_t on trajectories of theta_0                         record, trajectory
     for every unit of weights theta (a layer, or the whole UNet):      problems
         for every step:                                                trainer
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 
 from ..diff import WeightDiff, describe_base
+from ..diff.overlaid import Overlaid
 from ..distributed import SINGLE, Workers
 from ..errors import DivergenceError, SpecError
 from ..models.contract import Conditioning, LentModel, device_of, with_syntax
@@ -34,15 +37,14 @@ from ..spec import UnlearnSpec
 from .end_to_end import NOT_TOGETHER, differentiable
 from .problems import Problems, Unit, units_of
 from .provenance import identity_of, key_of, provenance_of
-from .record import plan_of, recorded, sampler_of, texts_of
+from .record import plan_of, recorded, sampler_of
 from .resolve import resolve
 from .results import Results
 from .resume_check import check_extent, check_origin
 from .run_state import RunState
 from .scrubbing import mode
 from .scrubbing.blocks import weights_by_block
-from .scrubbing.mode import passes_of
-from .scrubbing.run import Scrubbing
+from .scrubbing.lists import PictureLists
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Recording
 from .word_knowledge import Inquiry, Knowledge
@@ -83,13 +85,14 @@ class Unlearning:
     knowledge: Knowledge | None = None
     prompts: PromptSet = field(init=False)
     plan: UnlearnSpec = field(init=False)  # the spec resolved: what is done
+    lists: PictureLists | None = field(init=False)  # what robust mode draws
     results: Results = field(default_factory=Results)
     ground: Problems | None = None
     _base: dict[str, Any] = field(default_factory=dict)
     _finished: bool = False
     _recording: Recording | None = None
     _piece: tuple[str, SelectiveTrainer] | None = None
-    _scrubbing: Scrubbing | None = None
+    _pictures: mode.PictureStage | None = None
     _encoded: tuple[Conditioning, Conditioning] | None = None
     _identity: str = ""
     _asks: bool = True
@@ -109,15 +112,18 @@ class Unlearning:
             self.model = model = replace(model, encoder=with_syntax(model.encoder))
         self.plan = resolve(spec)
         self._asks = self.knowledge is None
-        self.prompts = self._named = self._build_prompts()
+        self._write_prompts()
+        self._named = self.texts
         self._inquiry = Inquiry(model, spec, self.prompts)
 
-    def _build_prompts(self) -> PromptSet:
+    def _write_prompts(self) -> None:
         model, spec = self.model, self.spec
+        about = spec.concepts, model.encoder, model.vocabulary, model.styles
         same = self.knowledge.same if self.knowledge else ()
-        return build_prompts(
-            spec.concepts, model.encoder, model.vocabulary, model.styles, spec.robust, same
-        )
+        self.prompts = build_prompts(*about, left_out=same)
+        self.lists = None
+        if spec.robust:
+            self.lists = mode.lists_of(spec, build_prompts(*about, named=True, left_out=same))
 
     @property
     def asking(self) -> int:
@@ -152,7 +158,8 @@ class Unlearning:
         """Take up what was found: what the model draws as a concept's is not preserved."""
         self.knowledge = knowledge
         if knowledge.same:
-            self.prompts, self._encoded = self._build_prompts(), None
+            self._write_prompts()
+            self._encoded = None
 
     @property
     def final(self) -> dict[str, Metrics]:
@@ -203,34 +210,47 @@ class Unlearning:
 
     @property
     def total(self) -> int:
-        """Units of work: UNet passes that ask, record and scrub, and updates."""
-        return self.asking + sampler_of(self.plan).passes(self.recorded) + self._work
+        """Units of work: UNet passes that ask, draw, scrub and record, and updates."""
+        return self._begun + sampler_of(self.plan).passes(self.recorded) + self._updates
 
     @property
-    def _work(self) -> int:
-        """Count the units of work that come after recording."""
-        if self.plan.robust:
-            return passes_of(self.plan)
-        return units_of(self.plan, self.model.denoiser) * self.plan.steps
+    def _begun(self) -> int:
+        """Count the units of work that come before recording."""
+        return self.asking + self._drawing + (mode.passes_of(self.spec) if self.lists else 0)
+
+    @property
+    def _drawing(self) -> int:
+        return mode.drawing_passes(self.spec, self.lists) if self.lists else 0
 
     @property
     def steps(self) -> int:
-        """Updates of each layer, or of all together; in robust mode, blocks of the UNet."""
-        if self.plan.robust:
-            return len(weights_by_block(self.model.denoiser))
+        """Updates of each layer, or of all together."""
         return self.plan.steps
+
+    @property
+    def _updates(self) -> int:
+        return units_of(self.plan, self.model.denoiser) * self.plan.steps
 
     def behind(self, state: RunState) -> float:
         """Tell how much of this run's work a state has behind it, 0..1."""
-        layers, steps, recorded = state.reached
-        each = self._work / max(1, self.steps) if self.plan.robust else 1
-        done = self.asking + recorded + (layers * self.steps + steps) * each
+        _, steps, recorded = state.reached
+        if self.lists and state.scrubbed is None:
+            blocks = len(weights_by_block(self.model.denoiser))
+            done = self.asking + recorded + steps * mode.passes_of(self.spec) / blocks
+        else:
+            trained = len(state.final) * self.plan.steps + steps
+            done = self._begun + recorded + trained
         return done / max(1, self.total)
 
     @property
     def recorded(self) -> int:
-        """Count the prompts that are recorded, or, in robust mode, drawn."""
+        """Count the prompts that are recorded."""
         return len(plan_of(self.plan, self.prompts).recorded)
+
+    @property
+    def drawn(self) -> int:
+        """Count the pictures that robust mode draws."""
+        return len(self.lists.prompts) if self.lists else 0
 
     # A host may run us in inference mode, whose tensors cannot be differentiated. Decorators
     # switch it for each resumption alone; a `with` would last into the host's own code.
@@ -244,8 +264,10 @@ class Unlearning:
             self._finished = True
             yield StepReport(total, total, "finished before", self.passes, self.backward)
             return
+        if self.lists and self.results.scrubbed is None:
+            yield from self._scrub(total, kept)
         yield from self._record(total)
-        yield from self._scrub(total, kept) if self.plan.robust else self._tune(total, kept)
+        yield from self._tune(total, kept)
         self._finished = True
 
     def _tune(self, total: int, kept: RunState | None) -> Iterator[StepReport]:
@@ -270,33 +292,26 @@ class Unlearning:
 
     def _scrub(self, total: int, kept: RunState | None) -> Iterator[StepReport]:
         """Take out, block by block, what only the concept's pictures have (robust mode)."""
-        assert self._recording is not None
-        plan, (cond, uncond) = self.plan, self._encode()
-        begun = kept.forgetting if kept is not None and kept.piece == mode.UNIT else {}
-        lists = mode.lists_of(plan, self.prompts)
-        drawn = self._recording
-        work = mode.scrubbing_of(self.model, plan, lists, drawn, cond, uncond, begun)
-        curve = list(kept.curves.get(mode.UNIT, ())) if begun and kept is not None else []
-        self.curves[mode.UNIT] = curve
-        self._scrubbing = work
-        # One process of a team computes; splitting a block's batches would not pay the exchange.
-        for report in work if self.team.first else ():
-            self.results.passes = self._recording.passes + work.passes
-            here = mode.standing(work)
-            if len(curve) < work.blocks_done:
-                curve.append((here.effect, here.harm))
-            done = total - self._work + round(self._work * report.done / report.total)
-            yield StepReport(done, total, f"scrubbing {report.block}", self.passes, 0, here)
-        self.results.offsets |= self.team.of_first(mode.offsets_of(work.edits))
-        self.results.final[mode.UNIT] = self.team.of_first(mode.standing(work))
-        self.results.passes = self.team.of_first(self.passes)
-        self.curves[mode.UNIT] = self.team.of_first(curve)
-        self._scrubbing = None
-        if not self.results.changed:
-            raise SpecError(
-                f"nothing in the pictures of {self.spec.name!r} stands out from those of others",
-                remedy="check that the model knows the concept, or raise {passes}",
-            )
+        assert self.lists is not None
+        (cond, uncond), begun = self._encode(), kept.forgetting if kept is not None else {}
+        shown = cond.select(slice(0, self.drawn))
+        stage = self._pictures = mode.PictureStage(
+            self.model, self.spec, self.lists, shown, uncond, self.team, self._recording, begun
+        )
+        for done, what in stage:
+            self.results.passes = stage.passes
+            yield StepReport(self.asking + done, total, what, self.passes)
+        self.results.scrubbed = stage.found
+        self.results.passes = self.results.before
+        self._recording = self._pictures = None
+
+    @property
+    def _ground(self) -> LentModel:
+        """Return what is recorded and trained: in robust mode the scrubbed model."""
+        scrubbed = self.results.scrubbed
+        if scrubbed is None:
+            return self.model
+        return replace(self.model, denoiser=Overlaid(self.model.denoiser, scrubbed.offsets))
 
     def _begin(self) -> RunState | None:
         """Begin where the state to resume from left off, or at the beginning."""
@@ -307,7 +322,8 @@ class Unlearning:
             self._recording, self.results = None, Results()
             return None
         self.check(kept)
-        check_extent(kept, plan_of(self.plan, self.prompts), self.model.denoiser)
+        drawing = self.lists is not None and kept.scrubbed is None
+        check_extent(kept, self.drawn if drawing else self.recorded, self.model.denoiser)
         self._recording, self.results = kept.recording, Results.of(kept)
         return kept
 
@@ -315,23 +331,24 @@ class Unlearning:
         """Record what is not recorded yet."""
         if self._recording is not None and self._recording.over:
             return
-        plan, (cond, uncond) = plan_of(self.plan, self.prompts), self._encode()
+        plan, (cond, uncond) = plan_of(self.plan, self.prompts), self._contexts
         for states in recorded(
-            self.model, self.plan, plan, cond, uncond, self.team, self._recording
+            self._ground, self.plan, plan, cond, uncond, self.team, self._recording
         ):
-            self._recording, self.results.passes = states, states.passes
-            yield StepReport(self.asking + self.passes, total, "recording", self.passes)
+            self._recording, self.results.passes = states, self.results.before + states.passes
+            done = self._begun + states.passes
+            yield StepReport(done, total, "recording", self.passes)
         assert self._recording is not None
         # A team's last batch may be another process's, of which no report came.
-        self.results.passes = max(self.passes, self._recording.passes)
+        self.results.passes = max(self.passes, self.results.before + self._recording.passes)
 
     def _problems(self) -> Problems:
         assert self._recording is not None
-        plan, (cond, uncond) = plan_of(self.plan, self.prompts), self._encode()
-        model = self.model
+        plan, (cond, uncond) = plan_of(self.plan, self.prompts), self._contexts
+        model, scrubbed = self.model, self.results.scrubbed
         return Problems(
             self.plan, model.denoiser, self.prompts, cond, uncond, plan, self._recording,
-            model.score,
+            model.score, scrubbed.offsets if scrubbed else {},
         )  # fmt: skip
 
     def _train(self, unit: Unit, kept: RunState | None) -> Iterator[Metrics]:
@@ -368,29 +385,35 @@ class Unlearning:
         assert self._recording is not None
         trainer, steps = self._piece[1] if self._piece else None, self.plan.steps
         own = steps if trainer is None or trainer.finished else trainer.done
-        return self.asking + self._recording.passes + before * steps + own
+        return self._begun + self._recording.passes + before * steps + own
 
     @property
     def resumable(self) -> bool:
         """Tell whether there is a state to go on from; of a team, when recording is over."""
-        recording = self._recording
+        recording = self._at_hand
         if recording is None or not self._base:
             return False
         return recording.over or self._finished or (bool(recording.parts) and self.team.size == 1)
 
     @property
+    def _at_hand(self) -> Recording | None:
+        """Return what is recorded, or, while robust mode draws and scrubs, drawn."""
+        return self._pictures.drawn if self._pictures else self._recording
+
+    @property
     def state(self) -> RunState:
         """Return what a later run can go on from; raises SpecError while there is nothing yet."""
-        if not self.resumable or self._recording is None:
+        recording = self._at_hand
+        if not self.resumable or recording is None:
             raise SpecError("there is nothing to resume from yet; recording has not begun")
         name, run = self._piece or ("", None)
         if run is not None and not run.steady:
             name, run = "", None  # stopped while its weights moved: this piece begins again
         at_work = name, run.state() if run else {}
-        if self._scrubbing is not None:
-            at_work = mode.UNIT, mode.kept_of(self._scrubbing)
+        if self._pictures is not None and self._pictures.kept:
+            at_work = mode.STAGE, self._pictures.kept
         spec, results = self.spec.to_json(), self.results
-        return results.state(spec, self.identity, self._recording, *at_work, self.knowledge)
+        return results.state(spec, self.identity, recording, *at_work, self.knowledge)
 
     @property
     def identity(self) -> str:
@@ -405,14 +428,14 @@ class Unlearning:
     @in_float32
     def _identify(self) -> str:
         # By the prompts as they were before the model was asked: found the same at any time.
-        texts = texts_of(self.plan, self._named)
+        texts = self._named
         encoded = self._encode() if texts == self.texts else _encoded(self.model, texts)
         return identity_of(self.model, self.spec, texts, *encoded)
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """List what the run encodes: targets, anchors and preserved, or the pictures it draws."""
-        return texts_of(self.plan, self.prompts)
+        """List what the run encodes: the pictures it draws, then targets, anchors and preserved."""
+        return (*(self.lists.prompts if self.lists else ()), *self.prompts.texts)
 
     @property
     def key(self) -> str:
@@ -431,6 +454,12 @@ class Unlearning:
             self._encoded = _encoded(self.model, self.texts)
         return self._encoded
 
+    @property
+    def _contexts(self) -> tuple[Conditioning, Conditioning]:
+        """Return targets, anchors and preserved encoded, and ""."""
+        cond, uncond = self._encode()
+        return cond.select(slice(self.drawn, None)), uncond
+
     def check(self, kept: RunState) -> None:
         """Raise SpecError for a state that this run cannot go on from to the same diff."""
         check_origin(kept, self.spec.to_json(), lambda: self.identity)
@@ -445,14 +474,14 @@ class Unlearning:
     @property
     def last_good(self) -> WeightDiff:
         """What a run that diverged had reached; raises SpecError when that is nothing."""
-        if not self.results.offsets:
+        if not self.results.whole:
             raise SpecError("the run has not changed anything yet")
         return self._diff(complete=False)
 
     def _diff(self, complete: bool = True) -> WeightDiff:
         label = provenance_of(self.model, self.spec, self._base, self.results, complete)
         # Rounded now to what a file will hold, so that what is audited is what is saved.
-        return WeightDiff(self.results.offsets, label).compact()
+        return WeightDiff(self.results.whole, label).compact()
 
 
 def _encoded(model: LentModel, texts: Sequence[str]) -> tuple[Conditioning, Conditioning]:

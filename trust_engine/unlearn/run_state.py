@@ -32,7 +32,7 @@ from .trajectory import Part, Recording
 from .word_knowledge import Knowledge
 
 FORMAT = "trust_run"
-VERSION = 2
+VERSION = 3
 LONGEST_HEADER = 1 << 28
 Curve = list[tuple[float, float]]
 
@@ -43,7 +43,9 @@ class RunState:
 
     base: `identity.model_identity` of what it was made with; finished: all layers are done, and
     nothing but the diff is left to make, for which no recording is needed; curves: effect and harm
-    after each step; knowledge: what the model was found to know of the words.
+    after each step; knowledge: what the model was found to know of the words; scrubbed: what is
+    left, harm and UNet passes of robust mode's first stage, once it is over: until then `recording`
+    holds its pictures.
     """
 
     spec: str
@@ -60,12 +62,16 @@ class RunState:
     finished: bool = False
     engine: str = __version__
     knowledge: Knowledge | None = None
+    scrubbed: tuple[float, float, int] | None = None
 
     @property
     def reached(self) -> tuple[int, int, int]:
-        """Tell how far it has come, for comparison: layers, steps of the next one, passes."""
+        """Tell how far it has come, for comparison: layers, steps of the next one, passes.
+
+        A stage that is over counts as a layer.
+        """
         done = int(self.forgetting["done"]) if self.piece else 0
-        return len(self.final), done, self.recording.passes
+        return len(self.final) + (self.scrubbed is not None), done, self.recording.passes
 
     @property
     def size(self) -> int:
@@ -149,6 +155,7 @@ def _label_of(state: RunState) -> dict[str, Any]:
         "final": {name: dataclasses.astuple(here) for name, here in state.final.items()},
         "piece": state.piece,
         "finished": state.finished,
+        "scrubbed": state.scrubbed,
         "knowledge": state.knowledge.to_dict() if state.knowledge else None,
     }
 
@@ -229,7 +236,16 @@ def _build(label: dict[str, Any], tensors: dict[str, Tensor]) -> RunState:
         label["finished"],
         label["engine"],
         Knowledge.from_dict(label["knowledge"]) if label.get("knowledge") else None,
+        _scrubbed(label["scrubbed"]),
     )
+
+
+def _scrubbed(told: Any) -> tuple[float, float, int] | None:
+    if told is None:
+        return None
+    left, harm, passes = told
+    _check(type(passes) is int and passes >= 0, "its scrubbing's passes are no count")
+    return _finite(left), _finite(harm), passes
 
 
 def _offset(key: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Offset:

@@ -185,10 +185,7 @@ def _together(mine: list[Tensor], team: Workers) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which prompts are recorded (indices), and whose recorded row each prompt meets (p,).
-
-    Robust mode draws prompts, some more than once, and needs no rows.
-    """
+    """Which prompts are recorded (indices), and whose recorded row each prompt meets (p,)."""
 
     recorded: list[int]
     rows: Tensor

@@ -1,4 +1,4 @@
-"""Robust mode: a run that scrubs, from pictures to a diff of low rank."""
+"""Robust mode: a run that scrubs from pictures, and then trains what is left."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
-from trust_engine.diff import LowRankOffset, applied, load_diff, save_diff
+from trust_engine.diff import WeightDiff, applied, load_diff, save_diff
 from trust_engine.errors import SpecError
 from trust_engine.models.contract import LentModel
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.autosave import Keeping
+from trust_engine.unlearn.record import sampler_of
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.run_state import load_state, save_state
 from trust_engine.unlearn.run_store import RunStore
@@ -60,19 +61,37 @@ def whole() -> Unlearning:
 def test_it_changes_layers_all_over_the_unet_by_a_few_directions(tmp_path: Path) -> None:
     made, fresh = whole(), tiny_model()
     assert frozen_bits(made.model.denoiser.module) == frozen_bits(fresh.denoiser.module)
-    assert made.diff.directions > 0 and set(made.diff.offsets) <= set(
-        picture_layers(fresh.denoiser)
-    )
-    for key, offset in made.diff.offsets.items():
-        assert isinstance(offset, LowRankOffset)
+    low_rank = {key for key, offset in made.diff.offsets.items() if offset.factors is not None}
+    trained = {key for key, offset in made.diff.offsets.items() if offset.sparse is not None}
+    assert low_rank and low_rank <= set(picture_layers(fresh.denoiser))
+    assert trained <= {f"{name}.weight" for name in made.neurons}
+    # The queries are what both change: there are some, and layers of each alone, in this diff.
+    assert low_rank & trained and low_rank - trained and trained - low_rank
+    for key in low_rank:
+        offset = made.diff.offsets[key]
         weight = fresh.denoiser.module.get_parameter(fresh.denoiser.parameter_name(key))
-        assert offset.rank < weight.shape[1] and offset.shape == weight.shape
+        assert offset.factors is not None and len(offset.factors[1]) < weight.shape[1]
+        assert offset.shape == weight.shape
     save_diff(made.diff, tmp_path / "robust.safetensors")
     assert content(load_diff(tmp_path / "robust.safetensors")) == content(made.diff)
 
 
-def test_the_diff_is_what_was_scrubbed() -> None:
-    """Under the diff, what enters the layers has lost what stood out."""
+def test_what_is_trained_is_the_scrubbed_model() -> None:
+    """The run without `robust`, on the model under the scrubbing's diff, trains the same bits."""
+    made, model = whole(), tiny_model()
+    assert made.results.scrubbed is not None
+    scrubbed = WeightDiff(dict(made.results.scrubbed.offsets), made.diff.provenance)
+    with applied(model.denoiser, [(scrubbed, 1.0)]):
+        second = ran(model, robust=False)
+    assert second.results.offsets.keys() == made.results.offsets.keys()
+    for key, offset in made.results.offsets.items():
+        assert torch.equal(offset.indices, second.results.offsets[key].indices)
+        assert torch.equal(offset.values, second.results.offsets[key].values)
+    assert second.curves == made.curves and second.final == made.final
+
+
+def test_the_diff_is_what_was_scrubbed_and_trained() -> None:
+    """Under the diff the model draws something else, and after it what it drew before."""
     made, model = whole(), tiny_model()
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([300, 300])
     cond = model.encoder.encode(["a gun", "a cat"])
@@ -81,17 +100,20 @@ def test_the_diff_is_what_was_scrubbed() -> None:
         with applied(model.denoiser, [(made.diff, 1.0)]):
             assert not torch.equal(model.denoiser(x, t, cond), before)
         assert torch.equal(model.denoiser(x, t, cond), before)
-    left = made.final[mode.UNIT]
-    assert 0 < left.effect < 1 and 0 < left.harm and 0 < left.share < 1
+    scrubbed = made.results.scrubbed
+    assert scrubbed is not None and 0 < scrubbed.left < 1 and 0 < scrubbed.harm
+    assert 0 < made.effect < 1
 
 
 def test_the_same_seed_gives_the_same_diff_and_counts_are_true() -> None:
     one, two = whole(), ran()
     assert content(one.diff) == content(two.diff) and one.backward == 0
-    samples, drawn = recipe_of(one.spec).samples(1), 24 * one.recorded  # 12 steps, guided
-    assert one.recorded == sum(mode.lists_of(one.plan, one.prompts).counts)
-    assert one.total == one.asking + drawn + 2 * samples
-    assert drawn + 1.5 * samples < one.passes <= drawn + 2 + 2 * samples
+    samples, drawn = recipe_of(one.spec).samples(1), 24 * one.drawn  # 12 steps, guided
+    assert one.drawn == sum(mode.lists_of(one.spec, one.prompts).counts)
+    recorded = sampler_of(one.plan).passes(one.recorded)
+    updates = len(one.final) * one.plan.steps
+    assert one.total == one.asking + drawn + 2 * samples + recorded + updates
+    assert drawn + 1.5 * samples + recorded < one.passes <= drawn + 2 + 2 * samples + recorded
     assert content(ran(seed=1).diff) != content(one.diff)
 
 
@@ -100,19 +122,27 @@ def test_reports_rise_to_the_total_and_say_what_is_at_work() -> None:
     reports = list(made)
     done = [report.done for report in reports]
     assert done == sorted(done) and done[-1] == made.total
-    stages = [report.stage for report in reports]
-    assert any(stage.startswith("scrubbing input_blocks") for stage in stages)
-    assert all(r.standing is not None for r in reports if r.stage.startswith("scrubbing"))
-    assert len(made.curves[mode.UNIT]) == made.steps > 10
+    passes = [report.passes for report in reports]
+    assert passes == sorted(passes) and passes[-1] == made.passes
+    stages = list(dict.fromkeys(report.stage.split()[0] for report in reports))
+    assert stages == ["asking", "drawing", "scrubbing", "recording", "unlearning"]
+    assert any(report.stage.startswith("scrubbing input_blocks") for report in reports)
+    assert all(r.standing is not None for r in reports if r.stage.startswith("unlearning"))
+    assert {len(curve) for curve in made.curves.values()} == {made.steps}
     assert made.failure is None
 
 
-@pytest.mark.parametrize("stop", ["recording", "scrubbing input_blocks.3", "scrubbing out"])
+STOPS = {
+    "drawing": 3, "scrubbing input_blocks.3": 3, "scrubbing out": 3, "recording": 1, "unlearning": 5
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", STOPS)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, stop: str) -> None:
     first, calls = Unlearning(tiny_model(), robust_spec()), 0
     for report in first:
         calls += report.stage.startswith(stop)
-        if calls == 3:
+        if calls == STOPS[stop]:
             break
     save_state(first.state, tmp_path / "state")
     state = load_state(tmp_path / "state")
@@ -123,7 +153,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, stop: s
     assert 0 < share < 1 and done[0] >= share * total - asked - 1
     assert content(second.diff) == content(whole().diff)
     assert second.passes == whole().passes and second.curves == whole().curves
-    assert second.final == whole().final
+    assert second.final == whole().final and second.neurons == whole().neurons
+    assert second.results.scrubbed is not None and whole().results.scrubbed is not None
+    assert second.results.scrubbed.figures == whole().results.scrubbed.figures
 
 
 def test_a_finished_run_is_taken_over_from_the_store(tmp_path: Path) -> None:
@@ -139,7 +171,8 @@ def test_a_finished_run_is_taken_over_from_the_store(tmp_path: Path) -> None:
 
 def test_two_concepts_are_both_taken_out() -> None:
     both = ran(concepts=(GUN, BOMB))
-    gun, bomb = mode.lists_of(both.plan, both.prompts).concepts
+    assert both.lists is not None
+    gun, bomb = both.lists.concepts
     assert all("gun" in prompt for prompt in gun) and all("bomb" in prompt for prompt in bomb)
     assert both.diff.directions > whole().diff.directions
 
@@ -151,11 +184,11 @@ def test_what_has_no_looks_of_its_own_is_refused() -> None:
     Unlearning(tiny_model(), replace(robust_spec(concepts=(pair,)), robust=False))
 
 
-def test_an_anchor_that_would_be_passed_over_is_refused() -> None:
-    anchored = ConceptSpec(("gun",), anchor="fork")
-    with pytest.raises(SpecError, match="passes over the anchor 'fork'"):
-        Unlearning(tiny_model(), robust_spec(concepts=(anchored,)))
-    Unlearning(tiny_model(), replace(robust_spec(concepts=(anchored,)), robust=False))
+@pytest.mark.parametrize("setting", [{"engine": "global"}, {"saliency": "noise"}])
+def test_what_it_would_pass_over_is_refused(setting: dict[str, str]) -> None:
+    with pytest.raises(SpecError, match=r"robust .* and passes over"):
+        Unlearning(tiny_model(), robust_spec(**setting))
+    Unlearning(tiny_model(), replace(robust_spec(**setting), robust=False))
 
 
 def test_nothing_that_stands_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

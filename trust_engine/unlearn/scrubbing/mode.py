@@ -1,50 +1,120 @@
-"""Robust mode: what a spec asks for as a scrubbing, and what a run keeps of one."""
+"""Robust mode's first stage: what a spec asks for as a scrubbing, and what a run keeps of one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import fsum, prod
 
 import torch
 from torch import Tensor
 
 from ...diff import LowRankOffset
+from ...distributed import SINGLE, Workers
+from ...errors import SpecError
 from ...models.contract import Conditioning, Denoiser, LentModel, compute_dtype
 from ...prompts.concept import PromptSet
 from ...spec import UnlearnSpec
-from ..trainer import Metrics
 from ..trajectory import Recording
 from .blocks import TOGETHER, weights_by_block
 from .directions import Edit
 from .lists import PictureLists, picture_lists
-from .pictures import noised, recipe_of
+from .pictures import draw, noised, recipe_of
 from .run import Scrubbing, ScrubPlan
 from .samples import Drawn
 
-UNIT = "the UNet"
+STAGE = "scrubbing"
 STORED = 4.25  # numbers a sample, times the first width and the latent's size (docs, "Cost")
 PARTS = ("up", "down", "lambdas", "harm")
+
+
+@dataclass(frozen=True)
+class Scrubbed:
+    """What a scrubbing came to: offsets by ldm name, and UNet passes, one sample each, drawing too.
+
+    left: the energy that is left in the directions that stood out, 0..1; harm: the shares of the
+    rest's output energy that layers change, added up.
+    """
+
+    offsets: Mapping[str, LowRankOffset]
+    left: float
+    harm: float
+    passes: int
+
+    @property
+    def figures(self) -> tuple[float, float, int]:
+        """Return all but the offsets."""
+        return self.left, self.harm, self.passes
+
+
+@dataclass
+class PictureStage:
+    """Draw, then scrub: iterate for units of work done, UNet passes, and what is at work.
+
+    cond: `lists.prompts`, encoded. drawn, begun: what a run that was stopped had drawn, and what it
+    kept of its scrubbing (`kept`), or {}. Of a team, all draw, and one scrubs.
+    """
+
+    model: LentModel
+    spec: UnlearnSpec
+    lists: PictureLists
+    cond: Conditioning
+    uncond: Conditioning
+    team: Workers = SINGLE
+    drawn: Recording | None = None
+    begun: Mapping[str, Tensor] = field(default_factory=dict)
+    passes: int = 0
+    found: Scrubbed | None = None
+    _work: Scrubbing | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        yield from self._draw()
+        assert self.drawn is not None
+        self.passes = drawing = self.drawn.passes
+        work = self._work = self._scrubbing(self.drawn)
+        share = passes_of(self.spec)
+        # One process of a team computes; splitting a block's batches would not pay the exchange.
+        for report in work if self.team.first else ():
+            self.passes = drawing + work.passes
+            done = drawing + round(share * report.done / report.total)
+            yield done, f"{STAGE} {report.block}".rstrip()
+        mine = Scrubbed(offsets_of(work.edits), *standing(work), self.passes)
+        self.found = self.team.of_first(mine)
+        if not self.found.offsets:
+            raise SpecError(
+                f"nothing in the pictures of {self.spec.name!r} stands out from those of others",
+                remedy="check that the model knows the concept, or raise {passes}",
+            )
+
+    def _draw(self) -> Iterator[tuple[int, str]]:
+        """Draw what is not drawn yet."""
+        if self.drawn is not None and self.drawn.over:
+            return
+        model, spec = self.model, self.spec
+        pictures = draw(
+            model.denoiser, self.cond, self.uncond, recipe_of(spec).sampler, model.latent_size,
+            spec.seed, model.at_once, self.team, self.drawn,
+        )  # fmt: skip
+        for self.drawn in pictures:
+            self.passes = self.drawn.passes
+            yield self.passes, "drawing"
+
+    def _scrubbing(self, drawn: Recording) -> Scrubbing:
+        lent, recipe = self.model.denoiser, recipe_of(self.spec)
+        pictures = Drawn.of(drawn, self.cond)
+        kinds = noised(lent, self.uncond, pictures, self.lists.counts, recipe, self.spec.seed)
+        plan = ScrubPlan(batch=_rows(self.model))
+        return Scrubbing(lent, *kinds, plan, begun=_taken_up(self.begun))
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Return what going on with scrubbing needs: blocks that are done, and their edits."""
+        return kept_of(self._work) if self._work is not None else {}
 
 
 def lists_of(spec: UnlearnSpec, prompts: PromptSet) -> PictureLists:
     """Choose what a run draws: every concept alone, and what must stay."""
     return picture_lists(spec.concepts, prompts, recipe_of(spec).counts)
-
-
-def scrubbing_of(
-    model: LentModel,
-    spec: UnlearnSpec,
-    lists: PictureLists,
-    drawn: Recording,
-    cond: Conditioning,
-    uncond: Conditioning,
-    begun: Mapping[str, Tensor],
-) -> Scrubbing:
-    """Prepare a run's scrubbing on what it drew; begun: `kept_of` one that was stopped, or {}."""
-    lent, recipe = model.denoiser, recipe_of(spec)
-    kinds = noised(lent, uncond, Drawn.of(drawn, cond), lists.counts, recipe, spec.seed)
-    plan = ScrubPlan(batch=_rows(model))
-    return Scrubbing(lent, *kinds, plan, begun=_taken_up(begun))
 
 
 def _rows(model: LentModel) -> int:
@@ -53,7 +123,7 @@ def _rows(model: LentModel) -> int:
 
 
 def kept_of(work: Scrubbing) -> dict[str, Tensor]:
-    """Return what going on needs: blocks that are done, and their edits."""
+    """Return the blocks that are done, and their edits."""
     kept = {"done": torch.tensor(work.blocks_done)}
     for key, edit in work.edits.items():
         parts = (edit.up, edit.down, edit.lambdas, torch.tensor(edit.harm, dtype=torch.float64))
@@ -77,24 +147,17 @@ def offsets_of(edits: Mapping[str, Edit]) -> dict[str, LowRankOffset]:
     return {key: LowRankOffset(edit.up, edit.down) for key, edit in edits.items()}
 
 
-def standing(work: Scrubbing) -> Metrics:
-    """Tell where it stands.
-
-    effect: the energy that is left in the directions that stand out, 1 at the start, what is not
-    done yet counted as left; harm: the shares of the rest's output energy that layers change, added
-    up; share: directions of all in these layers.
-    """
+def standing(work: Scrubbing) -> tuple[float, float]:
+    """Tell what is left of what stood out, 0..1, and the harm so far: a sum of layers' shares."""
     edits = work.edits.values()
     found = fsum(float(edit.lambdas.sum()) for edit in edits)  # the same in any order
     left = float(work.directions if work.plan.soft else 0)
-    channels = sum(edit.down.shape[1] for edit in edits)
-    taken = 1 - left / found if found else 0.0
-    return Metrics(
-        1 - taken * work.blocks_done / max(1, work.blocks),
-        fsum(edit.harm for edit in edits),
-        work.directions / max(1, channels),
-        1.0,
-    )
+    return left / found if found else 1.0, fsum(edit.harm for edit in edits)
+
+
+def drawing_passes(spec: UnlearnSpec, lists: PictureLists) -> int:
+    """Count the UNet passes, one sample each, that drawing takes."""
+    return recipe_of(spec).sampler.passes(len(lists.prompts))
 
 
 def passes_of(spec: UnlearnSpec) -> int:
