@@ -64,7 +64,7 @@ SCRUBBING = tuple(
     for name in (
         "blocks", "directions", "lists", "mode", "moments", "pictures", "replay", "run", "samples",
     )
-)  # fmt: skip
+) + ("diff/overlaid",)  # fmt: skip
 """Those that decide, besides, what a robust one is."""
 Made = tuple[WeightDiff, dict[str, Any]]
 

@@ -58,7 +58,7 @@ def measured(lent: Lent, spec: UnlearnSpec) -> Speed:
     """Return what is known of this model here, and measure what is not."""
     known, key = _known.setdefault(lent.host.patcher.model, {}), _key(lent)
     speed = known.get(key) or Speed(pass_seconds(lent.model), {})
-    if not spec.whole_unet and spec.objective not in speed.step:
+    if not spec.through_unet and spec.objective not in speed.step:
         spent = step_seconds(lent.model, spec.objective)
         speed = replace(speed, step={**speed.step, spec.objective: spent})
     known[key] = speed
@@ -98,7 +98,7 @@ class Stopwatch:
             (began, before), (ended, passes) = self.first, self.last
             speed = replace(speed, one=(ended - began) / (passes - before))
         steps = sum(self.pieces.values()) / max(1, len(self.pieces))
-        if not plan.whole_unet and steps >= max(LEAST, plan.steps / 2):
+        if not plan.through_unet and steps >= max(LEAST, plan.steps / 2):
             spent = (time.monotonic() - self.last[0]) / steps
             speed = replace(speed, step={**speed.step, plan.objective: spent})
         known[key] = speed

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.world.quick import quick_type
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ROUNDS = 4  # a fifth sharpens only the smallest singular values, for a quarter more work
 
@@ -41,7 +43,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """Return about U V^T of a matrix's singular value decomposition."""
     a, b, c = NEWTON_SCHULZ
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if tall else matrix).bfloat16()
+    x = (matrix.mT if tall else matrix).to(quick_type(matrix.device))
     x = x / (x.norm() + 1e-7)
     for _ in range(ROUNDS):
         gram = x @ x.mT

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.world.muon import Muon
 from bench.world.pace import Pace
+from bench.world.quick import quick_type
 from bench.world.scenes import draw, random_scene
 from trust_engine.demo.vocabulary import OBJECTS, Scene
 
@@ -30,8 +31,9 @@ def pick_device() -> torch.device:
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Compute in bfloat16, keep weights in float32."""
-    return torch.autocast(device.type, torch.bfloat16)
+    """Compute in bfloat16 where that is quick; weights stay in float32."""
+    quick = quick_type(device) != torch.float32
+    return torch.autocast(device.type, torch.bfloat16, enabled=quick)
 
 
 def scene_batch(

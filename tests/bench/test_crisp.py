@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.world import crisp
+from bench.world import crisp, quick
 from bench.world.scenes import draw
 from bench.world.training import to_tensor
 from trust_engine.demo.judge import load_judge
@@ -57,3 +57,30 @@ def test_every_object_is_measured_in_every_style() -> None:
     means = crisp.by_object(torch.arange(float(len(scenes))), scenes)
     assert means["n"] == 140 and list(means["per_object"]) == list(OBJECTS)
     assert means["per_object"]["cat"] == 2.0
+
+
+class Timed(torch.Tensor):
+    """A matrix whose products take as long as its type's clock says."""
+
+    clock = 0.0
+    slow = torch.float32
+
+    def __matmul__(self, other: torch.Tensor) -> torch.Tensor:
+        Timed.clock += 60.0 if self.dtype == Timed.slow else 1.0
+        return self
+
+
+@pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])
+def test_trainings_compute_in_what_is_quick_here(
+    monkeypatch: pytest.MonkeyPatch, slow: torch.dtype
+) -> None:
+    """A processor that only emulates a type is told by the clock."""
+
+    def ones(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype).as_subclass(Timed)
+
+    monkeypatch.setattr(Timed, "slow", slow)
+    monkeypatch.setattr(quick.time, "perf_counter", lambda: Timed.clock)
+    monkeypatch.setattr(quick.torch, "ones", ones)
+    found = quick.quick_type.__wrapped__(torch.device("cpu"))
+    assert {found, slow} == {torch.float32, torch.bfloat16}

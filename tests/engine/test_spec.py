@@ -310,9 +310,9 @@ def test_what_a_run_would_pass_over_is_refused_and_stays_readable() -> None:
     """By every door and by the run itself; a diff that says so is still read."""
     spec = UnlearnSpec((ConceptSpec(("gun",)),), robust=True, engine="global")
     assert UnlearnSpec.from_json(spec.to_json()) == spec
-    with pytest.raises(SpecError, match="robust trains nothing"):
+    with pytest.raises(SpecError, match="robust trains layer by layer"):
         spec.refuse_unheeded()
     for fine in ({"robust": True}, {"engine": "global"}):
         replace(spec, **{"robust": False, "engine": "local", **fine}).refuse_unheeded()
-    with pytest.raises(SpecError, match="robust trains nothing"):
+    with pytest.raises(SpecError, match="robust trains layer by layer"):
         Unlearning(tiny_model(), spec)

@@ -289,6 +289,8 @@ __all__ = ["fake_model"]
 def test_robust_beside_the_global_engine_is_refused(part: Part, host: Host, model: Patcher) -> None:
     """Robust mode would pass over it; no UNet pass is made before that is said."""
     host.passes = 0
-    with pytest.raises(part("trust_engine.errors").SpecError, match="`robust` trains nothing"):
+    with pytest.raises(
+        part("trust_engine.errors").SpecError, match="`robust` trains layer by layer"
+    ):
         unlearn(part, model, robust=True, engine="global")
     assert host.passes == 0

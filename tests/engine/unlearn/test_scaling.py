@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from toys.tiny import tiny_model, tiny_spec
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.resolve import resolve
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.scrubbing.mode import lists_of
 
 
 def several(count: int, **changes: object) -> UnlearnSpec:
@@ -51,11 +54,13 @@ def test_the_diff_stays_a_part_of_the_weights_unless_the_user_asked_for_more(
     assert resolve(several(40, budget=budget)).budget == most
 
 
-def test_robust_mode_does_what_was_asked() -> None:
-    """It trains nothing, and says by itself how many pictures several concepts take."""
+def test_robust_mode_trains_as_much_and_scales_its_pictures_by_itself() -> None:
     for count in (1, 5):
         spec = several(count, robust=True)
-        assert resolve(spec) == spec
+        assert resolve(spec) == replace(resolve(replace(spec, robust=False)), robust=True)
+        run = Unlearning(tiny_model(), spec)
+        assert run.lists is not None and run.plan == resolve(spec)
+        assert run.lists.counts == lists_of(spec, run.prompts).counts
 
 
 def test_a_run_does_what_is_followed_and_its_label_says_what_was_asked() -> None:
