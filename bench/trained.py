@@ -59,12 +59,16 @@ MAKERS = (
     "unlearn/trainer", "unlearn/trajectory",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""
-SCRUBBING = tuple(
-    f"unlearn/scrubbing/{name}"
-    for name in (
-        "blocks", "directions", "lists", "mode", "moments", "pictures", "replay", "run", "samples",
-    )
-) + ("diff/overlaid",)  # fmt: skip
+SCRUBBING = (
+    "diff/overlaid",
+    *(
+        f"unlearn/scrubbing/{name}"
+        for name in (
+            "blocks", "directions", "lists", "mode", "moments", "pictures", "replay", "run",
+            "samples",
+        )
+    ),
+)  # fmt: skip
 """Those that decide, besides, what a robust one is."""
 Made = tuple[WeightDiff, dict[str, Any]]
 
