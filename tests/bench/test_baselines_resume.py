@@ -21,11 +21,12 @@ RATE = Rate(1, 4).to_dict()
 
 
 class Log:
-    """What was done, in order; an attack named `breaks` is interrupted."""
+    """What was done, in order; an attack named `breaks` is interrupted; what an edit makes."""
 
     def __init__(self) -> None:
         self.done: list[str] = []
         self.breaks = ""
+        self.makes = 1.0
 
 
 @pytest.fixture
@@ -35,8 +36,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Log:
 
     def edit(method: str, _name: str, _seed: int, out: Path) -> dict[str, Any]:
         log.done.append(f"edit {method}")
-        save_file({"conv_in.bias": torch.ones(32)}, str(out))
-        return {"seconds": 1.0, "passes": 2, "changed": 0.1, "bytes": 3, "peak_mb": None}
+        weights = {"conv_in.bias": log.makes * torch.ones(32)}
+        save_file(weights, str(out))
+        made = rivals.digest(weights)
+        return {"seconds": 1.0, "passes": 2, "changed": 0.1, "bytes": 3, "made": made}
 
     def measure(model: Any, *_: object) -> dict[str, Any]:
         log.done.append("measure")
@@ -95,6 +98,27 @@ def test_other_settings_or_another_model_begin_anew(
     monkeypatch.setattr(rivals, "fingerprint", lambda _: "another")
     bench().run("uce")
     assert log.done.count("edit uce") == 3
+
+
+def test_another_engine_that_makes_the_same_keeps_what_was_measured(
+    log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rivals" / "gun" / "0"
+    for mark, makes, done in (
+        ("one", 1.0, ["edit trust", "measure", "relearning", "p4d"]),
+        ("one", 1.0, []),
+        ("two", 1.0, ["edit trust"]),  # the same weights
+        ("two", 1.0, []),
+        ("three", 2.0, ["edit trust", "measure", "relearning", "p4d"]),
+    ):
+        log.done.clear()
+        log.makes = makes
+        monkeypatch.setattr(rivals, "engine_mark", lambda *_, mark=mark: mark)
+        bench().run("trust")
+        assert log.done == done
+        cell = json.loads((folder / "trust.json").read_text())
+        assert cell["engine"] == mark and set(cell["attacks"]) == {"relearning", "p4d"}
+        assert not (folder / "trust.safetensors").exists()
 
 
 def test_what_suits_another_kind_of_concept_leaves_a_cell(
