@@ -26,7 +26,7 @@ from trust_engine.demo.judge import ASSETS, load_judge
 from trust_engine.diff import fingerprint
 from trust_engine.io.files import write_atomically
 from trust_engine.models.load import LoadedModel, load_model
-from trust_engine.spec import UnlearnSpec
+from trust_engine.spec import Ablation, UnlearnSpec
 
 ABLATED = ("gun", "baby+beer")
 BOUNDED = {"schedule": "bounded"}  # the paper's: by z-scores, from the start
@@ -41,11 +41,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "global": {"engine": "global", "steps": 100},
     "saliency noise": {"saliency": "noise"},
     "saliency clip": {"saliency": "clip"},
-    "bounded, z per projection": {**BOUNDED, "pool": "projection"},
-    "rows": {"granularity": "row"},
-    "heads": {"granularity": "head", "budget": 0.1},
-    "random mask": {"selection": "random"},
-    "all entries": {"selection": "all"},
+    "bounded, z per projection": {**BOUNDED, "ablation": Ablation(pool="projection")},
+    "rows": {"ablation": Ablation(granularity="row")},
+    "heads": {"ablation": Ablation(granularity="head"), "budget": 0.1},
+    "random mask": {"ablation": Ablation(selection="random")},
+    "all entries": {"ablation": Ablation(selection="all")},
     "zeroing": {"objective": "zero"},
     **{f"bounded, xi {xi:g}": {**BOUNDED, "xi": xi} for xi in (0.0, 2.0, 3.0)},
     **{f"budget {share:g}": {"budget": share} for share in (0.003, 0.01, 0.1)},

@@ -26,7 +26,8 @@ from bench.stacked import summary as several
 from bench.trained import CONCEPTS, HELD_OUT
 from bench.world.crisp import RUNGS
 from trust_engine.audit.metrics.intervals import Rate
-from trust_engine.spec import SETTINGS
+from trust_engine.settings import Setting
+from trust_engine.spec import ABLATIONS, SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/results", "docs/reference")
@@ -275,10 +276,10 @@ def crisp_objects() -> str:
     return markdown(["object", "excess", *(f"from step {t}" for t in RUNGS)], rows)
 
 
-def settings() -> str:
+def settings(known: Mapping[str, Setting] = SETTINGS) -> str:
     """Write the table of settings."""
     rows = []
-    for name, about in SETTINGS.items():
+    for name, about in known.items():
         accepted = ", ".join(about.options) or "yes or no"
         if "number" in about.kind:
             accepted = f"{about.low:g} to {about.high:g}" + ", whole" * ("whole" in about.kind)
@@ -317,6 +318,7 @@ def makers() -> dict[str, Callable[[], str]]:
         "crisp": crisp,
         "crisp: objects": crisp_objects,
         "settings": settings,
+        "settings: ablation": lambda: settings(ABLATIONS),
     }
 
 

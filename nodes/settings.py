@@ -13,9 +13,8 @@ from .inputs import number, setting
 from .sockets import SETTINGS
 
 SHOWN = (
-    "xi", "granularity", "pool", "schedule", "refresh", "rate", "beta", "lam", "gamma", "tau",
-    "eta", "trajectory_steps", "cfg", "passes", "stop_effect", "stop_harm", "hessian",
-    "checkpointing",
+    "xi", "schedule", "refresh", "rate", "beta", "lam", "gamma", "tau", "eta", "trajectory_steps",
+    "cfg", "passes", "stop_effect", "stop_harm", "checkpointing",
 )  # fmt: skip
 """In this order: a workflow file keeps its values by place."""
 __all__ = ["DEFAULTS", "EFFORTS", "Settings", "TrustUnlearnSettings", "compose"]

@@ -143,6 +143,31 @@ class ConceptSpec:
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """What the engine's choices were tried against; no door shows it, a spec may say it."""
+
+    hessian: Hessian = choice(
+        "auto", get_args(Hessian), help="How the penalty's gradient is taken; auto chooses."
+    )
+    selection: Selection = choice(
+        "neurons", get_args(Selection),
+        help="Which entries may change: the neurons, as many by chance, or all.",
+    )  # fmt: skip
+    pool: Pool = choice(
+        "layer", get_args(Pool),
+        help="Compare entries within a layer, or within each of q, k and v. For Find Neurons and a "
+        "bounded schedule.",
+    )  # fmt: skip
+    granularity: Granularity = choice(
+        "entry", get_args(Granularity), help="Choose single entries, rows, or whole heads."
+    )
+
+    def __post_init__(self) -> None:
+        for name, setting in settings_of(Ablation).items():
+            setting.check(name, getattr(self, name))
+
+
+@dataclass(frozen=True)
 class UnlearnSpec:
     """Concepts and how to unlearn them, together; `resolve.resolve` may make it more.
 
@@ -150,7 +175,7 @@ class UnlearnSpec:
     negative guidance; rate: a share of a tensor's root mean square; xi: in z-scores; budget: a
     fraction 0..1; passes: beyond them prompts borrow others' states. With `robust`, training is
     preceded by a scrubbing (unlearn/scrubbing), for which `passes`, `cfg`, `sampling` and `seed`
-    count.
+    count. ablation: what no user needs.
     """
 
     concepts: tuple[ConceptSpec, ...]
@@ -165,26 +190,11 @@ class UnlearnSpec:
         help="local: each layer by itself, fast, little memory. global: through the whole UNet, as "
         "in the paper; needs a private copy.",
     )  # fmt: skip
-    hessian: Hessian = choice(
-        "auto", get_args(Hessian), help="How the penalty's gradient is taken; auto chooses."
-    )
     saliency: Saliency = choice(
         "attention", get_args(Saliency),
         help="Where concept neurons are read from: each layer's own effect, or the whole UNet's "
         "(slower, needs a private copy of the UNet).",
     )  # fmt: skip
-    selection: Selection = choice(
-        "neurons", get_args(Selection),
-        help="Which entries may change: the neurons, as many by chance, or all.",
-    )  # fmt: skip
-    pool: Pool = choice(
-        "layer", get_args(Pool),
-        help="Compare entries within a layer, or within each of q, k and v. For Find Neurons and a "
-        "bounded schedule.",
-    )  # fmt: skip
-    granularity: Granularity = choice(
-        "entry", get_args(Granularity), help="Choose single entries, rows, or whole heads."
-    )
     schedule: Schedule = choice(
         "shrinking", get_args(Schedule), flag=True,
         help="bounded: the most salient entries, never more than the budget. shrinking: begin with "
@@ -268,6 +278,7 @@ class UnlearnSpec:
         "same machine with the same versions and number of threads.",
         label="Seed", flag=True,
     )  # fmt: skip
+    ablation: Ablation = Ablation()
 
     def __post_init__(self) -> None:
         concepts: Any = self.concepts
@@ -283,6 +294,8 @@ class UnlearnSpec:
         self._check_contradictions()
         for name, setting in SETTINGS.items():
             setting.check(name, getattr(self, name))
+        if not isinstance(self.ablation, Ablation):
+            raise SpecError("ablation must be an Ablation")
 
     def _check_contradictions(self) -> None:
         for i, concept in enumerate(self.concepts):
@@ -326,7 +339,7 @@ class UnlearnSpec:
     def shrinks(self) -> bool:
         """Tell whether the mask shrinks; a saliency from elsewhere, or no choice, bounds it."""
         own = self.saliency == ("attention" if self.engine == "local" else "noise")
-        chosen = self.selection == "neurons" and self.objective != "zero"
+        chosen = self.ablation.selection == "neurons" and self.objective != "zero"
         return self.schedule == "shrinking" and own and chosen
 
     @property
@@ -348,7 +361,8 @@ class UnlearnSpec:
     def exact_hessian(self) -> bool:
         """Tell whether the penalty's gradient takes a double backward; "auto": locally it does."""
         penalised = self.objective in ("csr", "cip") and self.lam > 0
-        exact = self.hessian == "exact" or (self.hessian == "auto" and self.engine == "local")
+        hessian = self.ablation.hessian
+        exact = hessian == "exact" or (hessian == "auto" and self.engine == "local")
         return penalised and exact
 
     @property
@@ -359,9 +373,10 @@ class UnlearnSpec:
     def to_json(self) -> str:
         """Serialise to one line of JSON, stable for equal specs."""
         told = {"version": SPEC_VERSION, **dataclasses.asdict(self)}
-        for name in ("syntax", "sampling"):
-            if told[name] == DEFAULTS[name]:
-                del told[name]  # as it always was: a spec is compared by its text
+        told["ablation"] = {k: v for k, v in told["ablation"].items() if v != ABLATIONS[k].default}
+        for name, usual in (("ablation", {}), *((n, DEFAULTS[n]) for n in ("syntax", "sampling"))):
+            if told[name] == usual:
+                del told[name]  # a spec is compared by its text
         return json.dumps(told, sort_keys=True)
 
     @classmethod
@@ -382,6 +397,12 @@ class UnlearnSpec:
         if version != SPEC_VERSION:
             raise SpecError(f"spec version {version} is not {SPEC_VERSION}; update TRUST Unlearn")
         concepts = tuple(_build(ConceptSpec, part, "concept") for part in parts)
+        ablation = data.pop("ablation", {})
+        if not isinstance(ablation, dict):
+            raise SpecError('the spec\'s "ablation" must be an object')
+        # Until November 2026 these stood among the rest.
+        flat = {name: data.pop(name) for name in ABLATIONS if name in data}
+        data["ablation"] = _build(Ablation, {**flat, **ablation}, "ablation")
         return _build(cls, {"concepts": concepts, **data}, "spec")
 
 
@@ -473,5 +494,6 @@ def _phrases(
 
 
 SETTINGS = settings_of(UnlearnSpec)
+ABLATIONS = settings_of(Ablation)
 CHOICES = {name: setting.options for name, setting in SETTINGS.items() if setting.options}
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}

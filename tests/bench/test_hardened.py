@@ -30,7 +30,7 @@ from toys.task import task_of
 from toys.tiny import frozen_bits, tiny_model, tiny_spec
 from trust_engine import seeds
 from trust_engine.prompts.concept import PromptSet
-from trust_engine.spec import UnlearnSpec
+from trust_engine.spec import Ablation, UnlearnSpec
 
 BATCH, DRAWN = 4, 6  # samples; passes a picture
 MEASURED = 3  # batches of the concept and as many of the rest
@@ -210,6 +210,8 @@ def test_the_counts_are_true_and_the_model_is_left_alone() -> None:
 
 
 def test_settings_that_do_not_count_are_set_aside() -> None:
-    odd = plan(objective="zero", granularity="head", selection="random", budget=0.5)
+    odd = plan(
+        objective="zero", ablation=Ablation(granularity="head", selection="random"), budget=0.5
+    )
     assert odd.shrinks and not odd.exact_hessian
     assert odd.objective == "none" and odd.budget == 0.5

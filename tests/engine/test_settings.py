@@ -25,7 +25,7 @@ def wrong(about: Setting) -> list[Any]:
 
 
 def test_every_field_but_the_concepts_is_a_setting() -> None:
-    assert ["concepts", *SETTINGS] == list(UnlearnSpec.__dataclass_fields__)
+    assert ["concepts", *SETTINGS, "ablation"] == list(UnlearnSpec.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -11,8 +11,8 @@ Prompt = dict[str, dict[str, Any]]
 DIRECT = ["1", 0]  # the demo's MODEL
 PATCHED = ["11", 0]
 SETTINGS = (  # as the node's widgets are ordered
-    "saliency", "xi", "granularity", "pool", "schedule", "refresh", "rate", "beta", "lam", "gamma",
-    "tau", "eta", "trajectory_steps", "cfg", "passes", "stop_effect", "stop_harm", "hessian",
+    "saliency", "xi", "schedule", "refresh", "rate", "beta", "lam", "gamma", "tau", "eta",
+    "trajectory_steps", "cfg", "passes", "stop_effect", "stop_harm",
     "checkpointing", "resolution", "syntax", "sampling",
 )  # fmt: skip
 

@@ -95,8 +95,8 @@ def test_defaults_are_the_engines(part: Part, nodes: dict[str, Any]) -> None:
             if name in spec and name != "seed":
                 assert options["default"] == spec[name], (key, name)
                 seen.add(name)
-    # Words, steps and seed have inputs of their own; selection is for ablations.
-    assert set(spec) - seen == {"concepts", "steps", "seed", "selection"}
+    # Words, steps and seed have inputs of their own.
+    assert set(spec) - seen == {"concepts", "steps", "seed", "ablation"}
 
 
 def test_untouched_settings_change_nothing(part: Part, nodes: dict[str, Any]) -> None:

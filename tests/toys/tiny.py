@@ -21,7 +21,7 @@ from trust_engine.models.contract import (
 )
 from trust_engine.models.diffusers_unet import diffusers_denoiser
 from trust_engine.models.unet_keys import KeyMap, UNetShape
-from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.spec import ABLATIONS, Ablation, ConceptSpec, UnlearnSpec
 
 torch.set_num_threads(1)
 
@@ -126,7 +126,10 @@ def tiny_model(style: str = "diffusers", seed: int = 0) -> LentModel:
 
 
 def tiny_spec(**changes: object) -> UnlearnSpec:
-    """Ask for a run that takes under a second; independent of the engine's defaults."""
+    """Ask for a run that takes under a second; independent of the engine's defaults.
+
+    changes: of the spec, and of its ablation.
+    """
     settings = {
         "steps": 3,
         "trajectory_steps": 2,
@@ -140,6 +143,8 @@ def tiny_spec(**changes: object) -> UnlearnSpec:
         "eta": 0.0,
     }
     gun = ConceptSpec(("gun",), preserve=("a cat",))
+    ablated = {name: changes.pop(name) for name in ABLATIONS if name in changes}
+    settings["ablation"] = Ablation(**ablated)
     return UnlearnSpec(**{"concepts": (gun,), **settings, **changes})
 
 

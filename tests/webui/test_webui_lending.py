@@ -19,6 +19,7 @@ from trust_engine.errors import ModelError, SpecError
 from trust_engine.models.contract import Conditioning, LentModel
 from trust_engine.models.parameters import exchanged
 from trust_engine.models.unet_keys import projection_of
+from trust_engine.spec import Ablation
 from trust_engine.unlearn.run import Unlearning
 
 MIDDLE = "middle_block.1.transformer_blocks.0.attn2.to_k"
@@ -191,7 +192,7 @@ def test_half_precision_has_masters_in_full(fake: Any) -> None:
 def test_forge_refuses_what_would_be_wrong_without_a_word(tmp_path: Path) -> None:
     made = FakeForge()
     with installed(tmp_path, made.modules):
-        for wrong in ({"checkpointing": True}, {"hessian": "exact"}):
+        for wrong in ({"checkpointing": True}, {"ablation": Ablation(hessian="exact")}):
             job = run_job(small(engine="global", **wrong))
             assert job.state == "failed" and "in place" in job.message
 

@@ -178,7 +178,7 @@ def project(local: dict[str, Any], passes: int) -> dict[str, Any]:
 def _global(model: LoadedModel, asked: Question) -> dict[str, Any]:
     """Take two steps of the global engine, activations recomputed; refused if memory lacks."""
     spec = UnlearnSpec(
-        (WORD.concept,), engine="global", hessian="finite", checkpointing=True, steps=GLOBAL_STEPS,
+        (WORD.concept,), engine="global", checkpointing=True, steps=GLOBAL_STEPS,
         trajectory_steps=2, passes=12,
     )  # fmt: skip
     entries = sum(

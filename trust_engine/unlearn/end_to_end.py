@@ -141,7 +141,7 @@ def differentiable(denoiser: Denoiser, twice: bool, checkpointing: bool) -> Iter
     checkpointing: transformer blocks recompute their activations.
     """
     if twice and checkpointing:
-        raise SpecError(NOT_TOGETHER, remedy="use {hessian finite}")
+        raise SpecError(NOT_TOGETHER, remedy="leave the spec's ablation.hessian at auto")
     with contextlib.ExitStack() as stack:
         if twice:
             stack.enter_context(_plain_attention())
@@ -157,7 +157,7 @@ def _plain_attention() -> Iterator[None]:
     except ImportError as error:
         raise SpecError(
             "the global engine's exact Hessian needs torch 2.3 or newer",
-            remedy="use {hessian finite}",
+            remedy="leave the spec's ablation.hessian at auto",
         ) from error
     with sdpa_kernel(SDPBackend.MATH):
         yield

@@ -113,8 +113,8 @@ class Mask(ABC):
 
     def __init__(self, layout: Layout, spec: UnlearnSpec) -> None:
         self.layout, self.spec = layout, spec
-        self.groups = Groups(layout, spec.granularity)
-        everything = spec.selection == "all"
+        self.groups = Groups(layout, spec.ablation.granularity)
+        everything = spec.ablation.selection == "all"
         self.count = layout.size if everything else max(1, int(spec.budget * layout.size))
         self.saliency: Tensor | None = None
         self.current: Tensor | None = None
@@ -160,7 +160,7 @@ class Mask(ABC):
         They are a bounded mask's neurons; a shrinking one only compares them with what it kept.
         """
         scores = self.groups.means(saliency)
-        if self.spec.pool == "layer":
+        if self.spec.ablation.pool == "layer":
             scores = z_scores(scores)
         else:
             scores = torch.cat([z_scores(part) for part in scores.split(self.groups.counts)])
@@ -236,13 +236,17 @@ class BoundedMask(Mask):
 
     def due(self, step: int) -> bool:
         """Tell whether the mask is to be taken anew at a step."""
-        moves = self.spec.selection == "neurons" and self.fixed is None and self.spec.refresh > 0
+        moves = (
+            self.spec.ablation.selection == "neurons"
+            and self.fixed is None
+            and self.spec.refresh > 0
+        )
         return moves and step % self.spec.refresh == 0
 
     def _choose(self, saliency: Tensor) -> Tensor:
-        if self.spec.selection == "all":
+        if self.spec.ablation.selection == "all":
             return torch.ones_like(saliency, dtype=torch.bool)
-        if self.spec.selection == "neurons":
+        if self.spec.ablation.selection == "neurons":
             return self._salient(saliency)
         return self._top(self.groups.means(self._noise(saliency)), -torch.inf, self.count)
 

@@ -106,8 +106,8 @@ class Unlearning:
                 "this model comes without a CLIP score",
                 remedy="use {saliency attention} or {saliency noise}",
             )
-        if spec.checkpointing and spec.hessian == "exact":
-            raise SpecError(NOT_TOGETHER, remedy="use {hessian finite}")
+        if spec.checkpointing and spec.ablation.hessian == "exact":
+            raise SpecError(NOT_TOGETHER, remedy="leave the spec's ablation.hessian at auto")
         if spec.syntax == "host":
             self.model = model = replace(model, encoder=with_syntax(model.encoder))
         self.plan = resolve(spec)

@@ -38,7 +38,7 @@ from trust_engine.models.load import load_model
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.models.schedule import zero_terminal
 from trust_engine.models.unet_keys import projection_of
-from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.spec import Ablation, ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -153,7 +153,7 @@ def test_unlearns(name: str, engine: str, tmp_path: Path) -> None:
     spec = UnlearnSpec(
         (ConceptSpec(("gun",), preserve=("a cat",)),),
         steps=1, trajectory_steps=1, budget=0.05, xi=1.0, passes=8, engine=engine,
-        objective="csr", hessian="finite",
+        objective="csr", ablation=Ablation(hessian="finite"),
     )  # fmt: skip
     run = Unlearning(model.lend(), spec)
     assert list(run)
