@@ -19,10 +19,10 @@ from bench.engine import BOUNDED
 from bench.trained import trained
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import ConceptSpec, Saliency, UnlearnSpec
-from trust_engine.unlearn.layout import Layout
 from trust_engine.unlearn.mask import BoundedMask, overlap, share
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.saliency import AttentionSaliency, NoiseSaliency, averaged
+from trust_engine.unlearn.theta_layout import Layout
 from trust_engine.unlearn.word_knowledge import Knowledge
 
 SOURCES = ("attention", "noise", "clip")

@@ -53,9 +53,9 @@ FOLDER = Path("runs/diffs")
 MAKERS = (
     "phrases", "spec", "models/attention", "models/sampler", "prompts/concept",
     "prompts/kinds", "prompts/subset",
-    "prompts/templates", "unlearn/end_to_end", "seeds", "unlearn/layerwise", "unlearn/layout",
-    "unlearn/mask", "unlearn/objective", "unlearn/optimiser", "unlearn/pairs", "unlearn/problems",
-    "unlearn/record", "unlearn/resolve", "unlearn/results", "unlearn/run", "unlearn/saliency",
+    "prompts/templates", "unlearn/end_to_end", "seeds", "unlearn/layerwise", "unlearn/theta_layout",
+    "unlearn/mask", "unlearn/objective", "unlearn/optimiser", "unlearn/prompt_pairs",
+    "unlearn/problems", "unlearn/resolve", "unlearn/results", "unlearn/run", "unlearn/saliency",
     "unlearn/trainer", "unlearn/trajectory",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""

@@ -17,10 +17,9 @@ from trust_engine.unlearn.estimate import (
     Speed,
     expected_seconds,
 )
-from trust_engine.unlearn.record import sampler_of
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.scrubbing.mode import memory_of
-from trust_engine.unlearn.trajectory import POSITIONS
+from trust_engine.unlearn.trajectory import POSITIONS, sampler_of
 
 from .host import Host, current
 from .jobs import Job

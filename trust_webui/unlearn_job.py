@@ -171,8 +171,7 @@ def _check_engine(host: Host, spec: UnlearnSpec) -> None:
     if host.in_place and spec.through_unet and (spec.checkpointing or spec.exact_hessian):
         raise SpecError(
             f"{host.name}'s UNet writes in place: through it neither checkpointing nor an exact "
-            "Hessian can be had; switch checkpointing off, and leave the spec's ablation.hessian at "
-            "auto"
+            "Hessian can be had; switch checkpointing off, and leave ablation.hessian at auto"
         )
 
 

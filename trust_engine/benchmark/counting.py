@@ -22,12 +22,11 @@ from ..spec import ConceptSpec, UnlearnSpec
 from ..unlearn.layerwise import LayerPairs, LayerProblem
 from ..unlearn.objective import csr, exact_product, slope
 from ..unlearn.problems import UNGUIDED
-from ..unlearn.record import sampler_of
 from ..unlearn.resolve import resolve
 from ..unlearn.scrubbing.blocks import blocks_of
 from ..unlearn.scrubbing.replay import Outputs, Replay
 from ..unlearn.trainer import SelectiveTrainer
-from ..unlearn.trajectory import POSITIONS, plan_recording
+from ..unlearn.trajectory import POSITIONS, plan_recording, sampler_of
 from .random_models import family_for, schedule_for
 from .tensor_memory import LiveTensors, fused_attention_assumed
 

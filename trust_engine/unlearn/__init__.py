@@ -4,14 +4,13 @@ forget          the whole job in one call
 run             Algorithm 1: Unlearning, from concepts to a diff
 resolve         what is done with a spec: steps, passes, budget
 word_knowledge  whether the model knows the words, asked before training
-record          what is looked at before training: `trajectory`, or pictures in robust mode
-trajectory      recorded latents, and what enters each cross-attention layer
-pairs           what is trained on: prompts that meet recorded states, and their goals
+trajectory      what is recorded: latents, and what enters each cross-attention layer
+prompt_pairs    what is trained on: prompts that meet recorded states, and their goals
 problems        the units of weights that are trained together
 layerwise       local engine: effect and harm of one layer
 end_to_end      global engine: effect and harm of the whole UNet
-scrubbing       robust mode: what only the concept's pictures have is taken out, without training
-layout          a unit's weights as one vector theta
+scrubbing       robust mode's first stage: what only the concept's pictures have is taken out
+theta_layout    a unit's weights as one vector theta
 trainer         one step: effect, mask, objective, update
 saliency        three sources of saliency
 mask            which entries may change: shrinking (default), bounded

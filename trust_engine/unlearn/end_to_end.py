@@ -16,9 +16,9 @@ from ..errors import SpecError
 from ..models.contract import Conditioning, Denoiser, compute_dtype, device_of
 from ..models.parameters import exchanged
 from ..spec import UnlearnSpec
-from .layout import Layout
 from .objective import distance, pushed
-from .pairs import Pairs
+from .prompt_pairs import Pairs
+from .theta_layout import Layout
 
 BATCH = 8
 NOT_TOGETHER = "an exact Hessian and checkpointing do not go together"

@@ -19,11 +19,10 @@ from ..models.load import LoadedModel
 from ..spec import ConceptSpec, UnlearnSpec
 from .end_to_end import BATCH
 from .layerwise import PROMPTS_A_STEP, LayerPairs, LayerProblem
-from .record import sampler_of
 from .run import Unlearning
 from .scrubbing.mode import drawing_passes, flops_of, passes_of
 from .trainer import SelectiveTrainer
-from .trajectory import POSITIONS
+from .trajectory import POSITIONS, sampler_of
 
 ROWS = 2  # of the UNet pass that is timed
 STEPS = 3  # that are timed

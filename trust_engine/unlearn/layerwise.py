@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .. import seeds
 from ..models.attention import CrossAttention
-from .layout import Layout
 from .objective import distance, pushed
-from .pairs import Pairs
+from .prompt_pairs import Pairs
+from .theta_layout import Layout
 
 PROMPTS_A_STEP = 12  # drawn anew for each step when there are more
 POSITIONS_A_STEP = 24  # likewise, for each prompt

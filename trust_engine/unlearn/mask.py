@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import seeds
 from ..spec import UnlearnSpec
-from .layout import Layout
+from .theta_layout import Layout
 
 DECAY = 0.9
 MOMENTS = 8  # of a mask's drift that a diff's label keeps

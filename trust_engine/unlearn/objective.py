@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import Layout
+from .theta_layout import Layout
 
 RADIUS = 1e-2  # of a finite difference, as a share of theta's root mean square
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .layout import Layout
+from .theta_layout import Layout
 
 BETA1, BETA2, EPSILON = 0.9, 0.99, 1e-8
 

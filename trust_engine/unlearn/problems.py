@@ -17,7 +17,7 @@ from ..prompts.concept import PromptSet
 from ..spec import UnlearnSpec
 from .end_to_end import Cost, EndToEndProblem
 from .layerwise import LayerPairs, LayerProblem
-from .pairs import Pairs
+from .prompt_pairs import Pairs
 from .saliency import AttentionSaliency, ClipSaliency, NoiseSaliency, Score, Source, averaged
 from .trainer import SelectiveTrainer
 from .trajectory import Plan, Recording

@@ -3,7 +3,7 @@
     write prompts c, their anchors a, and what must stay               prompts
     in robust mode: draw c and what must stay, take out of theta_0     scrubbing
         what only the pictures of c have, and go on from there
-    record x_l, z_t on trajectories of theta_0                         record, trajectory
+    record x_l, z_t on trajectories of theta_0                         trajectory
     for every unit of weights theta (a layer, or the whole UNet):      problems
         for every step:                                                trainer
             E = effect(theta),  g = dE/dtheta                          layerwise, end_to_end
@@ -37,7 +37,6 @@ from ..spec import UnlearnSpec
 from .end_to_end import NOT_TOGETHER, differentiable
 from .problems import Problems, Unit, units_of
 from .provenance import identity_of, key_of, provenance_of
-from .record import plan_of, recorded, sampler_of
 from .resolve import resolve
 from .results import Results
 from .resume_check import check_extent, check_origin
@@ -46,7 +45,7 @@ from .scrubbing import mode
 from .scrubbing.blocks import weights_by_block
 from .scrubbing.lists import PictureLists
 from .trainer import Metrics, SelectiveTrainer
-from .trajectory import Recording
+from .trajectory import Recording, plan_of, recorded, sampler_of
 from .word_knowledge import Inquiry, Knowledge
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from ..errors import DivergenceError, SpecError
 from ..models.precision import quick_products
 from ..spec import UnlearnSpec
-from .layout import Layout
 from .mask import mask_for, overlap, share
 from .objective import InfluenceScale, cip, csr, exact_product, finite_product, slope
 from .optimiser import SelectiveAdam
 from .saliency import Source
+from .theta_layout import Layout
 
 SMOOTH = 0.9  # of the effect and harm that early stopping looks at
 

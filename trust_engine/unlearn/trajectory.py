@@ -1,4 +1,4 @@
-"""Record latents, and what enters each cross-attention layer, while the model denoises."""
+"""Record trajectories: latents, and what enters each cross-attention layer, while they denoise."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from .. import seeds
 from ..distributed import SINGLE, Workers
 from ..errors import SpecError
 from ..models.attention import cross_attention_modules, watch_inputs
-from ..models.contract import Conditioning, Denoiser
-from ..models.sampler import SamplerSettings, initial_noise, sample
+from ..models.contract import Conditioning, Denoiser, LentModel
+from ..models.sampler import SamplerSettings, initial_noise, sample, sampled
+from ..prompts.concept import PromptSet
+from ..spec import UnlearnSpec
 
 GROUP = 8  # prompts that keep the same positions, however many are recorded at once
 STORED = ("told", "free")  # what `cond` and `uncond` are called in a state's file
@@ -212,3 +214,31 @@ def plan_recording(targets: int, preserve: int, room: int) -> Plan:
         rows += [len(recorded) + i * some // count for i in range(count)]
         recorded += [start + (2 * j + 1) * count // (2 * some) for j in range(some)]
     return Plan(recorded, torch.tensor(rows))
+
+
+def sampler_of(spec: UnlearnSpec) -> SamplerSettings:
+    """Return how a spec's trajectories are sampled."""
+    return sampled(SamplerSettings(spec.trajectory_steps, spec.cfg), spec.sampling)
+
+
+def plan_of(spec: UnlearnSpec, prompts: PromptSet) -> Plan:
+    """Choose which prompts are recorded; raises SpecError when `passes` leaves no room."""
+    room = spec.passes // sampler_of(spec).passes(1)
+    return plan_recording(len(prompts.targets), len(prompts.preserve), room)
+
+
+def recorded(
+    model: LentModel,
+    spec: UnlearnSpec,
+    plan: Plan,
+    cond: Conditioning,
+    uncond: Conditioning,
+    team: Workers,
+    begun: Recording | None = None,
+) -> Iterator[Recording]:
+    """Record what the plan says, or the rest of it; yields the growing recording."""
+    chosen = cond.select(torch.tensor(plan.recorded).to(cond.context.device))
+    yield from record(
+        model.denoiser, chosen, uncond, sampler_of(spec), model.latent_size, spec.seed,
+        model.at_once, team, begun,
+    )  # fmt: skip

@@ -20,8 +20,8 @@ from trust_engine.frontend.subjects import passes
 from trust_engine.models.contract import scaled_linear
 from trust_engine.models.sampler import SamplerSettings, initial_noise, sample, sampled
 from trust_engine.spec import Sampling, UnlearnSpec
-from trust_engine.unlearn.record import sampler_of
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.trajectory import sampler_of
 
 DISTILLED = [how for how in get_args(Sampling) if how != "guided"]
 

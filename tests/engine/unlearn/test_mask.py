@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from toys.tiny import tiny_spec
-from trust_engine.unlearn.layout import Layout
 from trust_engine.unlearn.mask import (
     MOMENTS,
     BoundedMask,
@@ -25,6 +24,7 @@ from trust_engine.unlearn.mask import (
     top_groups,
     z_scores,
 )
+from trust_engine.unlearn.theta_layout import Layout
 
 # Few distinct values, so that ties are common.
 values = st.lists(st.sampled_from([-2.0, 0.0, 0.5, 1.0, 1.5, 3.0]), min_size=1, max_size=30)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from trust_engine.models.attention import CrossAttention
-from trust_engine.unlearn.layout import Layout
 from trust_engine.unlearn.objective import (
     InfluenceScale,
     cip,
@@ -20,6 +19,7 @@ from trust_engine.unlearn.objective import (
     pushed,
     slope,
 )
+from trust_engine.unlearn.theta_layout import Layout
 
 GAMMA, TAU = 2.0, 0.5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from trust_engine.diff import SparseOffset
-from trust_engine.unlearn.layout import Layout
 from trust_engine.unlearn.optimiser import BETA1, BETA2, EPSILON, SelectiveAdam
+from trust_engine.unlearn.theta_layout import Layout
 
 LAYOUT = Layout((torch.Size((3, 4)), torch.Size((5,))), (1, 1))
 EVERYTHING = torch.ones(17, dtype=torch.bool)

@@ -15,13 +15,13 @@ from trust_engine.errors import SpecError
 from trust_engine.models.contract import LentModel
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.autosave import Keeping
-from trust_engine.unlearn.record import sampler_of
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.run_state import load_state, save_state
 from trust_engine.unlearn.run_store import RunStore
 from trust_engine.unlearn.scrubbing import mode, run
 from trust_engine.unlearn.scrubbing.blocks import picture_layers
 from trust_engine.unlearn.scrubbing.pictures import recipe_of
+from trust_engine.unlearn.trajectory import sampler_of
 
 PASSES = 30  # a twentieth of the usual: half a dozen pictures
 GUN, BOMB = ConceptSpec(("gun",)), ConceptSpec(("bomb",))

@@ -13,7 +13,7 @@ from trust_engine.models.contract import Conditioning
 from trust_engine.models.parameters import exchanged
 from trust_engine.unlearn.end_to_end import EndToEndProblem, differentiable
 from trust_engine.unlearn.objective import csr, exact_product, finite_product, slope
-from trust_engine.unlearn.pairs import Pairs
+from trust_engine.unlearn.prompt_pairs import Pairs
 from trust_engine.unlearn.trainer import SelectiveTrainer
 
 
