@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +24,12 @@ from ..unlearn.layerwise import LayerPairs, LayerProblem
 from ..unlearn.objective import csr, exact_product, slope
 from ..unlearn.problems import UNGUIDED
 from ..unlearn.resolve import resolve
-from ..unlearn.scrubbing.blocks import blocks_of
+from ..unlearn.scrubbing.blocks import Block, blocks_of, picture_layers
+from ..unlearn.scrubbing.mode import passes_of
+from ..unlearn.scrubbing.moments import sums
+from ..unlearn.scrubbing.pictures import recipe_of
 from ..unlearn.scrubbing.replay import Outputs, Replay
+from ..unlearn.scrubbing.run import ScrubPlan
 from ..unlearn.trainer import SelectiveTrainer
 from ..unlearn.trajectory import POSITIONS, plan_recording, sampler_of
 from .random_models import family_for, schedule_for
@@ -76,7 +81,9 @@ class ScrubbingSize:
 
     stored_mb: of blocks' outputs, a sample; moments_gb: of the largest block's layers, concept and
     rest; widths: how many eigenproblems of each width there are; outside: the share of a pass that
-    is computed each time, blocks being stored or not; blocks: how many there are.
+    is computed each time, blocks being stored or not; blocks: how many there are; above_gb: what a
+    pass takes on the device above sampling a picture, a block's scrubbed weights included; passes,
+    tflop: of drawing and scrubbing a thing.
     """
 
     stored_mb: float
@@ -84,6 +91,9 @@ class ScrubbingSize:
     widths: dict[int, int]
     outside: float
     blocks: int
+    above_gb: float
+    passes: int
+    tflop: float
 
 
 def count_scrubbing(family: str) -> ScrubbingSize:
@@ -102,19 +112,47 @@ def count_scrubbing(family: str) -> ScrubbingSize:
     counts = {path.partition(".")[2]: sum(found.values())
               for path, found in counter.get_flop_counts().items()}  # fmt: skip
     total = counter.get_total_flops()
+    spec, counts_of = WORD.spec, recipe_of(WORD.spec).counts
+    pictures = counts_of.concept + counts_of.alone + counts_of.pairs + counts_of.near
+    passes = recipe_of(spec).sampler.passes(pictures) + passes_of(spec)
     return ScrubbingSize(
         stored / 1e6,
         max(sum(2 * 4 * d * d for d in widths) for widths in own) / GB,
         dict(sorted(Counter(d for widths in own for d in widths).items())),
         1 - sum(counts[block.path] for block in blocks) / total,
         len(blocks),
+        _scrubbing_gb(family, blocks) - pass_gb(family, 2),
+        passes,
+        passes * pass_tflop(family, 1),
     )
 
 
-def _width(layer: torch.nn.Module) -> int:
+def _scrubbing_gb(family: str, blocks: Sequence[Block]) -> float:
+    """Count the GB of a pass that measures every layer at once, and of a block's new weights."""
+    latent = family_for(family).sizes[schedule_for(family).prediction == "v"]
+    rows = min(ScrubPlan().batch, 2 * batch_for("auto", latent, torch.float16))
+    denoiser, inputs = _full_size_call(family, rows)
+    own = max(sum(_weight(layer).nbytes for layer in b.layers.values()) for b in blocks)
+    with contextlib.ExitStack() as stack:
+        for layer in picture_layers(denoiser).values():
+            hook = layer.register_forward_pre_hook(lambda _, args: (sums(args[0]), None)[1])
+            stack.callback(hook.remove)
+        stack.enter_context(torch.device("meta"))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(fused_attention_assumed())
+        live = stack.enter_context(LiveTensors())
+        denoiser(*inputs)
+    return live.peak / GB + own / GB
+
+
+def _weight(layer: torch.nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    return weight.shape[1]
+    return weight
+
+
+def _width(layer: torch.nn.Module) -> int:
+    return _weight(layer).shape[1]
 
 
 def _full_size_call(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from trust_engine.benchmark.counting import (
     WORD,
     Work,
     count_layer,
+    count_scrubbing,
     pass_gb,
     pass_tflop,
     problem_for,
@@ -35,6 +37,9 @@ from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.layerwise import LayerPairs
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.scrubbing.blocks import picture_layers
+from trust_engine.unlearn.scrubbing.mode import drawing_passes, passes_of
+from trust_engine.unlearn.scrubbing.run import ScrubPlan
 from trust_engine.unlearn.word_knowledge import Knowledge
 
 CPU = torch.device("cpu")
@@ -201,6 +206,19 @@ def test_counted_work_is_that_of_the_real_thing() -> None:
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         model.denoiser(batch.x, batch.t, batch.cond)
     assert one == pytest.approx(counter.get_total_flops() / 1e12)
+
+
+def test_scrubbing_is_counted_as_it_is_done() -> None:
+    """Its passes are a robust run's but for two; its memory holds a pass, moments and weights."""
+    size = count_scrubbing("sdxl")
+    run = Unlearning(random_model("sdxl", CPU).lend(), replace(WORD.spec, robust=True))
+    assert run.lists is not None
+    assert size.passes == drawing_passes(run.spec, run.lists) + passes_of(run.spec)
+    assert size.tflop == pytest.approx(size.passes * pass_tflop("sdxl", 1))
+    widest = max(size.widths)
+    rows = ScrubPlan().batch
+    assert size.above_gb > pass_gb("sdxl", rows) - pass_gb("sdxl", 2) + 4 * widest**2 / 1e9
+    assert sum(size.widths.values()) < len(picture_layers(random_model("sdxl", CPU).denoiser))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

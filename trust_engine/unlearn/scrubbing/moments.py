@@ -10,6 +10,14 @@ from torch import Tensor
 from ...errors import SpecError
 
 
+def sums(x: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Add up x x^T (d, d) and x (d,) over the positions of (b, n, d) or (b, d, h, w), and count."""
+    rows = x.detach().float()
+    rows = rows.movedim(1, -1) if rows.ndim == 4 else rows
+    rows = rows.reshape(-1, rows.shape[-1])
+    return rows.T @ rows, rows.sum(0), len(rows)
+
+
 class Moments:
     """The mean of x x^T over the inputs (b, n, d) or (b, d, h, w) of a layer.
 
@@ -25,14 +33,11 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """Take a batch's positions into account."""
-        rows = x.detach().float()
-        rows = rows.movedim(1, -1) if rows.ndim == 4 else rows
-        rows = rows.reshape(-1, rows.shape[-1])
-        product = (rows.T @ rows).cpu()
+        product, added, count = sums(x)
+        product, added = product.cpu(), added.cpu()
         self.total = product if self.total is None else self.total.add_(product)
-        added = rows.sum(0).cpu()
         self.sum = added if self.sum is None else self.sum.add_(added)
-        self.count += len(rows)
+        self.count += count
 
     @classmethod
     def of(cls, parts: Sequence[Moments]) -> Moments:
