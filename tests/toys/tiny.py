@@ -25,7 +25,7 @@ from trust_engine.spec import ABLATIONS, Ablation, ConceptSpec, UnlearnSpec
 
 torch.set_num_threads(1)
 
-SHAPE = UNetShape(blocks=1, attention=(True, True))
+SHAPE = UNetShape(blocks=1, attention=(True, False))
 WIDTH, TOKENS = 16, 14
 KEY = "middle_block.1.transformer_blocks.0.attn2.to_v.weight"
 WORDS = ("cat", "dog", "car", "beer")
@@ -35,8 +35,8 @@ CONFIG = {
     "out_channels": 4,
     "block_out_channels": (32, 64),
     "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 2,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "cross_attention_dim": WIDTH,
     "attention_head_dim": 4,
     "norm_num_groups": 8,
@@ -134,8 +134,8 @@ def tiny_spec(**changes: object) -> UnlearnSpec:
         "steps": 3,
         "trajectory_steps": 2,
         "passes": 64,
-        "budget": 0.05,
-        "xi": 1.0,
+        "budget": 0.15,
+        "xi": 0.2,
         "objective": "csr",
         "schedule": "bounded",
         "rate": 0.3,

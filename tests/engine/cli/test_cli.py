@@ -138,7 +138,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.models.load.LoadedMode
         ([*UNLEARN, "--template", "a photo"], "needs {} once"),
         ([*UNLEARN, "--budget", "2"], "budget is 2"),
         ([*UNLEARN, "--engine", "remote"], "--engine"),
-        ([*UNLEARN, "--robust", "--engine", "global"], "robust trains nothing"),
+        ([*UNLEARN, "--robust", "--engine", "global"], "passes over the global engine"),
         ([*UNLEARN, "--state", "."], "give a file name"),
         ([*UNLEARN, "--pictures", "-1"], "pictures is -1"),
         ([*UNLEARN, "--pictures", "17"], "pictures is 17"),

@@ -53,7 +53,7 @@ def test_killed_at_random_moments(tmp_path: Path, whole: tuple[str, float]) -> N
                         kept._pause = 0.0
             finally:
                 os._exit(0)
-        time.sleep(chance.uniform(0.0, 0.6 * whole[1]))
+        time.sleep(chance.uniform(0.0, 0.9 * whole[1]))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     run = Unlearning(tiny_model(), SPEC)

@@ -133,7 +133,7 @@ def test_reports_rise_to_the_total_and_say_what_is_at_work() -> None:
 
 
 STOPS = {
-    "drawing": 3, "scrubbing input_blocks.3": 3, "scrubbing out": 3, "recording": 1, "unlearning": 5
+    "drawing": 3, "scrubbing middle_block": 3, "scrubbing out": 3, "recording": 1, "unlearning": 5
 }  # fmt: skip
 
 

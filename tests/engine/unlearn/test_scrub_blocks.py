@@ -89,7 +89,7 @@ def test_blocks_are_in_order_and_know_who_reads_them() -> None:
     assert read == {
         "input_blocks.1.1": "output_blocks.2.0",
         "input_blocks.2.0": "output_blocks.1.0",
-        "input_blocks.3.1": "output_blocks.0.0",
+        "input_blocks.3.0": "output_blocks.0.0",
     }
     for block in found:
         queries = [key for key in block.layers if key.endswith("attn1.to_q.weight")]
@@ -103,10 +103,10 @@ def test_the_edits_are_those_of_computing_everything_every_time() -> None:
     cached, whole = scrubbed(), scrubbed(style="ldm")
     assert cached.edits and same(cached.edits, whole.edits)
     assert whole.outputs.most == 0 < cached.outputs.most
-    assert cached.passes < whole.passes / 4
+    assert cached.passes < whole.passes / 3
 
 
-@pytest.mark.parametrize("name", ["input_blocks.3.1", "output_blocks.2.0"])
+@pytest.mark.parametrize("name", ["middle_block.1", "output_blocks.2.0"])
 def test_moments_are_those_of_the_scrubbed_network(name: str) -> None:
     """Measured again, plainly, with all that comes before scrubbed and nothing stored."""
     work, found = scrubbed(), dict[str, Tensor]()
