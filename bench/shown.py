@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.levels import Budgets
 from trust_engine.audit.topic import demo_topic
 from trust_engine.demo.judge import load_judge
+from trust_engine.diff import load_diff, save_diff
+from trust_engine.diff.apply import patched
 from trust_engine.frontend.pictures import contact_sheet
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.models.overrides import weights_of
@@ -33,7 +36,7 @@ from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
 
 KEPT, OUT, CONCEPT, SEED = Path("runs/shown"), Path("docs/images"), "gun", 0
-ASKED, ANCHOR = "a picture of a gun", "a picture"
+ASKED, ANCHOR, NAMED = "a picture of a gun", "a picture", "a banana"
 SEEDS = range(100, 108)
 SHOWN = 4  # pictures of each attack
 METHODS = {
@@ -76,6 +79,19 @@ def scrubbed(model: LoadedModel) -> LoadedModel:
     return model.with_weights(load_file(str(path)))
 
 
+def anchored(model: LoadedModel) -> LoadedModel:
+    """Run robust mode with an anchor of the user's, or read back what it made."""
+    path = KEPT / "anchored.safetensors"
+    if not path.exists():
+        KEPT.mkdir(parents=True, exist_ok=True)
+        named = replace(CONCEPTS[CONCEPT], anchor=NAMED)
+        run = Unlearning(model.lend(), UnlearnSpec((named,), robust=True, seed=SEED))
+        for _ in run:
+            pass
+        save_diff(run.diff, path)
+    return patched(model, [(load_diff(path), 1.0)])
+
+
 def attacked(model: LoadedModel, edited: LoadedModel, attack: str) -> list[Tensor]:
     """Attack an edited model at the benchmark's budget: its first pictures, (3, h, w) each."""
     concept = CONCEPTS[CONCEPT]
@@ -97,13 +113,14 @@ def sheet(
 
 
 def instead(model: LoadedModel) -> None:
-    """Show what is drawn in place of the concept, after either stage and for the anchor."""
+    """Show what is drawn in place of the concept: after either stage, and for anchors."""
     first, both = scrubbed(model), made(model, "trust-scrub")
     rows = [
         ("untouched", drawn(model, ASKED)),
         ("scrubbed", drawn(first, ASKED)),
         ("scrubbed and trained", drawn(both, ASKED)),
-        (f'the same for "{ANCHOR}"', drawn(both, ANCHOR)),
+        (f'it for "{ANCHOR}"', drawn(both, ANCHOR)),
+        (f'with the anchor "{NAMED}"', drawn(anchored(model), ASKED)),
     ]
     columns = [f"seed {seed}" for seed in SEEDS]
     sheet(f'"{ASKED}"', rows, columns, OUT / "robust-instead.png")
