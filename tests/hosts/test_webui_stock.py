@@ -35,8 +35,11 @@ def diff(webui: Server, request: pytest.FixtureRequest) -> str:
 
 def test_robust_reaches_linear_layers_and_convolutions_by_factors(webui: Server) -> None:
     got = read(webui, made(webui, "robust", spec=ROBUST))
-    assert {len(offset.shape) for offset in got.offsets.values()} == {2, 4}
-    assert all(offset.factors is not None for offset in got.offsets.values())
+    low_rank = {key for key, offset in got.offsets.items() if offset.factors is not None}
+    assert {len(got.offsets[key].shape) for key in low_rank} == {2, 4}
+    trained = {key for key, offset in got.offsets.items() if offset.sparse is not None}
+    assert trained and all(".attn2.to_" in key for key in trained)
+    assert low_rank | trained == set(got.offsets)
 
 
 @pytest.mark.parametrize("strength", [1.0, -0.5])

@@ -14,7 +14,7 @@ from toys.demo import scrubbed_demo
 from trust_engine.diff import WeightDiff, load_diff, save_diff
 
 SHORT = {"steps": 3, "trajectory_steps": 2, "passes": 16, "rate": 1.0, "budget": 0.3}
-ROBUST = {**SHORT, "robust": True, "passes": 8}
+ROBUST = {**SHORT, "robust": True, "passes": 16}
 
 
 def made(server: Server, name: str, **changes: Any) -> str:
