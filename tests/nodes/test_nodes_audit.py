@@ -94,7 +94,11 @@ def test_cancel_stops_before_the_next_pass(
     assert frozen(model) == before and pages(models) == written
 
 
-def test_out_of_memory_is_retried_once_and_said(part: Part, audit: Any, host: Host) -> None:
+def test_out_of_memory_is_retried_once_and_said(
+    part: Part, audit: Any, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = part("trust_engine.models.sampler").SamplerSettings(2)
+    monkeypatch.setattr(part("nodes.audit"), "SamplerSettings", lambda: few)
     host.room = 2
     told = audit()
     verdict = told["result"][2]

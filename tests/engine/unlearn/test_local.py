@@ -243,11 +243,8 @@ SWITCHES = {
 }
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_a_gpu_trains_in_its_tensor_cores_and_a_host_never_notices(
-    device: str, switch: str
-) -> None:
+def test_a_gpu_trains_in_its_tensor_cores_and_a_host_never_notices(switch: str) -> None:
     """Whichever of torch's two switches the host uses: in a process of its own, for they last."""
     name, plain, quick = SWITCHES[switch]
     if not hasattr(torch.backends.cuda.matmul, name):
@@ -255,11 +252,11 @@ def test_a_gpu_trains_in_its_tensor_cores_and_a_host_never_notices(
     script = (
         "import torch; from trust_engine.models.precision import quick_products as q\n"
         "m = torch.backends.cuda.matmul\n"
-        f"for host in ({plain!r}, {quick!r}):\n"
+        f"for device, host in ((d, h) for d in ('cuda', 'cpu') for h in ({plain!r}, {quick!r})):\n"
         f"    m.{name} = host\n"
         "    try:\n"
-        f"        with q(torch.device({device!r})):\n"
-        f"            assert m.{name} == ({quick!r} if {device == 'cuda'} else host)\n"
+        "        with q(torch.device(device)):\n"
+        f"            assert m.{name} == ({quick!r} if device == 'cuda' else host)\n"
         "            raise ZeroDivisionError\n"
         "    except ZeroDivisionError:\n"
         "        pass\n"

@@ -15,7 +15,7 @@ from trust_engine.errors import SpecError
 from trust_engine.models.contract import LentModel
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.autosave import Keeping
-from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.run import StepReport, Unlearning
 from trust_engine.unlearn.run_state import load_state, save_state
 from trust_engine.unlearn.run_store import RunStore
 from trust_engine.unlearn.scrubbing import mode, run
@@ -53,9 +53,15 @@ def ran(model: LentModel | None = None, **changes: object) -> Unlearning:
 
 
 @lru_cache
-def whole() -> Unlearning:
+def watched() -> tuple[Unlearning, list[StepReport]]:
     """Run once for all tests that only look."""
-    return ran()
+    made = Unlearning(tiny_model(), robust_spec())
+    return made, list(made)
+
+
+def whole() -> Unlearning:
+    """Return the run for all tests that only look."""
+    return watched()[0]
 
 
 def test_it_changes_layers_all_over_the_unet_by_a_few_directions(tmp_path: Path) -> None:
@@ -118,8 +124,7 @@ def test_the_same_seed_gives_the_same_diff_and_counts_are_true() -> None:
 
 
 def test_reports_rise_to_the_total_and_say_what_is_at_work() -> None:
-    made = Unlearning(tiny_model(), robust_spec())
-    reports = list(made)
+    made, reports = watched()
     done = [report.done for report in reports]
     assert done == sorted(done) and done[-1] == made.total
     passes = [report.passes for report in reports]
