@@ -125,10 +125,18 @@ SETTINGS: dict[str, Settings] = {
     "12 + 72 pictures": of({"counts": Counts(12, 24, 48)}),
     "12 + 72 pictures, tau 8": of({"counts": Counts(12, 24, 48)}, tau=8.0),
     "twice the rest": of({"rest": 288}),
+    "twice the rest, tau 5": of({"rest": 288}, tau=5.0),
+    "thrice the rest, tau 5": of({"rest": 432}, tau=5.0),
+    "renoised, twice the rest": of({"source": "renoised", "rest": 288}),
+    "anew, twice the rest": of({**ANEW, "rest": 384}),
     "centred": of(centred=True),
     "centred, tau 4": of(centred=True, tau=4.0),
     "hard, centred": of(centred=True, soft=False),
     "queries and keys spared": of(spared=(".to_q.", ".to_k.")),
+    "renoised, twice the rest, after": of({"source": "renoised", "rest": 288}, "after"),
+    "renoised, twice the rest, tau 5, after": of(
+        {"source": "renoised", "rest": 288}, "after", tau=5.0
+    ),
     "layer-wise before": of(layerwise="before"),
     "layer-wise after": of(layerwise="after"),
     "layer-wise before, hard": of(layerwise="before", soft=False),
