@@ -72,10 +72,10 @@ def export_lora(
 ) -> ExportReport:
     """Write each offset as up @ down of the least rank whose relative error is within `bound`.
 
-    One that is a product of factors is written as it is, exactly but for float16. A weight for
-    which low rank saves nothing is kept dense, and one whose bias moves, too: A1111 reads biases
-    beside dense weights only. max_rank may break the bound: the report,
-    also in the file's metadata, says what the error is. Norms are Frobenius.
+    One that is a product of factors is written as it is, exactly but for float16, and `bound` is
+    of the single entries beside them. A weight for which low rank saves nothing is kept dense, and
+    one whose bias moves, too: A1111 reads biases beside dense weights only. max_rank may break the
+    bound: the report, also in the file's metadata, says what the error is. Norms are Frobenius.
     """
     in_range("error bound", bound, 0.0, 1.0)
     if max_rank is not None:
@@ -116,15 +116,36 @@ def _biased(key: str, offsets: Mapping[str, Offset]) -> bool:
 
 def _factored(offset: Offset, bound: float, max_rank: int | None) -> tuple[Parts, int] | None:
     """Return an offset's LoRA tensors and their rank; None where dense is no larger."""
-    factors = offset.factors
-    if factors is not None and offset.sparse is None and len(factors[1]) <= (max_rank or math.inf):
+    factors = _with_entries(offset, bound, max_rank)
+    if factors is not None and len(factors[1]) <= (max_rank or math.inf):
         parts = stock_parts(*factors)
         return (parts, len(factors[1])) if numel(parts) < offset.numel else None
+    if factors is None and offset.factors is not None and max_rank is None:
+        return None  # kept whole, lest its entries drown in what is lost of its factors
     found = low_rank(offset.dense().flatten(1), bound, max_rank)
     if found is None:
         return None
     rank = found[0].shape[1]
     return _lora_parts(offset.shape, *found), rank
+
+
+def _with_entries(
+    offset: Offset, bound: float, max_rank: int | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return an offset's own factors, and with them its single entries', of low rank within bound.
+
+    As a share of these entries: beside factors, which may be far larger, they would be lost.
+    """
+    factors, entries = offset.factors, offset.sparse
+    if factors is None or entries is None or entries.is_zero:
+        return factors
+    (up, down), room = factors, max_rank and max_rank - len(factors[1])
+    if up.ndim > 2 or (room is not None and room < 1):
+        return None
+    found = low_rank(entries.dense(), bound, room)
+    if found is None:
+        return None
+    return torch.cat([up, found[0].float()], 1), torch.cat([down, found[1].float()])
 
 
 def low_rank(matrix: Tensor, bound: float, max_rank: int | None) -> tuple[Tensor, Tensor] | None:

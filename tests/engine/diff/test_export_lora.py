@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from toys.small_unet import KEY, SHAPES, metadata, small_diff, stock
-from trust_engine.diff import SparseOffset, WeightDiff
+from trust_engine.diff import LowRankOffset, SparseOffset, WeightDiff
 from trust_engine.diff.lora import export_lora, low_rank
 
 
@@ -91,3 +91,39 @@ def test_a_weight_of_full_rank_is_kept_dense_and_a_capped_rank_is_reported(tmp_p
     capped = export_lora(diff, tmp_path / "b", 0.01, max_rank=4)
     assert set(capped.ranks) == {4}
     assert capped.error > 0.5
+
+
+def test_entries_beside_factors_are_not_lost_among_them(tmp_path: Path) -> None:
+    """The bound is of the entries, which are a thousandth of what the factors move."""
+    chance = torch.Generator().manual_seed(0)
+    up, down = (10 * torch.randn(*shape, generator=chance) for shape in ((64, 2), (2, 64)))
+    dense = torch.zeros(64, 64)
+    dense[3], dense[40] = 0.05, 0.02 * torch.randn(64, generator=chance)
+    entries = SparseOffset.of(dense)
+    offset = LowRankOffset(up, down, entries)
+    export_lora(WeightDiff({KEY: offset}, small_diff().provenance), tmp_path / "a", 0.1)
+    tensors = load_file(tmp_path / "a")
+    # In float16 the factors alone are off by more than that: theirs are left out of the comparison.
+    name = stock(KEY)
+    ranks = tensors[f"{name}.lora_down.weight"].shape[0]
+    assert ranks == 4
+    tail = {
+        "up": tensors[f"{name}.lora_up.weight"].float()[:, 2:],
+        "down": tensors[f"{name}.lora_down.weight"].float()[2:],
+    }
+    scale = tensors[f"{name}.alpha"].item() / ranks
+    off = (scale * tail["up"] @ tail["down"] - dense).norm()
+    assert off <= 0.1 * dense.norm()
+
+
+def test_entries_beside_factors_that_low_rank_does_not_hold_are_kept_whole(tmp_path: Path) -> None:
+    chance = torch.Generator().manual_seed(0)
+    up, down = (torch.randn(*shape, generator=chance) for shape in ((64, 2), (2, 64)))
+    entries = SparseOffset.of(1e-3 * torch.randn(64, 64, generator=chance))
+    offset = LowRankOffset(up, down, entries)
+    report = export_lora(WeightDiff({KEY: offset}, small_diff().provenance), tmp_path / "a", 0.1)
+    tensors = load_file(tmp_path / "a")
+    torch.testing.assert_close(
+        tensors[f"{stock(KEY)}.diff"].float(), offset.dense(), rtol=1e-3, atol=1e-4
+    )
+    assert report.error < 1e-3
