@@ -20,7 +20,8 @@ from trust_engine.diff.bake import write_checkpoint
 from trust_engine.diff.base import open_base
 from trust_engine.diff.lora import export_dense, export_lora
 
-BOUND = 0.02  # of the low-rank export's error
+# Of the low-rank export's error; scrubbed by two pictures, a model draws wildly, and shows more.
+BOUNDS = {"gun": 0.02, "robust": 0.002, "scrubbed": 0.02}
 SPECS = {"gun": SHORT, "robust": ROBUST}
 HALF = 2**-11  # what float16 loses of a number, at most
 
@@ -65,7 +66,8 @@ def test_export_in_the_stock_loader(webui: Server, diff: str, way: str) -> None:
     """<lora:name:1> changes the weights as the diff does, and the picture."""
     content, name = read(webui, diff), f"{Path(diff).stem}_{way}"
     out = give_lora(webui) / f"{name}.safetensors"
-    report = export_dense(content, out) if way == "dense" else export_lora(content, out, BOUND)
+    bound = BOUNDS[Path(diff).stem]
+    report = export_dense(content, out) if way == "dense" else export_lora(content, out, bound)
     webui.ask("/sdapi/v1/refresh-loras", {})
     worn = {"prompt": f"a gun on a table <lora:{name}:1>"}
     plain, _ = first(webui)
