@@ -4,6 +4,7 @@
     python -m bench.scrub gun --relearning --only default  # relearning curves and inversion, too
     python -m bench.scrub gun --show
     python -m bench.scrub --full-size       # what it takes at full size, counted without weights
+    python -m bench.scrub --eigenproblems   # seconds of one of each width, on this processor
 
 Resumable: a cell is one JSON file in bench/figures/scrub/CONCEPT/SEED; pictures, which settings
 share, are kept in runs/scrub. A cell of another model or another setting is made again. Settings
@@ -48,6 +49,7 @@ from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.phrases import with_article
+from trust_engine.unlearn.scrubbing.directions import Spectrum
 from trust_engine.unlearn.scrubbing.lists import Counts, picture_lists
 from trust_engine.unlearn.scrubbing.pictures import Recipe
 from trust_engine.unlearn.scrubbing.run import ScrubPlan
@@ -59,6 +61,7 @@ IMAGES, PAIRS = 24, 54
 SAMPLER = SamplerSettings(steps=10)  # of what tells settings apart; the benchmark's has 20
 CURVE = (5, 10, 20, 50)  # steps of relearning
 SEED = 0
+WIDTHS = (320, 640, 1280, 2560, 5120)  # of the eigenproblems that are most
 HELD_SEED = 6_000_000  # of pictures that predictions are compared on
 
 
@@ -381,6 +384,18 @@ def full_size() -> str:
     return "\n".join(rows)
 
 
+def eigenproblems() -> str:
+    """Time an eigenproblem of each width, of moments drawn by chance."""
+    rows = ["| width | seconds |", "|---|---|"]
+    for d in WIDTHS:
+        drawn = [torch.randn(d, 2 * d, dtype=torch.float64) for _ in range(2)]
+        concept, rest = (x @ x.T / (2 * d) for x in drawn)
+        started = time.perf_counter()
+        Spectrum.of(concept, rest, ScrubPlan().eps, ScrubPlan().tau)
+        rows.append(f"| {d} | {time.perf_counter() - started:.2f} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Measure what is missing, then print the table."""
     parser = argparse.ArgumentParser(
@@ -389,14 +404,15 @@ def main() -> None:
     parser.add_argument("concept", choices=ALLOWED, nargs="?")
     parser.add_argument("--predictions", action="store_true", help="draw nothing: quick")
     parser.add_argument("--full-size", action="store_true", help="count what it takes there")
+    parser.add_argument("--eigenproblems", action="store_true", help="time one of each width")
     titles = ("untouched", *SETTINGS)
     parser.add_argument("--only", nargs="+", choices=titles, default=list(SETTINGS))
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--relearning", action="store_true", help="and inversion")
     parser.add_argument("--show", action="store_true", help="measure nothing")
     args = parser.parse_args()
-    if args.full_size:
-        print(full_size())
+    if args.full_size or args.eigenproblems:
+        print(full_size() if args.full_size else eigenproblems())
         return
     if args.concept is None:
         parser.error("name a concept")
