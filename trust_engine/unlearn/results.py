@@ -60,7 +60,7 @@ class Results:
         return found
 
     @property
-    def before(self) -> int:
+    def passes_before(self) -> int:
         """Count the UNet passes of stages before the recording."""
         return self.scrubbed.passes if self.scrubbed else 0
 
@@ -100,11 +100,11 @@ class Results:
         """Count passes through the UNet; setting up is not paid for again if `kept` has been."""
         if not problems.needs_whole:
             return
-        spent = kept.passes - kept.recording.passes - self.before if kept is not None else 0
+        spent = kept.passes - kept.recording.passes - self.passes_before if kept is not None else 0
         if kept is not None and spent > 0:
             problems.paid(Cost(spent, kept.backward))
         cost = problems.cost
-        self.passes = self.before + problems.recording.passes + cost.forward
+        self.passes = self.passes_before + problems.recording.passes + cost.forward
         self.backward = cost.backward
 
     def state(

@@ -210,10 +210,10 @@ class Unlearning:
     @property
     def total(self) -> int:
         """Units of work: UNet passes that ask, draw, scrub and record, and updates."""
-        return self._begun + sampler_of(self.plan).passes(self.recorded) + self._updates
+        return self._before_recording + sampler_of(self.plan).passes(self.recorded) + self._updates
 
     @property
-    def _begun(self) -> int:
+    def _before_recording(self) -> int:
         """Count the units of work that come before recording."""
         return self.asking + self._drawing + (mode.passes_of(self.spec) if self.lists else 0)
 
@@ -238,7 +238,7 @@ class Unlearning:
             done = self.asking + recorded + steps * mode.passes_of(self.spec) / blocks
         else:
             trained = len(state.final) * self.plan.steps + steps
-            done = self._begun + recorded + trained
+            done = self._before_recording + recorded + trained
         return done / max(1, self.total)
 
     @property
@@ -301,7 +301,7 @@ class Unlearning:
             self.results.passes = stage.passes
             yield StepReport(self.asking + done, total, what, self.passes)
         self.results.scrubbed = stage.found
-        self.results.passes = self.results.before
+        self.results.passes = self.results.passes_before
         self._recording = self._pictures = None
 
     @property
@@ -334,12 +334,15 @@ class Unlearning:
         for states in recorded(
             self._ground, self.plan, plan, cond, uncond, self.team, self._recording
         ):
-            self._recording, self.results.passes = states, self.results.before + states.passes
-            done = self._begun + states.passes
+            self._recording, self.results.passes = (
+                states,
+                self.results.passes_before + states.passes,
+            )
+            done = self._before_recording + states.passes
             yield StepReport(done, total, "recording", self.passes)
         assert self._recording is not None
         # A team's last batch may be another process's, of which no report came.
-        self.results.passes = max(self.passes, self.results.before + self._recording.passes)
+        self.results.passes = max(self.passes, self.results.passes_before + self._recording.passes)
 
     def _problems(self) -> Problems:
         assert self._recording is not None
@@ -384,7 +387,7 @@ class Unlearning:
         assert self._recording is not None
         trainer, steps = self._piece[1] if self._piece else None, self.plan.steps
         own = steps if trainer is None or trainer.finished else trainer.done
-        return self._begun + self._recording.passes + before * steps + own
+        return self._before_recording + self._recording.passes + before * steps + own
 
     @property
     def resumable(self) -> bool:
