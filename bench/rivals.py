@@ -33,7 +33,7 @@ from bench.baselines.catalogue import METHODS
 from bench.baselines.common import Meter, Task, Weights, metered
 from bench.baselines.table import pareto, tables
 from bench.measure import SAMPLER, measure, relative
-from bench.trained import SCRUBBING, engine_mark
+from bench.trained import SCRUBBING, by_chance, engine_mark
 from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
@@ -57,6 +57,7 @@ CONCEPTS = {
     "baby+beer": ConceptSpec(("baby",), "combination", companion="beer"),
     "openmoji": ConceptSpec(("openmoji",), "style"),
 }
+CHANCE = by_chance()
 TUNED_ON = {
     "single": ConceptSpec(("pizza",)),
     "combination": ConceptSpec(("girl",), "combination", companion="wine"),
@@ -168,7 +169,7 @@ class Bench:
 
     def __init__(self, model: LoadedModel, name: str, seed: int, size: Size) -> None:
         self.model, self.name, self.seed, self.size = model, name, seed, size
-        self.concept, self.judge = CONCEPTS[name], load_judge()
+        self.concept, self.judge = {**CONCEPTS, **CHANCE}[name], load_judge()
         topic = demo_topic(self.concept.words[0], self.concept.kind, self.concept.companion)
         models = {"untouched": model, "edited": model}
         self.context = AuditContext(models, DemoJudge(self.judge), topic, size.sampler, seed)
@@ -272,7 +273,7 @@ def main() -> None:
     """Measure what is missing, then print the tables."""
     if sys.argv[1:2] == ["edit"]:
         method, name, number, out = sys.argv[2:6]
-        print(json.dumps(edit(method, CONCEPTS[name], int(number), Path(out))))
+        print(json.dumps(edit(method, {**CONCEPTS, **CHANCE}[name], int(number), Path(out))))
         return
     if sys.argv[1:2] == ["tune"]:
         asked = argparse.ArgumentParser(prog="rivals.py tune")
@@ -288,7 +289,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one concept, one seed, two attacks")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--concepts", nargs="+", choices=CONCEPTS)
+    parser.add_argument("--concepts", nargs="+", choices=(*CONCEPTS, *CHANCE))
     parser.add_argument(
         "--attacks", nargs="*", choices=ATTACKS, help="some of them; none: no attack"
     )

@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import trust_engine
+from trust_engine.demo.vocabulary import OBJECTS
 from trust_engine.diff import WeightDiff, fingerprint, load_diff, save_diff
 from trust_engine.io.files import write_atomically
 from trust_engine.models.load import LoadedModel, load_model
@@ -27,7 +29,9 @@ from trust_engine.unlearn.run import Unlearning
 SINGLES = ("gun", "cat", "pizza", "baby", "car")
 
 
-def _concepts(singles: Sequence[str], others: Sequence[str], style: str) -> dict[str, ConceptSpec]:
+def _concepts(
+    singles: Sequence[str], others: Sequence[str], style: str | None = None
+) -> dict[str, ConceptSpec]:
     """Name concepts by what they are: "cat", "baby+beer", "cat on red" (background), a style."""
     found = {name: ConceptSpec((name,)) for name in singles}
     for name in others:
@@ -38,7 +42,7 @@ def _concepts(singles: Sequence[str], others: Sequence[str], style: str) -> dict
             word, colour = name.split(" on ")
             where = f"on a {colour} background"
             found[name] = ConceptSpec((word,), "conditional", condition=where)
-    return found | {style: ConceptSpec((style,), "style")}
+    return found | ({style: ConceptSpec((style,), "style")} if style else {})
 
 
 CONCEPTS = _concepts(SINGLES, ("baby+beer", "girl+wine", "cat on red", "dog on blue"), "openmoji")
@@ -49,6 +53,24 @@ HELD_OUT = _concepts(
 )
 """Drawn by chance among what no trial was made on: to be measured, never to choose by."""
 EVERY = {**CONCEPTS, **HELD_OUT}
+TRIED = ("bomb", "banana", "dog", "cat", "pizza")  # in trials beside those
+CHANCE = 20_261_129
+
+
+def by_chance(seed: int = CHANCE) -> dict[str, ConceptSpec]:
+    """Draw three things, and three pairs of others, of what nothing above is about.
+
+    Robust mode is measured on them once its settings stand, and nothing is chosen by them.
+    """
+    pairs = [one for one in EVERY.values() if one.kind == "combination"]
+    named = {word for one in EVERY.values() for word in one.words}
+    paired = {word for one in pairs for word in (one.words[0], str(one.companion))}
+    rng = random.Random(seed)
+    singles = rng.sample(sorted(set(OBJECTS) - named - paired - set(TRIED)), 3)
+    members = rng.sample(sorted(set(OBJECTS) - paired - set(TRIED)), 6)
+    return _concepts(singles, [f"{members[i]}+{members[i + 1]}" for i in (0, 2, 4)])
+
+
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "phrases", "spec", "models/attention", "models/sampler", "prompts/concept",

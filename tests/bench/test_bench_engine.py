@@ -9,7 +9,7 @@ import pytest
 
 from bench import engine
 from bench.measure import groups
-from bench.trained import CONCEPTS, EVERY, HELD_OUT
+from bench.trained import CONCEPTS, EVERY, HELD_OUT, by_chance
 
 
 def test_other_objects_are_drawn_alike_whatever_the_concept() -> None:
@@ -36,6 +36,13 @@ def test_a_held_out_cell_is_no_other_tables_and_outlives_its_command(
     stamp = engine.stamp(model, "fluent", 0, 24, "default")
     cells = {"default/fluent/0": {"stamp": stamp}, "default/no such thing/0": {"stamp": stamp}}
     assert list(engine.valid(cells, model, 24)) == ["default/fluent/0"]
+
+
+def test_what_was_drawn_by_chance_stays_drawn() -> None:
+    drawn = by_chance()
+    pairs = ["bird+snowman", "airplane+fish", "clock+umbrella"]
+    assert list(drawn) == ["airplane", "guitar", "fish", *pairs]
+    assert not drawn.keys() & EVERY.keys()
 
 
 def test_a_cell_of_another_engine_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
