@@ -20,6 +20,7 @@ from ..spec import ConceptSpec, UnlearnSpec
 from .end_to_end import BATCH
 from .layerwise import PROMPTS_A_STEP, LayerPairs, LayerProblem
 from .run import Unlearning
+from .scrubbing.eigen import operations
 from .scrubbing.mode import drawing_passes, flops_of, passes_of
 from .trainer import SelectiveTrainer
 from .trajectory import POSITIONS, sampler_of
@@ -104,7 +105,7 @@ def float64_speed() -> float:
         started = time.perf_counter()
         torch.linalg.eigh(matrix)
         spent.append(time.perf_counter() - started)
-    return 12.0 * d**3 / min(spent)
+    return operations(d) / min(spent)
 
 
 def recording_passes(run: Unlearning) -> int:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .eigen import above
+
 TINY = 1e-12
 
 
@@ -67,14 +69,8 @@ class Spectrum:
         """Solve it for moments (d, d), float64, and keep the directions with lambda > least."""
         d = len(rest)
         ridge = eps * rest.diagonal().mean().clamp(min=TINY)
-        whitening = torch.linalg.cholesky(rest + ridge * torch.eye(d, dtype=rest.dtype))
-        half = torch.linalg.solve_triangular(whitening, concept, upper=False)
-        seen = torch.linalg.solve_triangular(whitening, half.T, upper=False)
-        energies, vectors = torch.linalg.eigh((seen + seen.T) / 2)
-        some = energies > least
-        energies, vectors = energies[some].flip(0), vectors[:, some].flip(1)
-        right = torch.linalg.solve_triangular(whitening.T, vectors, upper=True).T
-        return cls(whitening @ vectors, right, energies)
+        lambdas, left, right = above(concept, rest + ridge * torch.eye(d, dtype=rest.dtype), least)
+        return cls(left, right, lambdas)
 
     def strengths(self, soft: bool) -> Tensor:
         """Return by how much each direction is taken out, (k,)."""

@@ -18,6 +18,7 @@ from ...spec import UnlearnSpec
 from ..trajectory import Recording
 from .blocks import TOGETHER, weights_by_block
 from .directions import Edit
+from .eigen import operations
 from .lists import PictureLists, picture_lists
 from .pictures import draw, noised, recipe_of
 from .run import Scrubbing, ScrubPlan
@@ -175,7 +176,7 @@ def memory_of(model: LentModel, spec: UnlearnSpec) -> int:
     ]
     kinds, concepts = 1 + len(spec.concepts), len(spec.concepts)
     moments = kinds * max(own)
-    solved = 4 * 8 * max(_width(weight) ** 2 for block in layers for weight in block.values())
+    solved = 6 * 8 * max(_width(weight) ** 2 for block in layers for weight in block.values())
     first = min(weight.shape[0] for block in layers for weight in block.values())
     samples = recipe_of(spec).samples(concepts)
     each = STORED * first * prod(size) * compute_dtype(denoiser.module).itemsize
@@ -183,14 +184,14 @@ def memory_of(model: LentModel, spec: UnlearnSpec) -> int:
 
 
 def flops_of(denoiser: Denoiser, spec: UnlearnSpec) -> float:
-    """Estimate the float64 operations of all eigenproblems, about 12 d^3 for one of width d."""
+    """Estimate the float64 operations of all eigenproblems."""
     widths: Sequence[int] = [
         _width(weight)
         for block in weights_by_block(denoiser).values()
         for key, weight in block.items()
         if not key.endswith(TOGETHER)
     ]
-    return len(spec.concepts) * 12.0 * sum(d**3 for d in widths)
+    return len(spec.concepts) * sum(map(operations, widths))
 
 
 def _width(weight: Tensor) -> int:
