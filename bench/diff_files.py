@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from trust_engine.diff import SparseOffset, WeightDiff, applied, load_diff, save_diff
 from trust_engine.diff.bake import write_checkpoint, write_unet_folder, write_unet_pt
-from trust_engine.diff.base import BaseModel, open_base
+from trust_engine.diff.base_model import BaseModel, open_base
 from trust_engine.diff.lora import export_dense, export_lora
 from trust_engine.io.safetensors import planned, tensor_bytes, write_tensors
 from trust_engine.models.contract import ModuleDenoiser, ldm_denoiser, projections, scaled_linear

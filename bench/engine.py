@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import GONE, Known, measure, relative
-from bench.trained import CONCEPTS, EVERY, HELD_OUT, engine_mark, trained
+from bench.trained_diffs import CONCEPTS, EVERY, HELD_OUT, engine_mark, trained
 from trust_engine.audit.metrics.intervals import Rate
 from trust_engine.demo.judge import ASSETS, load_judge
 from trust_engine.diff import fingerprint

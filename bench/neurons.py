@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.engine import BOUNDED
-from bench.trained import trained
+from bench.trained_diffs import trained
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import ConceptSpec, Saliency, UnlearnSpec
 from trust_engine.unlearn.mask import BoundedMask, overlap, share

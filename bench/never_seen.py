@@ -29,7 +29,7 @@ from trust_engine.audit.checks.core import follow
 from trust_engine.audit.context import AuditContext, ReferenceImages
 from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.metrics.intervals import Rate
-from trust_engine.audit.probes import concept_shots
+from trust_engine.audit.probe_prompts import concept_shots
 from trust_engine.audit.topic import demo_topic
 from trust_engine.demo.judge import load_judge
 from trust_engine.demo.vocabulary import UNSEEN, Scene

@@ -23,7 +23,7 @@ from bench.engine import ABLATED, STORE, VARIANTS
 from bench.measure import GONE, relative
 from bench.rivals import CONCEPTS as RIVALLED
 from bench.stacked import summary as several
-from bench.trained import CONCEPTS, HELD_OUT
+from bench.trained_diffs import CONCEPTS, HELD_OUT
 from bench.world.crisp import RUNGS
 from trust_engine.audit.metrics.intervals import Rate
 from trust_engine.settings import Setting

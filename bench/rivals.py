@@ -33,7 +33,7 @@ from bench.baselines.catalogue import METHODS
 from bench.baselines.common import Meter, Task, Weights, metered
 from bench.baselines.table import pareto, tables
 from bench.measure import SAMPLER, measure, relative
-from bench.trained import SCRUBBING, by_chance, engine_mark
+from bench.trained_diffs import SCRUBBING, by_chance, engine_mark
 from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
@@ -41,7 +41,7 @@ from trust_engine.audit.context import AuditContext, draw_probes
 from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.levels import QUICK as AUDITS
 from trust_engine.audit.levels import Budgets
-from trust_engine.audit.probes import pair_probes
+from trust_engine.audit.probe_prompts import pair_probes
 from trust_engine.audit.topic import demo_topic
 from trust_engine.demo.judge import load_judge
 from trust_engine.diff import SparseOffset, WeightDiff, fingerprint, save_diff

@@ -31,7 +31,7 @@ from bench.baselines.scrubbed import Order, Settings
 from bench.measure import Known, measure, relative
 from bench.results import scrubbing
 from bench.rivals import CONCEPTS
-from bench.trained import SCRUBBING, engine_mark
+from bench.trained_diffs import SCRUBBING, engine_mark
 from trust_engine.audit.attacks.base import attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
@@ -39,7 +39,7 @@ from trust_engine.audit.context import AuditContext, draw_probes
 from trust_engine.audit.drawing import paint
 from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.levels import Budgets
-from trust_engine.audit.probes import pair_probes
+from trust_engine.audit.probe_prompts import pair_probes
 from trust_engine.audit.topic import demo_topic
 from trust_engine.benchmark.counting import count_scrubbing
 from trust_engine.demo.judge import load_judge
@@ -50,10 +50,10 @@ from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.phrases import with_article
 from trust_engine.unlearn.scrubbing.directions import Spectrum
-from trust_engine.unlearn.scrubbing.lists import Counts, picture_lists
+from trust_engine.unlearn.scrubbing.noised import Drawn
+from trust_engine.unlearn.scrubbing.picture_lists import Counts, picture_lists
 from trust_engine.unlearn.scrubbing.pictures import Recipe
 from trust_engine.unlearn.scrubbing.run import ScrubPlan
-from trust_engine.unlearn.scrubbing.samples import Drawn
 
 ALLOWED = ("gun", "bomb", "openmoji")
 STORE, KEPT = Path("bench/figures/scrub"), Path("runs/scrub")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import mean
-from bench.trained import engine_mark, trained
+from bench.trained_diffs import engine_mark, trained
 from trust_engine.audit import Probe, Rate, look
 from trust_engine.demo.judge import Judge, load_judge
 from trust_engine.demo.vocabulary import BACKGROUNDS, OBJECTS, STYLES, Scene, caption

@@ -1,46 +1,46 @@
 """The ComfyUI nodes. Their ids are in users' workflows: never rename one.
 
 Nodes:
-unlearn       TRUST Unlearn
-settings      TRUST Unlearn Settings
-concept       TRUST Concept
-find          TRUST Find Neurons
-audit         TRUST Audit
-compare       TRUST Compare
-diffs         TRUST Load Diff, Apply Diff, Merge Diffs
-saving        TRUST Save Diff, Export LoRA
-demo          TRUST Demo Model
+unlearn        TRUST Unlearn
+settings       TRUST Unlearn Settings
+concept        TRUST Concept
+find_neurons   TRUST Find Neurons
+audit          TRUST Audit
+compare        TRUST Compare
+diffs          TRUST Load Diff, Apply Diff, Merge Diffs
+saving         TRUST Save Diff, Export LoRA
+demo           TRUST Demo Model
 
 How they are made:
-declared      the decorator `node`, outputs, checks
-inputs        inputs, each with its tooltip
-sockets       names of the sockets
-wording       the engine's errors in the nodes' words
-names         names of new files
-folders       where diffs and exports lie
+declaring      the decorator `node`, outputs, checks
+inputs         inputs, each with its tooltip
+sockets        names of the sockets
+wording        the engine's errors in the nodes' words
+file_names     names of new files
+folders        where diffs and exports lie
 
 The host's objects for the engine:
-lending       a MODEL and a CLIP as the engine's LentModel
-host          the UNet, called the host's own way
-weights       the UNet's weights as the host computes with them
-stored        what the host knows of one weight
-private_unet  a copy of the UNet that gradients pass
-text_encoder  the CLIP as a text encoder
-token_space   the CLIP below its words
-syntax        prompts as they are spelled
-patching      a diff put on a clone of a MODEL
-changes       two MODELs' difference as a diff
+lending        a MODEL and a CLIP as the engine's LentModel
+host           the UNet, called the host's own way
+weights        the UNet's weights as the host computes with them
+stored_weight  what the host knows of one weight
+private_unet   a copy of the UNet that gradients pass
+text_encoder   the CLIP as a text encoder
+token_space    the CLIP below its words
+syntax         prompts as they are spelled
+patching       a diff put on a clone of a MODEL
+changes        two MODELs' difference as a diff
 
 While and after a node works:
-host_run      one run of the engine under the host's progress bar
-progress      progress, interrupt, out of memory
-estimate      time and memory, told before it starts
-before_after  test pictures without and with a diff
-drawing       the engine's sampler, the host's VAE; heat maps
-charts        pictures for the node and for IMAGE
-runs          where stopped and finished runs are kept, and clearing them
-run_cache     what finished runs showed, for a page that is reloaded
-routes        what the browser asks the server
+host_run       one run of the engine under the host's progress bar
+progress       progress, interrupt, out of memory
+estimate       time and memory, told before it starts
+before_after   test pictures without and with a diff
+drawing        the engine's sampler, the host's VAE; heat maps
+charts         pictures for the node and for IMAGE
+runs           where stopped and finished runs are kept, and clearing them
+run_cache      what finished runs showed, for a page that is reloaded
+routes         what the browser asks the server
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from .compare import TrustCompare
 from .concept import TrustConcept
 from .demo import TrustDemoModel
 from .diffs import TrustApplyDiff, TrustLoadDiff, TrustMergeDiffs
-from .find import TrustFindNeurons
+from .find_neurons import TrustFindNeurons
 from .saving import TrustExportLora, TrustSaveDiff
 from .settings import TrustUnlearnSettings
 from .unlearn import TrustUnlearn

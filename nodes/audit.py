@@ -31,11 +31,11 @@ from ..trust_engine.spec import ConceptSpec, Sampling
 from ..trust_engine.unlearn.estimate import pass_seconds
 from .changes import between_models, diffs_between
 from .charts import to_image
-from .declared import Output, node
+from .declaring import Output, node
+from .file_names import check_prefix
 from .folders import report_file
 from .inputs import choice, lines, number, seed, setting, socket, text, verdict
 from .lending import Lent, lend
-from .names import check_prefix
 from .private_unet import private_denoiser
 from .progress import Bar, sparing, tell
 from .runs import store

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..trust_engine.errors import SpecError
 from ..trust_engine.frontend.pictures import contact_sheet
 from .charts import to_image
-from .declared import Output, node
+from .declaring import Output, node
 from .host import schedule_of
 from .inputs import choice, number, socket, text, verdict
 from .lending import FACTOR, check_clip, latent_side

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..trust_engine.errors import SpecError
 from ..trust_engine.spec import KINDS, ConceptSpec
-from .declared import Output, node
+from .declaring import Output, node
 from .inputs import choice, lines, socket, text, verdict
 from .sockets import CONCEPT
 

@@ -15,7 +15,7 @@ import folder_paths
 from ..trust_engine.demo.judge import ASSETS
 from ..trust_engine.models.demo_architecture import UNET_CONFIG
 from ..trust_engine.models.demo_clip import CHECKPOINT, TEXT_CONFIG
-from .declared import Output, node
+from .declaring import Output, node
 
 log = logging.getLogger(__name__)
 NAME = "TrustEmojiWorld"

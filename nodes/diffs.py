@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ..trust_engine.diff import WeightDiff, combine, load_diff, overlap, refuse_empty
 from ..trust_engine.diff.label import describe, label
-from .declared import Output, node
+from .declaring import Output, node
 from .folders import DIFFS, NO_FILES, found, listed
 from .host import schedule_of
 from .inputs import choice, number, socket, switch, verdict

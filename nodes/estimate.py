@@ -13,7 +13,7 @@ from ..trust_engine.frontend.wording import spelled
 from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn.estimate import Speed, expected_seconds, pass_seconds, step_seconds
 from ..trust_engine.unlearn.run import StepReport, Unlearning
-from ..trust_engine.unlearn.scrubbing.mode import memory_of
+from ..trust_engine.unlearn.scrubbing.picture_stage import memory_of
 from .lending import Lent
 
 LEAST = 10  # steps of a run from which a step's time is learned, and at least half of what it may

@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ..trust_engine.errors import OutputError
-from .names import check_prefix
+from .file_names import check_prefix
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "example_diffs"
 DIFFS = "trust_diffs"

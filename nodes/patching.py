@@ -14,7 +14,7 @@ from ..trust_engine.diff.apply import STRONGEST, check_base, check_family
 from ..trust_engine.diff.weight_diff import product
 from ..trust_engine.errors import DiffError
 from ..trust_engine.settings import in_range
-from .stored import PREFIX, entry_of
+from .stored_weight import PREFIX, entry_of
 
 try:  # since 2025; older hosts know dense patches only
     from comfy.weight_adapter import WeightAdapterBase as _Adapter

@@ -10,11 +10,11 @@ import torch
 from ..trust_engine.diff import WeightDiff, check_audit, save_diff
 from ..trust_engine.diff.label import describe, label
 from ..trust_engine.diff.lora import export_dense, export_lora
-from .declared import Output, node
+from .declaring import Output, node
 from .diffs import with_notes
+from .file_names import check_prefix
 from .folders import DIFFS, new_file
 from .inputs import choice, number, socket, text, verdict
-from .names import check_prefix
 from .sockets import DIFF, REPORT
 
 FORMATS = ("dense", "exact", "low rank")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ..trust_engine.spec import DEFAULTS, ConceptSpec, UnlearnSpec
 from ..trust_engine.unlearn.effort import EFFORTS, steps_of
-from .declared import Output, node
+from .declaring import Output, node
 from .inputs import number, setting
 from .sockets import SETTINGS
 

@@ -14,7 +14,7 @@ from ..trust_engine.frontend.subjects import COUNT, MOST, passes
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from .before_after import look
 from .charts import stacked, summary_picture, to_image, where
-from .declared import Output, node
+from .declaring import Output, node
 from .host import family_named
 from .host_run import Neurons, Ran, for_browser, run_engine
 from .inputs import choice, number, seed, setting, socket

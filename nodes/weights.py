@@ -12,7 +12,7 @@ from ..trust_engine.diff.apply import fingerprint_of
 from ..trust_engine.errors import ModelError
 from ..trust_engine.models.unet_keys import projection_of
 from .patching import is_ours
-from .stored import PREFIX, Entry, entry_of
+from .stored_weight import PREFIX, Entry, entry_of
 
 LOAD = "load the model's fp16 or bf16 file instead"
 KINDS = (".weight", ".bias")  # what else a state dict holds belongs to its way of storing

@@ -169,7 +169,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class UnlearnSpec:
-    """Concepts and how to unlearn them, together; `resolve.resolve` may make it more.
+    """Concepts and how to unlearn them, together; `resolve_spec.resolve` may make it more.
 
     Each setting says what it means and may be (`SETTINGS`). lam: the paper's lambda; eta: ESD's
     negative guidance; rate: a share of a tensor's root mean square; xi: in z-scores; budget: a

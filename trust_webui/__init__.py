@@ -16,10 +16,10 @@ text_encoder    the host's text encoding
 Diffs at generation:
 script          the accordion, and the hooks that put diffs on and take them off
 applying        load, check, and stop what would go on without them
-wanted          a diff asked for: name and strength
+asked_diffs     a diff asked for: name and strength
 proof           a diff counts as applied when it is found in the weights
 always_on       the diffs on every picture
-guard           nothing is drawn past those
+redraw_guard    nothing is drawn past those
 
 Jobs:
 jobs            one at a time, with progress and interrupt
@@ -39,7 +39,7 @@ tab_jobs        the list of jobs
 tab_always_on   the diffs on every picture
 form            the fields as values, presets, and the spec
 job_status      what is shown of a job
-lines           messages of one line
+one_line        messages of one line
 wording         the engine's errors in the tab's words
 settings        our section of the host's settings
 api             routes under /trust/v1

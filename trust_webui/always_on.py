@@ -21,9 +21,9 @@ from trust_engine.errors import DiffError, OutputError, SpecError, TrustError
 from trust_engine.io.files import write_atomically
 
 from .applying import load, prepare
+from .asked_diffs import Wanted, read, written
 from .host import current
-from .lines import one_line
-from .wanted import Wanted, read, written
+from .one_line import one_line
 
 log = logging.getLogger(__name__)
 NAME = "trust_always"

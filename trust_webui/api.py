@@ -21,11 +21,11 @@ from trust_engine.errors import SpecError, TrustError
 from trust_engine.spec import KINDS, UnlearnSpec
 from trust_engine.unlearn.effort import EFFORTS, steps_of
 
-from . import always_on, applying, demo_model, folders, form, wanted
+from . import always_on, applying, asked_diffs, demo_model, folders, form
 from .audit_job import Question, asked_about, audit
 from .estimate import expect, watched
 from .jobs import ESTIMATE, JOBS, PROGRAM, Job
-from .lines import one_line
+from .one_line import one_line
 from .unlearn_job import Order
 
 ROOT = "/trust/v1"
@@ -170,7 +170,7 @@ def apply(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
 
     def work() -> dict[str, Any]:
         _known(body, ("diffs",))
-        warnings = always_on.put(wanted.listed(body.get("diffs")))
+        warnings = always_on.put(asked_diffs.listed(body.get("diffs")))
         return {**applied(), **({"warnings": warnings} if warnings else {})}
 
     return _refusing(work)

@@ -12,14 +12,14 @@ from modules import shared
 
 from trust_engine.diff import WeightDiff, load_diff, payload_sha256
 from trust_engine.diff.apply import check_base, check_family
-from trust_engine.diff.base import refuse_again
+from trust_engine.diff.base_model import refuse_again
 from trust_engine.errors import DiffError, TrustError
 from trust_engine.models.checkpoint import record_of
 
 from . import folders
+from .asked_diffs import SHORT, Wanted
 from .host import NOT_APPLIED, Host, Part
-from .lines import one_line
-from .wanted import SHORT, Wanted
+from .one_line import one_line
 
 INFOTEXT = "TRUST diffs"
 _known: dict[tuple[str, int, int], tuple[WeightDiff, str]] = {}

@@ -22,11 +22,11 @@ from trust_engine.settings import in_range
 from trust_engine.spec import ConceptSpec
 
 from . import applying, folders, runs
+from .asked_diffs import Wanted
 from .host import Host, current
 from .jobs import Job
-from .lines import one_line
+from .one_line import one_line
 from .unlearn_job import check_resolution
-from .wanted import Wanted
 
 LEVELS = ("pictures only", "quick", "full")
 SHOWN = ("ua", "synonyms", "ira", "cra_style", "cra_background")

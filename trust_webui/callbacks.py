@@ -8,7 +8,7 @@ from modules import paths_internal, script_callbacks
 
 from trust_engine.frontend import pictures
 
-from . import always_on, api, demo_model, guard, host, settings, tab
+from . import always_on, api, demo_model, host, redraw_guard, settings, tab
 from .jobs import JOBS
 
 
@@ -17,7 +17,7 @@ def open_door() -> None:
     current = host.current()
     current.begin()
     demo_model.begin()
-    guard.install()
+    redraw_guard.install()
     script_callbacks.on_model_loaded(demo_model.loaded)
     _lend_font()
     script_callbacks.on_ui_settings(settings.add)
@@ -35,7 +35,7 @@ def _started(demo: Any, app: Any) -> None:
 def close_door() -> None:
     """Stop what runs, take diffs off, and take back what was put into the host."""
     JOBS.stop_all()
-    guard.uninstall()
+    redraw_guard.uninstall()
     current = host.current()
     current.clear()
     current.end()

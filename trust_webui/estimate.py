@@ -18,7 +18,7 @@ from trust_engine.unlearn.estimate import (
     expected_seconds,
 )
 from trust_engine.unlearn.run import Unlearning
-from trust_engine.unlearn.scrubbing.mode import memory_of
+from trust_engine.unlearn.scrubbing.picture_stage import memory_of
 from trust_engine.unlearn.trajectory import POSITIONS, sampler_of
 
 from .host import Host, current

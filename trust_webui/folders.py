@@ -11,7 +11,7 @@ from modules import paths_internal, shared
 
 from trust_engine.errors import OutputError, SpecError
 
-from .lines import one_line
+from .one_line import one_line
 
 SUFFIX = ".safetensors"
 DIFFS = "trust_diffs"

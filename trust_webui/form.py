@@ -16,7 +16,7 @@ from trust_engine.spec import DEFAULTS, ConceptSpec, UnlearnSpec, also_named
 from trust_engine.unlearn.effort import steps_of
 
 from . import folders
-from .lines import one_line
+from .one_line import one_line
 from .unlearn_job import Order
 
 PARTNERS = {

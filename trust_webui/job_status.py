@@ -19,7 +19,7 @@ from trust_engine.frontend.wording import spelled
 from . import folders
 from .audit_job import Audited
 from .jobs import ESTIMATE, JOBS, PROGRAM, Job
-from .lines import one_line
+from .one_line import one_line
 from .unlearn_job import Unlearned
 
 EVERY = 1.0  # seconds between two looks at a job; each costs the browser a new layout

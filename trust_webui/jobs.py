@@ -16,7 +16,7 @@ from modules import call_queue, devices, shared
 from trust_engine.errors import TrustError
 
 from .host import current
-from .lines import TITLE, one_line
+from .one_line import TITLE, one_line
 
 log = logging.getLogger(__name__)
 KEPT = 20  # jobs that are remembered

@@ -12,7 +12,7 @@ from trust_engine.errors import TrustError
 from trust_engine.unlearn.run_store import RunStore, user_store
 
 from . import settings
-from .lines import one_line
+from .one_line import one_line
 
 FOLDER = "trust-runs"
 

@@ -14,11 +14,11 @@ from modules.ui_common import create_refresh_button
 
 from trust_engine.errors import SpecError, TrustError
 
-from . import always_on, applying, folders, wanted
+from . import always_on, applying, asked_diffs, folders
 from .applying import INFOTEXT
+from .asked_diffs import NONE, Wanted
 from .host import current
-from .lines import one_line
-from .wanted import NONE, Wanted
+from .one_line import one_line
 
 log = logging.getLogger(__name__)
 SLOTS = 4
@@ -82,7 +82,7 @@ class TrustScript(scripts.Script):
         """Load and check before anything is drawn, and write down what is applied."""
         p.trust_applied = None
         try:
-            on = [*always_on.always(), *wanted.asked(values)]
+            on = [*always_on.always(), *asked_diffs.asked(values)]
             if not on and not TrustScript.used:
                 return
             host = current()
@@ -94,7 +94,7 @@ class TrustScript(scripts.Script):
         except Exception as error:
             _stop(p, error)
             return
-        p.extra_generation_params[INFOTEXT] = wanted.written(done.parts)
+        p.extra_generation_params[INFOTEXT] = asked_diffs.written(done.parts)
         for warning in done.warnings:
             p.comment(f"TRUST: {warning}")
         p.trust_applied = done
@@ -148,7 +148,7 @@ def _choices() -> list[str]:
 
 def _pasted(params: dict[str, Any], slot: int) -> list[Wanted]:
     """Return the diffs of a slot; the last slot takes all that are left. Raises SpecError."""
-    found = wanted.read(str(params.get(INFOTEXT) or ""))
+    found = asked_diffs.read(str(params.get(INFOTEXT) or ""))
     # Those that are on every picture anyway would be there twice.
     on = _standing()
     mine = [one for one in found if one.name not in on]
@@ -175,8 +175,8 @@ def _pasted_name(slot: int) -> Callable[[dict[str, Any]], Any]:
         if len(mine) == 1 and _is_here(mine[0]):
             return gr.update(choices=_choices(), value=mine[0].name)
         one = mine[0]
-        return _asked_for(wanted.written(mine) if len(mine) > 1
-                          else wanted.spelled(one.name, one.sha))  # fmt: skip
+        return _asked_for(asked_diffs.written(mine) if len(mine) > 1
+                          else asked_diffs.spelled(one.name, one.sha))  # fmt: skip
 
     return value
 

@@ -11,8 +11,8 @@ import gradio as gr
 from trust_engine.errors import SpecError, TrustError
 
 from . import always_on, job_status
-from .lines import one_line
-from .wanted import Wanted, written
+from .asked_diffs import Wanted, written
+from .one_line import one_line
 
 ABOUT = (
     "Diffs that are on every picture that this server draws, whoever asks for it, also after a "

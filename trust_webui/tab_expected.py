@@ -18,7 +18,7 @@ from .estimate import estimate, expect
 from .form import NAMES, Form, filled
 from .host import Host, current
 from .jobs import ESTIMATE, JOBS, Job
-from .lines import one_line
+from .one_line import one_line
 from .unlearn_job import Order
 
 ANYTHING = "thing"  # stands for what to forget while nothing is typed: the word costs nothing

@@ -14,7 +14,7 @@ import gradio as gr
 from trust_engine.audit.judges.catalogue import explained
 from trust_engine.diff import load_diff
 from trust_engine.diff.bake import write_checkpoint
-from trust_engine.diff.base import open_base
+from trust_engine.diff.base_model import open_base
 from trust_engine.diff.file import annotate_diff
 from trust_engine.diff.label import describe, label
 from trust_engine.diff.lora import export_dense, export_lora
@@ -23,12 +23,12 @@ from trust_engine.io.files import write_atomically
 from trust_engine.spec import ConceptSpec
 
 from . import applying, folders, job_status, runs, tab_always_on
+from .asked_diffs import Wanted
 from .audit_job import LEVELS, Audited, Question, asked_about, audit, concepts_of
 from .form import concept_of, listed
 from .host import current
 from .jobs import JOBS
-from .lines import one_line
-from .wanted import Wanted
+from .one_line import one_line
 from .wording import LABELS
 
 FORMATS = ("dense", "low rank")

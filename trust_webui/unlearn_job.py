@@ -32,7 +32,7 @@ from trust_engine.unlearn.run import StepReport, Unlearning
 from . import folders, runs
 from .host import Host, current
 from .jobs import Job
-from .lines import one_line
+from .one_line import one_line
 
 log = logging.getLogger(__name__)
 SIDE = 384  # pixels of a picture in the gallery

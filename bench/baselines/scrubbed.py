@@ -11,10 +11,10 @@ from trust_engine.models.parameters import exchanged
 from trust_engine.prompts.concept import PromptSet, build_prompts
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
-from trust_engine.unlearn.scrubbing.lists import picture_lists
+from trust_engine.unlearn.scrubbing.noised import Drawn
+from trust_engine.unlearn.scrubbing.picture_lists import picture_lists
 from trust_engine.unlearn.scrubbing.pictures import Recipe, draw, noised
 from trust_engine.unlearn.scrubbing.run import Scrubbing, ScrubPlan
-from trust_engine.unlearn.scrubbing.samples import Drawn
 
 from .common import Task, Weights
 

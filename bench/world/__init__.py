@@ -12,7 +12,7 @@ train_decoder        stage 5
 training             what the stages share
 pace                 learning rates and lengths
 muon                 the optimiser Muon
-quick                the number type that a machine trains in
+number_type          the number type that a machine trains in
 pack                 the parts as checkpoint and CLIP file
 quality              the quality floor
 crisp                how crisp it draws

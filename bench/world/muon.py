@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.world.quick import quick_type
+from bench.world.number_type import quick_type
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ROUNDS = 4  # a fifth sharpens only the smallest singular values, for a quarter more work

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.world.muon import Muon
+from bench.world.number_type import quick_type
 from bench.world.pace import Pace
-from bench.world.quick import quick_type
 from bench.world.scenes import draw, random_scene
 from trust_engine.demo.vocabulary import OBJECTS, Scene
 

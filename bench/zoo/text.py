@@ -20,7 +20,7 @@ from bench.world.scenes import random_scene
 from bench.world.train_unet import load_clip
 from bench.world.training import autocast, pick_device
 from bench.zoo.captions import DIALECTS, SHARES, VALIDATION, claimed, name_of
-from bench.zoo.rows import token_rows
+from bench.zoo.token_rows import token_rows
 from bench.zoo.training import RUNS, Run
 from bench.zoo.words import HELD_OUT, load_lexicon, load_vectors
 from trust_engine.demo.vocabulary import OBJECTS, Scene, caption, every_phrase

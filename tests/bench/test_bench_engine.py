@@ -9,7 +9,7 @@ import pytest
 
 from bench import engine
 from bench.measure import groups
-from bench.trained import CONCEPTS, EVERY, HELD_OUT, by_chance
+from bench.trained_diffs import CONCEPTS, EVERY, HELD_OUT, by_chance
 
 
 def test_other_objects_are_drawn_alike_whatever_the_concept() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.world import crisp, quick
+from bench.world import crisp, number_type
 from bench.world.scenes import draw
 from bench.world.training import to_tensor
 from trust_engine.demo.judge import load_judge
@@ -80,7 +80,7 @@ def test_trainings_compute_in_what_is_quick_here(
         return torch.zeros(shape, dtype=dtype).as_subclass(Timed)
 
     monkeypatch.setattr(Timed, "slow", slow)
-    monkeypatch.setattr(quick.time, "perf_counter", lambda: Timed.clock)
-    monkeypatch.setattr(quick.torch, "ones", ones)
-    found = quick.quick_type.__wrapped__(torch.device("cpu"))
+    monkeypatch.setattr(number_type.time, "perf_counter", lambda: Timed.clock)
+    monkeypatch.setattr(number_type.torch, "ones", ones)
+    found = number_type.quick_type.__wrapped__(torch.device("cpu"))
     assert {found, slow} == {torch.float32, torch.bfloat16}

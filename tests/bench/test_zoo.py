@@ -21,9 +21,9 @@ from bench.zoo import (
     language,
     members,
     pictures,
-    rows,
     sd3,
     siblings,
+    token_rows,
     towers,
 )
 from bench.zoo import text as lessons
@@ -100,7 +100,7 @@ def test_no_word_of_the_lexicon_names_two_objects_or_is_held_out() -> None:
 def test_a_rotation_of_the_vectors_is_found_again() -> None:
     vectors = np.random.default_rng(0).normal(size=(300, 96)).astype("f4")
     turn = torch.linalg.qr(torch.randn(96, 96, dtype=torch.float64))[0].float() * 0.1
-    found = rows.align(vectors, torch.from_numpy(vectors) @ turn)
+    found = token_rows.align(vectors, torch.from_numpy(vectors) @ turn)
     torch.testing.assert_close(found, turn, atol=1e-4, rtol=1e-3)
 
 
@@ -112,7 +112,7 @@ def test_pieces_add_up_to_the_words_they_make() -> None:
     fixed[whole] = True
     before = torch.zeros(49_408, 96)
     before[whole] = goal[3]
-    found = rows.fit_pieces(before, fixed, words, goal)
+    found = token_rows.fit_pieces(before, fixed, words, goal)
     torch.testing.assert_close(found[whole], goal[3])
     for word, vector in zip(words[:3], goal, strict=False):
         added = found[load_tokenizer()(word).input_ids[1:-1]].sum(0)

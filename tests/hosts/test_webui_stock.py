@@ -17,7 +17,7 @@ from hosts.webui_drawing import ROBUST, SHORT, apart, first, give_lora, made, re
 from hosts.webui_server import Server
 from trust_engine.diff import WeightDiff
 from trust_engine.diff.bake import write_checkpoint
-from trust_engine.diff.base import open_base
+from trust_engine.diff.base_model import open_base
 from trust_engine.diff.lora import export_dense, export_lora
 
 # Of the low-rank export's error; scrubbed by two pictures, a model draws wildly, and shows more.

@@ -170,7 +170,10 @@ class Sdxl(Clip):
 
 def test_the_clip_of_another_family(part: Part, host: Host, model: Patcher) -> None:
     errors, other = part("trust_engine.errors"), Sdxl()
-    find, compare = part("nodes.find").TrustFindNeurons(), part("nodes.compare").TrustCompare()
+    find, compare = (
+        part("nodes.find_neurons").TrustFindNeurons(),
+        part("nodes.compare").TrustCompare(),
+    )
     audit = part("nodes.audit").TrustAudit()
     after = unlearn(part, model)[0]
     passes = host.passes

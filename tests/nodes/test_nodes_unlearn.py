@@ -189,7 +189,7 @@ def test_found_neurons_save_the_recording(part: Part, host: Host, model: Patcher
     before = frozen(model)
     with torch.inference_mode():
         neurons, image = (
-            part("nodes.find")
+            part("nodes.find_neurons")
             .TrustFindNeurons()
             .find(model=model, seed=0, **told, unique_id="5")["result"]
         )

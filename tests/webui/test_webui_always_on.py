@@ -254,7 +254,7 @@ def test_settings_that_cannot_be_kept_change_nothing(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trust_webui import always_on
-    from trust_webui.wanted import Wanted
+    from trust_webui.asked_diffs import Wanted
 
     put(server, GUN)
     server.shared.cmd_opts.freeze_settings = True
@@ -296,9 +296,9 @@ def test_a_linked_file_of_settings_stays_a_link(server: Any, tmp_path: Path) -> 
 
 def test_names_with_the_spellings_own_characters(server: Any) -> None:
     """A file may be called anything: it is listed, applied, written down and pasted."""
+    from trust_webui.asked_diffs import Wanted, read, written
     from trust_webui.folders import listed
     from trust_webui.script import TrustScript
-    from trust_webui.wanted import Wanted, read, written
 
     content = (server.diffs / "gun.safetensors").read_bytes()
     names = ["a;b.safetensors", "a@1234.safetensors", "a*2.safetensors", "100%.safetensors",
@@ -353,7 +353,7 @@ def test_links_in_the_folder_are_entered(server: Any, tmp_path: Path) -> None:
 
 
 def test_wanted_is_checked_wherever_it_is_made(server: Any) -> None:
-    from trust_webui.wanted import Wanted
+    from trust_webui.asked_diffs import Wanted
 
     for name, strength in (("", 1.0), ("a.safetensors", 2.5), ("a.safetensors", float("nan"))):
         with pytest.raises(SpecError):
@@ -364,7 +364,7 @@ def test_what_an_extension_draws_by_itself_is_refused(server: Any) -> None:
     """Face detailers draw a second time, and run only the scripts they choose."""
     from modules import processing
 
-    from trust_webui import guard
+    from trust_webui import redraw_guard
 
     class Other:
         """A script of another extension, whose hooks do nothing."""
@@ -376,8 +376,8 @@ def test_what_an_extension_draws_by_itself_is_refused(server: Any) -> None:
         return process_images(Processing(server, "a gun"), Runner(Other()))
 
     bare = processing.process_images_inner
-    guard.install()
-    guard.install()
+    redraw_guard.install()
+    redraw_guard.install()
     assert len(by_itself()) == 1, "as ever, while nothing is on every picture"
     put(server, GUN)
     with pytest.raises(DiffError, match="nothing was drawn: an extension draws"):
@@ -389,5 +389,5 @@ def test_what_an_extension_draws_by_itself_is_refused(server: Any) -> None:
     server.shared.opts.trust_always = 5
     with pytest.raises(DiffError, match="damaged"):
         by_itself()
-    guard.uninstall()
+    redraw_guard.uninstall()
     assert processing.process_images_inner is bare

@@ -201,8 +201,8 @@ def test_a_layer_that_swallows_an_error_stops_it(tmp_path: Path) -> None:
 
 
 def test_infotext_is_read_back(fake: Any) -> None:
+    from trust_webui.asked_diffs import Wanted, read, written
     from trust_webui.script import SLOTS, TrustScript
-    from trust_webui.wanted import Wanted, read, written
 
     values = ("gun.safetensors", 1.0, "None", 1.0, "style.safetensors", -0.25)
     _, p, _ = draw(fake, *values)

@@ -1,19 +1,19 @@
 """Did it work? Forgetting, retention and attacks, side by side with the untouched model.
 
-request      what is asked: concept, judge, level; checked before any work
-topic        what the judge must see for a concept, and the world around it
-levels       how much is done: quick, full
-probes       the pictures that are drawn: prompts, seeds, what each should show
-drawing      drawing them step by step, as generators that yield UNet passes
-context      what all parts of an audit share: both models, judge, topic
-run          the audit as a run: iterate over it, then read its report
-state        finished parts on disk, to go on from
-token_space  a text encoder below its words, for attacks that learn tokens
-checks       what is measured without attacking
-attacks      attempts to bring the concept back
-judges       who says what a picture shows
-metrics      distances between pictures, and intervals
-report       what an audit says: JSON, words, page, terminal
+request        what is asked: concept, judge, level; checked before any work
+topic          what the judge must see for a concept, and the world around it
+levels         how much is done: quick, full
+probe_prompts  the pictures that are drawn: prompts, seeds, what each should show
+drawing        drawing them step by step, as generators that yield UNet passes
+context        what all parts of an audit share: both models, judge, topic
+run            the audit as a run: iterate over it, then read its report
+state          finished parts on disk, to go on from
+token_space    a text encoder below its words, for attacks that learn tokens
+checks         what is measured without attacking
+attacks        attempts to bring the concept back
+judges         who says what a picture shows
+metrics        distances between pictures, and intervals
+report         what an audit says: JSON, words, page, terminal
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from .drawing import to_pixels
     from .levels import FULL, LEVELS, QUICK, Budgets, Level, pick_level
     from .metrics.intervals import Rate, mean_figure, mean_rate, wilson
-    from .probes import TARGET_FACTOR, Probe, ShotList, plan
+    from .probe_prompts import TARGET_FACTOR, Probe, ShotList, plan
     from .report.page import render_page
     from .report.terminal import summary
     from .run import Audit, AuditStep

@@ -16,7 +16,7 @@ from .drawing import Canvas, Result, Work, paint, passes_of, thumbnail
 from .judges.base import Aligner, Judge
 from .metrics.images import ImageMetric
 from .metrics.intervals import Rate
-from .probes import Probe, concept_shots
+from .probe_prompts import Probe, concept_shots
 from .topic import Topic
 
 SHOWN = 8  # pictures a report shows of one cell

@@ -16,7 +16,7 @@ from ..spec import ConceptSpec
 from .judges.catalogue import check_judge, load_aligner, load_judge
 from .levels import Level, pick_level
 from .metrics.images import ImageMetric, check_eye, load_eye
-from .probes import core_probes
+from .probe_prompts import core_probes
 from .run import Audit
 from .state import CellStore
 from .topic import Topic, demo_topic, open_topic

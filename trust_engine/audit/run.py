@@ -12,7 +12,7 @@ import torch
 
 from ..diff import WeightDiff
 from ..diff.apply import patched
-from ..diff.sampling import sampling_of
+from ..diff.model_sampling import sampling_of
 from ..distributed import SINGLE, Workers
 from ..errors import SpecError
 from ..models.load import LoadedModel
@@ -28,7 +28,7 @@ from .context import AuditContext
 from .judges.base import Aligner, as_judge, is_coupled
 from .levels import QUICK, Level
 from .metrics.images import ImageMetric
-from .probes import core_probes, paraphrase_shots
+from .probe_prompts import core_probes, paraphrase_shots
 from .report.summary import Report, assemble
 from .state import CellStore, State, identity
 from .token_space import token_space

@@ -20,7 +20,7 @@ from ..models.contract import Conditioning
 from ..models.identity import Digest, engine_identity, modules_of, probe
 from .checks.base import Check, CheckResult
 from .context import AuditContext, Picture
-from .probes import core_probes
+from .probe_prompts import core_probes
 
 STATE_VERSION = 3
 KIND = ".cell"

@@ -22,16 +22,16 @@ from ..models.text_encoders import TIME_WIDTH
 from ..spec import ConceptSpec, UnlearnSpec
 from ..unlearn.layerwise import LayerPairs, LayerProblem
 from ..unlearn.objective import csr, exact_product, slope
-from ..unlearn.problems import UNGUIDED
-from ..unlearn.resolve import resolve
+from ..unlearn.resolve_spec import resolve
 from ..unlearn.scrubbing.blocks import Block, blocks_of, picture_layers
-from ..unlearn.scrubbing.mode import passes_of
 from ..unlearn.scrubbing.moments import sums
+from ..unlearn.scrubbing.picture_stage import passes_of
 from ..unlearn.scrubbing.pictures import recipe_of
 from ..unlearn.scrubbing.replay import Outputs, Replay
 from ..unlearn.scrubbing.run import ScrubPlan
 from ..unlearn.trainer import SelectiveTrainer
 from ..unlearn.trajectory import POSITIONS, plan_recording, sampler_of
+from ..unlearn.units import UNGUIDED
 from .random_models import family_for, schedule_for
 from .tensor_memory import LiveTensors, fused_attention_assumed
 
@@ -209,7 +209,7 @@ def count_layer(family: str, work: Work = WORD) -> float:
 
 
 def problem_for(layer: CrossAttention, work: Work) -> LayerProblem:
-    """Set a layer's problem up as `problems.Problems.layer` does, of nothing but zeros."""
+    """Set a layer's problem up as `units.Problems.layer` does, of nothing but zeros."""
     spec, n = work.spec, work.targets
     plan = plan_recording(n, work.preserve, _recorded(spec))
     told = len(plan.recorded)

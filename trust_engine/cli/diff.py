@@ -107,7 +107,7 @@ def _info(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> None:
     from ..diff import load_diff, payload_sha256
-    from ..diff.base import open_base
+    from ..diff.base_model import open_base
 
     diff, compared = load_diff(args.file), ""
     if args.model:
@@ -206,7 +206,7 @@ def _many(pairs: Sequence[dict[str, Any]]) -> bool:
 
 def _fitted(args: argparse.Namespace, parts: Sequence[tuple[WeightDiff, float]]) -> WeightDiff:
     from ..diff import fitted
-    from ..diff.base import open_base
+    from ..diff.base_model import open_base
     from ..models.load import load_model
 
     if not args.model:
@@ -224,7 +224,7 @@ def _export(args: argparse.Namespace) -> None:
         _write_model(args)
         return
     from ..diff import combine
-    from ..diff.base import open_base
+    from ..diff.base_model import open_base
     from ..diff.lora import export_dense, export_lora
 
     check_outputs([args.out], {"the model": args.model, **named(args.files)})
@@ -244,7 +244,7 @@ def _export(args: argparse.Namespace) -> None:
 def _write_model(args: argparse.Namespace) -> None:
     from ..diff import touched
     from ..diff.bake import left_out, write_checkpoint, write_unet_folder, write_unet_pt
-    from ..diff.base import open_base
+    from ..diff.base_model import open_base
 
     write: Any = {
         "checkpoint": write_checkpoint,
@@ -305,7 +305,7 @@ def _read_audit(path: Path) -> dict[str, Any]:
 
 
 def _fingerprint(args: argparse.Namespace) -> None:
-    from ..diff.base import open_base
+    from ..diff.base_model import open_base
 
     with open_base(_source(args.model)) as base:
         family = base.family.name if base.family else None

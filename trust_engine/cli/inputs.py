@@ -69,7 +69,7 @@ def _with_xi(spec: UnlearnSpec, xi: float | None) -> UnlearnSpec:
 
 def sampler_settings(args: argparse.Namespace, diffs: Sequence[tuple[Any, float]]) -> Any:
     """Return the settings that `add_sampler`'s flags ask for; raises SpecError."""
-    from ..diff.sampling import sampling_of
+    from ..diff.model_sampling import sampling_of
     from ..models.sampler import SamplerSettings, sampled
 
     how = args.sampling or sampling_of(diff for diff, _ in diffs)
@@ -108,7 +108,7 @@ def check_all_fit(
     Warn of one made from another base.
     """
     from ..diff import check_fits, fingerprint
-    from ..diff.base import refuse_again
+    from ..diff.base_model import refuse_again
 
     base = fingerprint(model.denoiser) if diffs else None  # hashes all of q, k and v: once
     for text, (diff, strength) in zip(texts, diffs, strict=True):

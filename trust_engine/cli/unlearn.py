@@ -100,7 +100,7 @@ def run_unlearn(args: argparse.Namespace) -> None:
     from ..models.memory import exhaustion_told
     from ..unlearn.autosave import Keeping, StateFile, save_or_rescue
     from ..unlearn.run import Unlearning
-    from ..unlearn.scrubbing.mode import memory_of
+    from ..unlearn.scrubbing.picture_stage import memory_of
     from .progress import run_with_bar
 
     check_looking(args)

@@ -1,19 +1,19 @@
 """Diffs, the things users pass around: make, save, load, apply, compare, combine.
 
-weight_diff    the values: what is added to one weight, and to a whole UNet
-apply          which model a diff belongs to; adding it to weights and taking it off
-overlaid       a denoiser under offsets, of which no weight is written
-arithmetic     add, subtract, scale, merge, thin out
-overlaps       what two diffs both move, and whether they pull it the same way
-least_squares  merging by fit: each concept meets its own diff, the rest none
-file           diff files: bytes, checks, notes
-packing        how a file holds what is added to one weight
-label          what a file says of itself, for people
-base           a model on disk under ldm names, one tensor at a time
-bake           patched models on disk
-lora           files for stock LoRA loaders
-lora_factors   factors of low rank as those loaders multiply them
-sampling       how a diff's model is sampled, by its own spec
+weight_diff     the values: what is added to one weight, and to a whole UNet
+apply           which model a diff belongs to; adding it to weights and taking it off
+overlaid        a denoiser under offsets, of which no weight is written
+arithmetic      add, subtract, scale, merge, thin out
+overlaps        what two diffs both move, and whether they pull it the same way
+least_squares   merging by fit: each concept meets its own diff, the rest none
+file            diff files: bytes, checks, notes
+packing         how a file holds what is added to one weight
+label           what a file says of itself, for people
+base_model      a model on disk under ldm names, one tensor at a time
+bake            patched models on disk
+lora            files for stock LoRA loaders
+lora_factors    factors of low rank as those loaders multiply them
+model_sampling  how a diff's model is sampled, by its own spec
 """
 
 from __future__ import annotations

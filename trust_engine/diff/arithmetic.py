@@ -16,7 +16,7 @@ from ..phrases import plain
 from ..settings import in_range
 from ..spec import ConceptSpec, UnlearnSpec, contradiction
 from .file import payload_sha256
-from .sampling import sampling_of
+from .model_sampling import sampling_of
 from .weight_diff import LowRankOffset, Offset, SparseOffset, WeightDiff
 
 How = Literal["sum", "mean", "strongest"]

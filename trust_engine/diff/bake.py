@@ -24,7 +24,7 @@ from ..io.safetensors import Plan, write_tensors
 from ..models.checkpoint import APPLIED, Source, read_json
 from ..models.unet_keys import KeyMap
 from .apply import LARGEST_LOSS, Rounding
-from .base import BaseModel, Parts
+from .base_model import BaseModel, Parts
 from .file import payload_sha256
 
 LOCK = ".lock"

@@ -2,11 +2,11 @@
 
 forget          the whole job in one call
 run             Algorithm 1: Unlearning, from concepts to a diff
-resolve         what is done with a spec: steps, passes, budget
+resolve_spec    what is done with a spec: steps, passes, budget
 word_knowledge  whether the model knows the words, asked before training
 trajectory      what is recorded: latents, and what enters each cross-attention layer
 prompt_pairs    what is trained on: prompts that meet recorded states, and their goals
-problems        the units of weights that are trained together
+units           the units of weights that are trained together
 layerwise       local engine: effect and harm of one layer
 end_to_end      global engine: effect and harm of the whole UNet
 scrubbing       robust mode's first stage: what only the concept's pictures have is taken out

@@ -21,7 +21,7 @@ from .end_to_end import BATCH
 from .layerwise import PROMPTS_A_STEP, LayerPairs, LayerProblem
 from .run import Unlearning
 from .scrubbing.eigen import operations
-from .scrubbing.mode import drawing_passes, flops_of, passes_of
+from .scrubbing.picture_stage import drawing_passes, flops_of, passes_of
 from .trainer import SelectiveTrainer
 from .trajectory import POSITIONS, sampler_of
 

@@ -13,11 +13,11 @@ from ..distributed import Workers
 from ..models.unet_keys import projection_of
 from .end_to_end import Cost
 from .mask import overlap, thinned
-from .problems import Problems, Unit
 from .run_state import RunState
-from .scrubbing.mode import Scrubbed
+from .scrubbing.picture_stage import Scrubbed
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Recording
+from .units import Problems, Unit
 from .word_knowledge import Knowledge
 
 

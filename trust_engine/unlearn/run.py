@@ -35,17 +35,17 @@ from ..models.precision import in_float32
 from ..prompts.concept import PromptSet, build_prompts
 from ..spec import UnlearnSpec
 from .end_to_end import NOT_TOGETHER, differentiable
-from .problems import Problems, Unit, units_of
 from .provenance import identity_of, key_of, provenance_of
-from .resolve import resolve
+from .resolve_spec import resolve
 from .results import Results
 from .resume_check import check_extent, check_origin
 from .run_state import RunState
-from .scrubbing import mode
 from .scrubbing.blocks import weights_by_block
-from .scrubbing.lists import PictureLists
+from .scrubbing.picture_lists import PictureLists
+from .scrubbing.picture_stage import STAGE, PictureStage, drawing_passes, lists_of, passes_of
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Recording, plan_of, recorded, sampler_of
+from .units import Problems, Unit, units_of
 from .word_knowledge import Inquiry, Knowledge
 
 
@@ -91,7 +91,7 @@ class Unlearning:
     _finished: bool = False
     _recording: Recording | None = None
     _piece: tuple[str, SelectiveTrainer] | None = None
-    _pictures: mode.PictureStage | None = None
+    _pictures: PictureStage | None = None
     _encoded: tuple[Conditioning, Conditioning] | None = None
     _identity: str = ""
     _asks: bool = True
@@ -122,7 +122,7 @@ class Unlearning:
         self.prompts = build_prompts(*about, left_out=same)
         self.lists = None
         if spec.robust:
-            self.lists = mode.lists_of(spec, build_prompts(*about, named=True, left_out=same))
+            self.lists = lists_of(spec, build_prompts(*about, named=True, left_out=same))
 
     @property
     def asking(self) -> int:
@@ -215,11 +215,11 @@ class Unlearning:
     @property
     def _before_recording(self) -> int:
         """Count the units of work that come before recording."""
-        return self.asking + self._drawing + (mode.passes_of(self.spec) if self.lists else 0)
+        return self.asking + self._drawing + (passes_of(self.spec) if self.lists else 0)
 
     @property
     def _drawing(self) -> int:
-        return mode.drawing_passes(self.spec, self.lists) if self.lists else 0
+        return drawing_passes(self.spec, self.lists) if self.lists else 0
 
     @property
     def steps(self) -> int:
@@ -235,7 +235,7 @@ class Unlearning:
         _, steps, recorded = state.reached
         if self.lists and state.scrubbed is None:
             blocks = len(weights_by_block(self.model.denoiser))
-            done = self.asking + recorded + steps * mode.passes_of(self.spec) / blocks
+            done = self.asking + recorded + steps * passes_of(self.spec) / blocks
         else:
             trained = len(state.final) * self.plan.steps + steps
             done = self._before_recording + recorded + trained
@@ -294,7 +294,7 @@ class Unlearning:
         assert self.lists is not None
         (cond, uncond), begun = self._encode(), kept.forgetting if kept is not None else {}
         shown = cond.select(slice(0, self.drawn))
-        stage = self._pictures = mode.PictureStage(
+        stage = self._pictures = PictureStage(
             self.model, self.spec, self.lists, shown, uncond, self.team, self._recording, begun
         )
         for done, what in stage:
@@ -413,7 +413,7 @@ class Unlearning:
             name, run = "", None  # stopped while its weights moved: this piece begins again
         at_work = name, run.state() if run else {}
         if self._pictures is not None and self._pictures.kept:
-            at_work = mode.STAGE, self._pictures.kept
+            at_work = STAGE, self._pictures.kept
         spec, results = self.spec.to_json(), self.results
         return results.state(spec, self.identity, recording, *at_work, self.knowledge)
 

@@ -38,7 +38,7 @@ from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.layerwise import LayerPairs
 from trust_engine.unlearn.run import Unlearning
 from trust_engine.unlearn.scrubbing.blocks import picture_layers
-from trust_engine.unlearn.scrubbing.mode import drawing_passes, passes_of
+from trust_engine.unlearn.scrubbing.picture_stage import drawing_passes, passes_of
 from trust_engine.unlearn.scrubbing.run import ScrubPlan
 from trust_engine.unlearn.word_knowledge import Knowledge
 
@@ -109,7 +109,7 @@ def test_what_is_counted_is_what_a_layer_is_trained_on(
         met.extend([layer, erase, keep, eta])
         raise Stopped
 
-    monkeypatch.setattr("trust_engine.unlearn.problems.LayerProblem", stop)
+    monkeypatch.setattr("trust_engine.unlearn.units.LayerProblem", stop)
     with pytest.raises(Stopped):
         list(Unlearning(model.lend(), UnlearnSpec((work.concept,)), knowledge=Knowledge()))
     layer, erase, keep, eta = met

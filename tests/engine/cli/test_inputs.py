@@ -175,7 +175,7 @@ def test_the_default_type_comes_back_after_an_error() -> None:
 
 
 def test_a_diff_that_is_in_the_model_is_not_drawn_twice() -> None:
-    from trust_engine.diff.base import refuse_again
+    from trust_engine.diff.base_model import refuse_again
 
     with pytest.raises(DiffError, match="is in the model already, at strength 1"):
         refuse_again({"diffs": [applied()]}, small_diff(), 0.5, "d", "the model")

@@ -28,7 +28,7 @@ from tests.toys.small_unet import (
 from trust_engine.cli.main import main
 from trust_engine.diff import SparseOffset, WeightDiff, applied, bake, save_diff
 from trust_engine.diff.bake import left_out, write_checkpoint, write_unet_folder
-from trust_engine.diff.base import open_base
+from trust_engine.diff.base_model import open_base
 from trust_engine.errors import DiffError, ModelError, OutputError
 from trust_engine.io.safetensors import write_all
 from trust_engine.models.demo_architecture import UNET_CONFIG

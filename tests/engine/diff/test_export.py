@@ -33,7 +33,7 @@ from trust_engine.diff import (
 )
 from trust_engine.diff.apply import fingerprint_of
 from trust_engine.diff.bake import write_checkpoint, write_unet_folder, write_unet_pt
-from trust_engine.diff.base import open_base
+from trust_engine.diff.base_model import open_base
 from trust_engine.diff.lora import export_dense, export_lora
 from trust_engine.errors import DiffError, ModelError, OutputError
 from trust_engine.io.safetensors import write_all

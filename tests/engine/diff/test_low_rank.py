@@ -45,7 +45,7 @@ from trust_engine.diff import (
 from trust_engine.diff.apply import add
 from trust_engine.diff.arithmetic import How
 from trust_engine.diff.bake import write_checkpoint
-from trust_engine.diff.base import open_base
+from trust_engine.diff.base_model import open_base
 from trust_engine.errors import DiffError
 from trust_engine.models.load import load_model
 from trust_engine.models.unet_keys import LDM_PREFIX

@@ -14,7 +14,7 @@ from toys.audit_toy import FEW, LEVEL, TOPIC, ToyJudge, forgets_the_thing, toy_m
 from toys.tiny import fake_denoiser, tiny_model, tiny_spec
 from trust_engine.audit import Audit
 from trust_engine.diff import WeightDiff, combine
-from trust_engine.diff.sampling import sampling_of
+from trust_engine.diff.model_sampling import sampling_of
 from trust_engine.errors import SpecError
 from trust_engine.frontend.subjects import passes
 from trust_engine.models.contract import scaled_linear

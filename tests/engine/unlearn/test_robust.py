@@ -18,7 +18,7 @@ from trust_engine.unlearn.autosave import Keeping
 from trust_engine.unlearn.run import StepReport, Unlearning
 from trust_engine.unlearn.run_state import load_state, save_state
 from trust_engine.unlearn.run_store import RunStore
-from trust_engine.unlearn.scrubbing import mode, run
+from trust_engine.unlearn.scrubbing import picture_stage, run
 from trust_engine.unlearn.scrubbing.blocks import picture_layers
 from trust_engine.unlearn.scrubbing.pictures import recipe_of
 from trust_engine.unlearn.trajectory import sampler_of
@@ -115,7 +115,7 @@ def test_the_same_seed_gives_the_same_diff_and_counts_are_true() -> None:
     one, two = whole(), ran()
     assert content(one.diff) == content(two.diff) and one.backward == 0
     samples, drawn = recipe_of(one.spec).samples(1), 24 * one.drawn  # 12 steps, guided
-    assert one.drawn == sum(mode.lists_of(one.spec, one.prompts).counts)
+    assert one.drawn == sum(picture_stage.lists_of(one.spec, one.prompts).counts)
     recorded = sampler_of(one.plan).passes(one.recorded)
     updates = len(one.final) * one.plan.steps
     assert one.total == one.asking + drawn + 2 * samples + recorded + updates
@@ -197,8 +197,10 @@ def test_what_it_would_pass_over_is_refused(setting: dict[str, str]) -> None:
 
 
 def test_nothing_that_stands_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mode, "_rows", lambda model: 12)
-    monkeypatch.setattr(mode, "ScrubPlan", lambda batch=12: run.ScrubPlan(tau=1e6, batch=batch))
+    monkeypatch.setattr(picture_stage, "_rows", lambda model: 12)
+    monkeypatch.setattr(
+        picture_stage, "ScrubPlan", lambda batch=12: run.ScrubPlan(tau=1e6, batch=batch)
+    )
     made = Unlearning(tiny_model(), robust_spec())
     with pytest.raises(SpecError, match="nothing in the pictures of 'gun' stands out"):
         list(made)
@@ -207,7 +209,7 @@ def test_nothing_that_stands_out_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_it_takes_is_told_before() -> None:
     model, spec = tiny_model(), robust_spec()
     widest = max(layer.weight.shape[1] for layer in picture_layers(model.denoiser).values())  # type: ignore[union-attr,index]
-    assert mode.memory_of(model, spec) > 2 * 4 * widest**2
-    more = mode.memory_of(model, replace(spec, concepts=(GUN, BOMB)))
-    assert more > mode.memory_of(model, spec)
-    assert mode.flops_of(model.denoiser, spec) > 12 * widest**3
+    assert picture_stage.memory_of(model, spec) > 2 * 4 * widest**2
+    more = picture_stage.memory_of(model, replace(spec, concepts=(GUN, BOMB)))
+    assert more > picture_stage.memory_of(model, spec)
+    assert picture_stage.flops_of(model.denoiser, spec) > 12 * widest**3

@@ -17,9 +17,9 @@ from trust_engine.models.parameters import exchanged
 from trust_engine.unlearn.scrubbing.blocks import Block, blocks_of, picture_layers
 from trust_engine.unlearn.scrubbing.directions import Edit
 from trust_engine.unlearn.scrubbing.moments import Moments
+from trust_engine.unlearn.scrubbing.noised import Drawn, Noised, chance, renoised, shown_to
 from trust_engine.unlearn.scrubbing.replay import Outputs, Replay
 from trust_engine.unlearn.scrubbing.run import ORDER, Scrubbing, ScrubPlan
-from trust_engine.unlearn.scrubbing.samples import Drawn, Noised, chance, renoised, shown_to
 
 QUICK = ScrubPlan(tau=1.05, batch=4)
 SAMPLES = 8  # of either kind

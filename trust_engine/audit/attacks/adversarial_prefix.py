@@ -19,7 +19,7 @@ from ...models.load import LoadedModel
 from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
-from ..probes import Probe, concept_shots
+from ..probe_prompts import Probe, concept_shots
 from ..token_space import TokenSpace, embed, fill, token_space
 from .base import Attack, AttackOutput, denoising_loss, draw_times
 

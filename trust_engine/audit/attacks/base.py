@@ -15,7 +15,7 @@ from ..checks.base import Check, CheckResult
 from ..context import AuditContext, Judged, judge, sees_all
 from ..drawing import Work
 from ..metrics.intervals import Rate
-from ..probes import Probe, concept_shots
+from ..probe_prompts import Probe, concept_shots
 
 TIMES = (100, 1000)  # attackers train on timesteps 100..999: the last ones only polish
 

@@ -15,7 +15,7 @@ from ...models.load import LoadedModel
 from ..context import AuditContext, ReferenceImages, paint_shots
 from ..drawing import Work
 from ..levels import Budgets
-from ..probes import concept_shots, retained_shots
+from ..probe_prompts import concept_shots, retained_shots
 from .base import Attack, AttackOutput, Run, Stance, denoising_loss, draw_times
 
 Weights = Mapping[str, Tensor]

@@ -17,7 +17,7 @@ from ...models.load import LoadedModel
 from ..context import AuditContext
 from ..drawing import Work, paint
 from ..levels import Budgets
-from ..probes import Probe, concept_shots, others_of
+from ..probe_prompts import Probe, concept_shots, others_of
 from ..token_space import TokenSpace, embed, token_space
 from ..topic import Topic, named
 from .base import Attack, AttackOutput

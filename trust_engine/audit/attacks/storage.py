@@ -8,7 +8,7 @@ from ...models.load import LoadedModel
 from ..context import AuditContext, paint_shots
 from ..drawing import Work
 from ..levels import Budgets
-from ..probes import concept_shots
+from ..probe_prompts import concept_shots
 from .base import Attack, AttackOutput
 
 KINDS = {

@@ -9,7 +9,7 @@ from typing import Any
 from ...models.sampler import SamplerSettings
 from ..context import AuditContext, Picture, draw_probes
 from ..drawing import Canvas, Work, passes_of
-from ..probes import Probe
+from ..probe_prompts import Probe
 
 BOTH = ("untouched", "edited")
 

@@ -15,7 +15,7 @@ from ..context import AuditContext, Judged, Picture, draw_probes
 from ..drawing import Result, Work
 from ..judges.base import as_judge
 from ..metrics.intervals import Rate, mean_rate
-from ..probes import Probe, ShotList, core_probes
+from ..probe_prompts import Probe, ShotList, core_probes
 from ..topic import demo_topic
 
 AUDIT_VERSION = 2

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..context import AuditContext
 from ..levels import Level
-from ..probes import concept_shots, paraphrase_shots
+from ..probe_prompts import concept_shots, paraphrase_shots
 from .base import Check, gone_cell
 
 

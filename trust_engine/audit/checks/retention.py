@@ -15,7 +15,7 @@ from ..drawing import Work
 from ..levels import Level
 from ..metrics.images import distances, set_distance
 from ..metrics.intervals import mean_figure, mean_rate
-from ..probes import (
+from ..probe_prompts import (
     Probe,
     ShotList,
     member_shots,

@@ -14,8 +14,8 @@ from ...models.contract import Conditioning, Denoiser
 from ...models.sampler import SamplerName, SamplerSettings, initial_noise, sample, sampled
 from ...spec import DEFAULTS, Sampling, UnlearnSpec
 from ..trajectory import Part, Recording, batches
-from .lists import Counts
-from .samples import Drawn, Noised, chance, on_the_way, renoised, together
+from .noised import Drawn, Noised, chance, on_the_way, renoised, together
+from .picture_lists import Counts
 
 Source = Literal["renoised", "on the way", "both"]
 MANY = 0.5  # exponent: with n concepts what stays is shown n^MANY times as often

@@ -16,8 +16,8 @@ from ...models.precision import in_float32
 from .blocks import Block, blocks_of
 from .directions import Edit, Removal, Spectrum, confirmed, edited, harms
 from .moments import Moments
+from .noised import Noised, shown_to
 from .replay import GIGABYTE, Outputs, Replay
-from .samples import Noised, shown_to
 
 ORDER = 2  # passes of one sample, to learn which blocks there are and what they return
 

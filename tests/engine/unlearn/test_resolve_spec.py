@@ -8,9 +8,9 @@ import pytest
 
 from toys.tiny import tiny_model, tiny_spec
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn.resolve import resolve
+from trust_engine.unlearn.resolve_spec import resolve
 from trust_engine.unlearn.run import Unlearning
-from trust_engine.unlearn.scrubbing.mode import lists_of
+from trust_engine.unlearn.scrubbing.picture_stage import lists_of
 
 
 def several(count: int, **changes: object) -> UnlearnSpec:

@@ -1,7 +1,7 @@
 """Make each benchmark's diffs once: (variant, concept, seed), kept in runs/diffs.
 
-    python -m bench.trained                   # those of bench.engine kinds
-    python -m bench.trained --share 0/2       # every second one: one process for each core
+    python -m bench.trained_diffs                   # those of bench.engine kinds
+    python -m bench.trained_diffs --share 0/2       # every second one: one process for each core
 
 A diff of another base model (from before the demo model was trained on), of other settings or of
 another engine is made again.
@@ -77,7 +77,7 @@ MAKERS = (
     "prompts/kinds", "prompts/subset",
     "prompts/templates", "unlearn/end_to_end", "seeds", "unlearn/layerwise", "unlearn/theta_layout",
     "unlearn/mask", "unlearn/objective", "unlearn/optimiser", "unlearn/prompt_pairs",
-    "unlearn/problems", "unlearn/resolve", "unlearn/results", "unlearn/run", "unlearn/saliency",
+    "unlearn/units", "unlearn/resolve_spec", "unlearn/results", "unlearn/run", "unlearn/saliency",
     "unlearn/trainer", "unlearn/trajectory",
 )  # fmt: skip
 """Modules of the engine that decide what a diff is."""

@@ -1,4 +1,4 @@
-"""Draw what robust mode puts in place of gun, on the demo, seed 0: `python -m bench.shown`.
+"""Draw what robust mode puts in place of gun, seed 0: `python -m bench.robust_pictures`.
 
 What the runs made is kept in runs/shown; delete it when the engine has changed.
 """

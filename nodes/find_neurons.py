@@ -12,7 +12,7 @@ from PIL import Image
 from ..trust_engine.frontend.pictures import neuron_map
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from .charts import heated, side_by_side, stacked, to_image
-from .declared import Output, node
+from .declaring import Output, node
 from .drawing import MOMENTS, HeatMap, decoded, draw, previewed
 from .host_run import Ran, for_browser, found_by, run_engine
 from .inputs import number, seed, socket

@@ -11,7 +11,7 @@ from toys.audit_toy import BUDGETS, LEVEL, TOPIC, ToyJudge, forgets_the_word, to
 from trust_engine.audit import Audit, Rate, Topic, mean_figure, wilson
 from trust_engine.audit.checks.retention import neighbours
 from trust_engine.audit.levels import FULL, QUICK, pick_level
-from trust_engine.audit.probes import (
+from trust_engine.audit.probe_prompts import (
     GROUPS,
     around,
     base_of,

@@ -16,7 +16,7 @@ from trust_engine.errors import DiffError, TrustError
 
 from . import always_on
 from .host import NOT_APPLIED
-from .lines import one_line
+from .one_line import one_line
 
 log = logging.getLogger(__name__)
 INNER = "process_images_inner"  # what every picture of both hosts goes through

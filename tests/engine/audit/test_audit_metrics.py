@@ -1,4 +1,4 @@
-"""Eyes that compare pictures: LPIPS by its definition, sets of pictures, CLIP from one file."""
+"""Metrics that compare pictures: LPIPS by its definition, sets of pictures, CLIP from one file."""
 
 from __future__ import annotations
 

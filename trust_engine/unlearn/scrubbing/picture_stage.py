@@ -19,10 +19,10 @@ from ..trajectory import Recording
 from .blocks import TOGETHER, weights_by_block
 from .directions import Edit
 from .eigen import operations
-from .lists import PictureLists, picture_lists
+from .noised import Drawn
+from .picture_lists import PictureLists, picture_lists
 from .pictures import draw, noised, recipe_of
 from .run import Scrubbing, ScrubPlan
-from .samples import Drawn
 
 STAGE = "scrubbing"
 STORED = 4.25  # numbers a sample, times the first width and the latent's size (docs, "Cost")

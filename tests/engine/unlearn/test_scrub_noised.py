@@ -12,9 +12,9 @@ from toys.tiny import WordEncoder, tiny_denoiser
 from trust_engine.models.contract import Conditioning
 from trust_engine.prompts.concept import build_prompts
 from trust_engine.spec import ConceptSpec, UnlearnSpec
-from trust_engine.unlearn.scrubbing.lists import Counts, PictureLists, picture_lists
+from trust_engine.unlearn.scrubbing.noised import EARLIEST, LATEST, Drawn, chance, on_the_way
+from trust_engine.unlearn.scrubbing.picture_lists import Counts, PictureLists, picture_lists
 from trust_engine.unlearn.scrubbing.pictures import Recipe, draw, noised, recipe_of
-from trust_engine.unlearn.scrubbing.samples import EARLIEST, LATEST, Drawn, chance, on_the_way
 from trust_engine.unlearn.trajectory import Recording
 
 WORDS = ("cat", "dog", "car", "beer", "tree")
