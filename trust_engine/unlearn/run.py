@@ -4,7 +4,7 @@
     in robust mode: draw c and what must stay, take out of theta_0     scrubbing
         what only the pictures of c have, and go on from there
     record x_l, z_t on trajectories of theta_0                         trajectory
-    for every unit of weights theta (a layer, or the whole UNet):      problems
+    for every unit of weights theta (a layer, or the whole UNet):      units
         for every step:                                                trainer
             E = effect(theta),  g = dE/dtheta                          layerwise, end_to_end
             m = neurons(|g|), or those whose change has done most      mask
@@ -12,7 +12,7 @@
             theta = Adam(theta, dL/dtheta) within m, theta_0 outside   optimiser
     diff = theta - theta_0                                             results
 
-Around it: what was asked becomes what is done in `resolve`, once; `results` holds what has come of
+Around it: what was asked becomes what is done in `resolve_spec`, once; `results` holds what has come of
 it, also of several processes; `run_state` and `resume_check` are for going on, `provenance` for the
 label.
 """
