@@ -51,8 +51,9 @@ from trust_engine.models.sampler import SamplerSettings
 from trust_engine.phrases import with_article
 from trust_engine.unlearn.scrubbing.directions import Spectrum
 from trust_engine.unlearn.scrubbing.noised import Drawn
-from trust_engine.unlearn.scrubbing.picture_lists import Counts, picture_lists
+from trust_engine.unlearn.scrubbing.picture_lists import Counts, PictureLists
 from trust_engine.unlearn.scrubbing.pictures import Recipe
+from trust_engine.unlearn.scrubbing.relabel import RelabelPlan
 from trust_engine.unlearn.scrubbing.run import ScrubPlan
 
 ALLOWED = ("gun", "bomb", "openmoji")
@@ -65,14 +66,21 @@ WIDTHS = (320, 640, 1280, 2560, 5120)  # of the eigenproblems that are most
 HELD_SEED = 6_000_000  # of pictures that predictions are compared on
 
 
-def of(recipe: dict[str, Any] | None = None, layerwise: Order = "no", **plan: Any) -> Settings:
+def of(
+    recipe: dict[str, Any] | None = None,
+    layerwise: Order = "no",
+    relabel: RelabelPlan | None = None,
+    **plan: Any,
+) -> Settings:
     """Change the default."""
-    return Settings(replace(Recipe(), **(recipe or {})), replace(ScrubPlan(), **plan), layerwise)
+    recipes, plans = replace(Recipe(), **(recipe or {})), replace(ScrubPlan(), **plan)
+    return Settings(recipes, plans, layerwise, relabel)
 
 
 # Half the calls a picture, and so more of them: 32 + 96 pictures, 2,048 passes.
 MANY: dict[str, Any] = {"steps": 8, "name": "dpmpp_2m", "counts": Counts(32, 32, 64), "rest": 192}
 ANEW: dict[str, Any] = {**MANY, "source": "renoised"}
+TWICE: dict[str, Any] = {"source": "renoised", "rest": 288}
 SLOW: dict[str, Any] = {"steps": 20, "source": "renoised"}
 SETTINGS: dict[str, Settings] = {
     "default": of(),
@@ -140,6 +148,15 @@ SETTINGS: dict[str, Settings] = {
     "renoised, twice the rest, tau 5, after": of(
         {"source": "renoised", "rest": 288}, "after", tau=5.0
     ),
+    "relabelled": of(relabel=RelabelPlan()),
+    "relabelled, after": of(layerwise="after", relabel=RelabelPlan()),
+    "relabelled, beta 8": of(relabel=RelabelPlan(beta=8.0)),
+    "relabelled, tau 4": of(relabel=RelabelPlan(), tau=4.0),
+    "twice the rest, relabelled": of(TWICE, relabel=RelabelPlan()),
+    "twice the rest, relabelled, beta 8": of(TWICE, relabel=RelabelPlan(beta=8.0)),
+    "twice the rest, relabelled, beta 16": of(TWICE, relabel=RelabelPlan(beta=16.0)),
+    "twice the rest, relabelled, after": of(TWICE, "after", RelabelPlan()),
+    "twice the rest, relabelled, beta 8, after": of(TWICE, "after", RelabelPlan(beta=8.0)),
     "layer-wise before": of(layerwise="before"),
     "layer-wise after": of(layerwise="after"),
     "layer-wise before, hard": of(layerwise="before", soft=False),
@@ -151,21 +168,20 @@ SETTINGS: dict[str, Settings] = {
 }
 
 
-def pictures(task: Task, recipe: Recipe) -> tuple[Drawn, list[int], int]:
+def pictures(task: Task, recipe: Recipe, lists: PictureLists) -> tuple[Drawn, int]:
     """Draw what a recipe asks for, or read it back."""
-    lists = picture_lists([task.concept], method.prompts_of(task), recipe.counts)
     mark = repr((lists, recipe.sampler, task.seed, fingerprint(task.model.denoiser)))
     path = KEPT / f"pictures-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.pt"
     if path.exists():
         kept = torch.load(path)
         prompts = task.encode(lists.prompts)
         found = Drawn(kept["latents"], prompts, kept["way"], kept["timesteps"])
-        return found, lists.counts, int(kept["passes"])
-    found, counts, passes = method.pictures(task, recipe)
+        return found, int(kept["passes"])
+    found, passes = method.pictures(task, recipe, lists)
     KEPT.mkdir(parents=True, exist_ok=True)
     tensors = {name: getattr(found, name) for name in ("latents", "way", "timesteps")}
     torch.save({**tensors, "passes": torch.tensor(passes)}, path)
-    return found, counts, passes
+    return found, passes
 
 
 def layerwise(task: Task) -> Weights:
@@ -181,17 +197,21 @@ def layerwise(task: Task) -> Weights:
 
 def scrubbed(task: Task, setting: Settings) -> tuple[Weights, dict[str, Any]]:
     """Scrub: the new weights, and what there is to tell."""
-    found, counts, passes = pictures(task, setting.recipe)
+    lists = method.lists_of(task, setting)
+    found, passes = pictures(task, setting.recipe, lists)
     before = layerwise(task) if setting.layerwise == "before" else None
     started = time.monotonic()
-    work = method.scrubbing(task, setting, found, counts, before)
+    work = method.scrubbing(task, setting, found, lists, before)
     for _ in work:
         pass
     weights, layers = work.weights, list(work.edits.values())
+    if setting.relabel:
+        weights = method.relabelled(task, setting.relabel, found, lists, work)
     if setting.layerwise == "after":
         weights = method.layerwise(task, weights)
     return weights, {
-        "passes": passes + work.passes,
+        "passes": passes + work.passes + (setting.relabel.passes if setting.relabel else 0),
+        "backward": setting.relabel.backward if setting.relabel else 0,
         "drawing": passes,
         "seconds of scrubbing": round(time.monotonic() - started, 1),
         "directions": sum(edit.rank for edit in layers),
@@ -288,7 +308,8 @@ def told(setting: Settings | None) -> dict[str, str]:
     named = [
         (f"{name}.{f.name}", getattr(part, f.name)) for name, part in parts for f in fields(part)
     ]
-    return {name: str(value) for name, value in [*named, ("layerwise", setting.layerwise)]}
+    order = [("layerwise", setting.layerwise), ("relabel", setting.relabel)]
+    return {name: str(value) for name, value in [*named, *order]}
 
 
 class Trial:

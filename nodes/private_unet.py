@@ -13,20 +13,23 @@ from ..trust_engine.models.contract import Conditioning, ModuleDenoiser
 from .host import schedule_of
 from .weights import Weights
 
+BESIDE = 2**30  # bytes that relabelling in robust mode holds beside the weights
+
 
 @torch.inference_mode(False)
 def private_denoiser(model: Any, rows: int = 0, gradients: bool = True) -> ModuleDenoiser:
     """Build a copy of a MODEL's UNet, of ordinary tensors, frozen, on its device.
 
-    It is in float32 if gradients are to pass through it, else in what the MODEL computes in. rows:
+    gradients: it is in float32, to be trained; else in what the MODEL computes in. rows:
     how much of a batch it takes at once, 0 for all of it; gradients hold all of it anyway.
     """
     schedule = schedule_of(model)
     weights, device = Weights(model), model.load_device
     dtype = torch.float32 if gradients else _computes_in(model)
     room = (2 if gradients else 1) * dtype.itemsize
+    room *= sum(_count(shape) for shape in weights.shapes.values())
     with torch.inference_mode():
-        mm.free_memory(room * sum(_count(shape) for shape in weights.shapes.values()), device)
+        mm.free_memory(room if gradients else room + BESIDE, device)
     net = _build(model, weights, dtype).to(device)
     options = dict(model.model_options.get("transformer_options", {}))
     options["optimized_attention_override"] = _plain

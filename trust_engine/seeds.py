@@ -68,6 +68,11 @@ def scrubbed_order(seed: int) -> int:
     return seed
 
 
+def relabelled(seed: int, step: int) -> int:
+    """Seed what a step of relabelling looks at, apart from all steps of training."""
+    return (seed * 1_000_003 + 500_000 + step) % LARGEST
+
+
 def knowledge(number: int) -> int:
     """Seed a latent under which words are asked for: the same, whatever the run's seed."""
     return 0x7E57_0DD5 + number

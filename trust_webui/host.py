@@ -196,7 +196,7 @@ class Host(ABC):
         denoiser = ModuleDenoiser(self.unet, schedule, self.forward(), _same, _same)
         usual = (common_words.THINGS, common_words.STYLES)
         things, styles = (tuple(OBJECTS), tuple(STYLES)) if family.emoji else usual
-        return LentModel(denoiser, encoder, size, things, styles)
+        return LentModel(denoiser, encoder, size, things, styles, in_place=self.in_place)
 
     def check_unpacked(self) -> None:
         """Raise ModelError for packed weights: no diff could be read back from them."""

@@ -182,7 +182,7 @@ def _follow(host: Host, job: Job, kept: Keeping, drawing: int) -> None:
     curves: dict[str, list[tuple[float, float]]] = {}
     reports = iter(kept)
     while True:
-        with host.stepping() if run.spec.through_unet else contextlib.nullcontext():
+        with host.stepping() if run.spec.whole_unet else contextlib.nullcontext():
             report = next(reports, None)
         if report is None:
             break

@@ -46,11 +46,12 @@ class Overlaid:
 
     def __call__(self, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Predict eps or v: x (b, 4, h, w), t (b,) in 0..999 -> (b, 4, h, w)."""
-        with self._overlaid():
+        with self.overlaid():
             return self.denoiser(x, t, cond)
 
     @contextlib.contextmanager
-    def _overlaid(self) -> Iterator[None]:
+    def overlaid(self) -> Iterator[None]:
+        """Let the network itself compute under the offsets; gradients flow to them."""
         dtype, place = compute_dtype(self.module), device_of(self.denoiser)
         own: dict[nn.Module, dict[str, Any]] = {}
 

@@ -21,7 +21,7 @@ from .end_to_end import BATCH
 from .layerwise import PROMPTS_A_STEP, LayerPairs, LayerProblem
 from .run import Unlearning
 from .scrubbing.eigen import operations
-from .scrubbing.picture_stage import drawing_passes, flops_of, passes_of
+from .scrubbing.picture_stage import drawing_passes, flops_of, passes_of, relabelling_work
 from .trainer import SelectiveTrainer
 from .trajectory import POSITIONS, sampler_of
 
@@ -120,7 +120,7 @@ def expected_seconds(run: Unlearning, speed: Speed) -> tuple[float, float]:
     scrubbing = 0.0
     if spec.robust:
         solving = flops_of(run.model.denoiser, spec) / float64_speed()
-        scrubbing = passes_of(run.spec) * one + solving
+        scrubbing = (passes_of(run.spec) + relabelling_work(run.spec)) * one + solving
     if spec.through_unet:
         # Two batches there and back, and again for the objective's penalty.
         training = 2 * 2 * (1 + BACK) * BATCH * one * spec.steps

@@ -60,9 +60,9 @@ class Results:
         return found
 
     @property
-    def passes_before(self) -> int:
-        """Count the UNet passes of stages before the recording."""
-        return self.scrubbed.passes if self.scrubbed else 0
+    def spent_before(self) -> tuple[int, int]:
+        """Count the UNet passes of stages before the recording, and those back."""
+        return (self.scrubbed.passes, self.scrubbed.backward) if self.scrubbed else (0, 0)
 
     @property
     def effect(self) -> float:
@@ -100,11 +100,11 @@ class Results:
         """Count passes through the UNet; setting up is not paid for again if `kept` has been."""
         if not problems.needs_whole:
             return
-        spent = kept.passes - kept.recording.passes - self.passes_before if kept is not None else 0
+        spent = kept.passes - kept.recording.passes if kept is not None else 0
         if kept is not None and spent > 0:
             problems.paid(Cost(spent, kept.backward))
         cost = problems.cost
-        self.passes = self.passes_before + problems.recording.passes + cost.forward
+        self.passes = problems.recording.passes + cost.forward
         self.backward = cost.backward
 
     def state(

@@ -1,8 +1,9 @@
 """Algorithm 1: from concepts to a diff, by selective fine-tuning of their neurons.
 
     write prompts c, their anchors a, and what must stay               prompts
-    in robust mode: draw c and what must stay, take out of theta_0     scrubbing
-        what only the pictures of c have, and go on from there
+    in robust mode: draw c, a and what must stay, take out of theta_0  scrubbing
+        what only the pictures of c have, let what is left of them be
+        seen as those of a, and go on from there
     record x_l, z_t on trajectories of theta_0                         trajectory
     for every unit of weights theta (a layer, or the whole UNet):      units
         for every step:                                                trainer
@@ -12,9 +13,9 @@
             theta = Adam(theta, dL/dtheta) within m, theta_0 outside   optimiser
     diff = theta - theta_0                                             results
 
-Around it: what was asked becomes what is done in `resolve_spec`, once; `results` holds what has come of
-it, also of several processes; `run_state` and `resume_check` are for going on, `provenance` for the
-label.
+Around it: what was asked becomes what is done in `resolve_spec`, once; `results` holds what has
+come of it, also of several processes; `run_state` and `resume_check` are for going on, `provenance`
+for the label.
 """
 
 from __future__ import annotations
@@ -42,7 +43,15 @@ from .resume_check import check_extent, check_origin
 from .run_state import RunState
 from .scrubbing.blocks import weights_by_block
 from .scrubbing.picture_lists import PictureLists
-from .scrubbing.picture_stage import STAGE, PictureStage, drawing_passes, lists_of, passes_of
+from .scrubbing.picture_stage import (
+    STAGE,
+    PictureStage,
+    drawing_passes,
+    lists_of,
+    passes_of,
+    relabelling_work,
+    work_behind,
+)
 from .trainer import Metrics, SelectiveTrainer
 from .trajectory import Recording, plan_of, recorded, sampler_of
 from .units import Problems, Unit, units_of
@@ -209,13 +218,14 @@ class Unlearning:
 
     @property
     def total(self) -> int:
-        """Units of work: UNet passes that ask, draw, scrub and record, and updates."""
+        """Units of work: UNet passes that ask, draw, scrub, relabel and record, and updates."""
         return self._before_recording + sampler_of(self.plan).passes(self.recorded) + self._updates
 
     @property
     def _before_recording(self) -> int:
         """Count the units of work that come before recording."""
-        return self.asking + self._drawing + (passes_of(self.spec) if self.lists else 0)
+        pictures = passes_of(self.spec) + relabelling_work(self.spec) if self.lists else 0
+        return self.asking + self._drawing + pictures
 
     @property
     def _drawing(self) -> int:
@@ -235,7 +245,7 @@ class Unlearning:
         _, steps, recorded = state.reached
         if self.lists and state.scrubbed is None:
             blocks = len(weights_by_block(self.model.denoiser))
-            done = self.asking + recorded + steps * passes_of(self.spec) / blocks
+            done = self.asking + recorded + work_behind(self.spec, blocks, state.forgetting)
         else:
             trained = len(state.final) * self.plan.steps + steps
             done = self._before_recording + recorded + trained
@@ -290,7 +300,7 @@ class Unlearning:
             )
 
     def _scrub(self, total: int, kept: RunState | None) -> Iterator[StepReport]:
-        """Take out, block by block, what only the concept's pictures have (robust mode)."""
+        """Take out what only the concept's pictures have, and relabel what is left of it."""
         assert self.lists is not None
         (cond, uncond), begun = self._encode(), kept.forgetting if kept is not None else {}
         shown = cond.select(slice(0, self.drawn))
@@ -298,10 +308,10 @@ class Unlearning:
             self.model, self.spec, self.lists, shown, uncond, self.team, self._recording, begun
         )
         for done, what in stage:
-            self.results.passes = stage.passes
-            yield StepReport(self.asking + done, total, what, self.passes)
+            self.results.passes, self.results.backward = stage.passes, stage.backward
+            yield StepReport(self.asking + done, total, what, self.passes, self.backward)
         self.results.scrubbed = stage.found
-        self.results.passes = self.results.passes_before
+        self.results.passes, self.results.backward = self.results.spent_before
         self._recording = self._pictures = None
 
     @property
@@ -336,13 +346,14 @@ class Unlearning:
         ):
             self._recording, self.results.passes = (
                 states,
-                self.results.passes_before + states.passes,
+                self.results.spent_before[0] + states.passes,
             )
             done = self._before_recording + states.passes
             yield StepReport(done, total, "recording", self.passes)
         assert self._recording is not None
         # A team's last batch may be another process's, of which no report came.
-        self.results.passes = max(self.passes, self.results.passes_before + self._recording.passes)
+        spent = self.results.spent_before[0] + self._recording.passes
+        self.results.passes = max(self.passes, spent)
 
     def _problems(self) -> Problems:
         assert self._recording is not None

@@ -32,7 +32,7 @@ from .trajectory import Part, Recording
 from .word_knowledge import Knowledge
 
 FORMAT = "trust_run"
-VERSION = 3
+VERSION = 4
 LONGEST_HEADER = 1 << 28
 Curve = list[tuple[float, float]]
 
@@ -44,8 +44,8 @@ class RunState:
     base: `identity.model_identity` of what it was made with; finished: all layers are done, and
     nothing but the diff is left to make, for which no recording is needed; curves: effect and harm
     after each step; knowledge: what the model was found to know of the words; scrubbed: what is
-    left, harm and UNet passes of robust mode's first stage, once it is over: until then `recording`
-    holds its pictures.
+    left, harm and UNet passes, forward and back, of robust mode's first stage, once it is over:
+    until then `recording` holds its pictures.
     """
 
     spec: str
@@ -62,7 +62,7 @@ class RunState:
     finished: bool = False
     engine: str = __version__
     knowledge: Knowledge | None = None
-    scrubbed: tuple[float, float, int] | None = None
+    scrubbed: tuple[float, float, int, int] | None = None
 
     @property
     def reached(self) -> tuple[int, int, int]:
@@ -70,7 +70,8 @@ class RunState:
 
         A stage that is over counts as a layer.
         """
-        done = int(self.forgetting["done"]) if self.piece else 0
+        own = self.forgetting.items() if self.piece else ()
+        done = sum(int(count) for name, count in own if name.rpartition(".")[2] == "done")
         return len(self.final) + (self.scrubbed is not None), done, self.recording.passes
 
     @property
@@ -240,12 +241,13 @@ def _build(label: dict[str, Any], tensors: dict[str, Tensor]) -> RunState:
     )
 
 
-def _scrubbed(told: Any) -> tuple[float, float, int] | None:
+def _scrubbed(told: Any) -> tuple[float, float, int, int] | None:
     if told is None:
         return None
-    left, harm, passes = told
-    _check(type(passes) is int and passes >= 0, "its scrubbing's passes are no count")
-    return _finite(left), _finite(harm), passes
+    left, harm, passes, back = told
+    for count in (passes, back):
+        _check(type(count) is int and count >= 0, "its scrubbing's passes are no count")
+    return _finite(left), _finite(harm), passes, back
 
 
 def _offset(key: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]) -> Offset:

@@ -113,13 +113,19 @@ def test_the_diff_is_what_was_scrubbed_and_trained() -> None:
 
 def test_the_same_seed_gives_the_same_diff_and_counts_are_true() -> None:
     one, two = whole(), ran()
-    assert content(one.diff) == content(two.diff) and one.backward == 0
+    assert content(one.diff) == content(two.diff)
     samples, drawn = recipe_of(one.spec).samples(1), 24 * one.drawn  # 12 steps, guided
-    assert one.drawn == sum(picture_stage.lists_of(one.spec, one.prompts).counts)
+    lists = picture_stage.lists_of(one.spec, one.prompts)
+    assert one.drawn == sum(lists.counts) + lists.counts[0]  # the concept's anchors, too
+    plan = picture_stage.relabel_plan(one.spec)
+    assert (plan.passes, plan.backward) == (36 * plan.steps, 24 * plan.steps)
+    assert one.backward == plan.backward
     recorded = sampler_of(one.plan).passes(one.recorded)
     updates = len(one.final) * one.plan.steps
-    assert one.total == one.asking + drawn + 2 * samples + recorded + updates
-    assert drawn + 1.5 * samples + recorded < one.passes <= drawn + 2 + 2 * samples + recorded
+    relabelled = plan.passes + 2 * plan.backward
+    assert one.total == one.asking + drawn + 2 * samples + relabelled + recorded + updates
+    besides = drawn + plan.passes + recorded
+    assert besides + 1.5 * samples < one.passes <= besides + 2 + 2 * samples
     assert content(ran(seed=1).diff) != content(one.diff)
 
 
@@ -130,7 +136,7 @@ def test_reports_rise_to_the_total_and_say_what_is_at_work() -> None:
     passes = [report.passes for report in reports]
     assert passes == sorted(passes) and passes[-1] == made.passes
     stages = list(dict.fromkeys(report.stage.split()[0] for report in reports))
-    assert stages == ["asking", "drawing", "scrubbing", "recording", "unlearning"]
+    assert stages == ["asking", "drawing", "scrubbing", "relabelling", "recording", "unlearning"]
     assert any(report.stage.startswith("scrubbing input_blocks") for report in reports)
     assert all(r.standing is not None for r in reports if r.stage.startswith("unlearning"))
     assert {len(curve) for curve in made.curves.values()} == {made.steps}
@@ -138,7 +144,8 @@ def test_reports_rise_to_the_total_and_say_what_is_at_work() -> None:
 
 
 STOPS = {
-    "drawing": 3, "scrubbing middle_block": 3, "scrubbing out": 3, "recording": 1, "unlearning": 5
+    "drawing": 3, "scrubbing middle_block": 3, "scrubbing out": 3, "relabelling": 1,
+    "recording": 1, "unlearning": 5,
 }  # fmt: skip
 
 

@@ -41,7 +41,14 @@ def test_the_concept_is_alone_and_what_stays_is_alone_and_in_pairs() -> None:
     each = Counter(word for pair in named for word in pair)
     assert set(each) == set(WORDS) and set(each.values()) == {8}  # each as often as any other
     assert len({tuple(pair) for pair in named}) == 10  # and with every other
-    assert found.prompts == (*found.concepts[0], *found.rest) and found.counts == [6, 27]
+    (own,), (anchors,) = found.concepts, found.anchors
+    assert found.prompts == (*own, *anchors, *found.rest) and found.counts == [6, 27]
+    assert len(anchors) == 6 and not any("gun" in prompt for prompt in anchors)
+    # An anchor's picture is drawn from the noise of the concept's; all others from their own.
+    assert found.noises == [*range(6), *range(6), *range(6, 33)]
+    assert found.places == (range(6), range(12, 39), range(6, 12))
+    without = replace(found, anchors=())
+    assert without.prompts == (*own, *found.rest) and without.noises == list(range(33))
 
 
 def test_a_users_list_is_what_is_near() -> None:
@@ -66,7 +73,7 @@ def test_one_thing_or_none_makes_no_pair(count: int) -> None:
 
 def test_pictures_are_the_samplers_and_their_way_leads_to_them() -> None:
     denoiser, encoder = tiny_denoiser(), WordEncoder()
-    asked, how = lists(counts=Counts(2, 1, 2)), Recipe(steps=4).sampler
+    asked, how = replace(lists(counts=Counts(2, 1, 2)), anchors=()), Recipe(steps=4).sampler
     cond, uncond = encoder.encode(asked.prompts), encoder.encode([""])
 
     def drawn(batch: int) -> Recording:
@@ -88,6 +95,18 @@ def test_pictures_are_the_samplers_and_their_way_leads_to_them() -> None:
     a = denoiser.schedule.alphas[0]
     made = a.sqrt() * x0 + (1 - a).sqrt() * eps
     torch.testing.assert_close(found.latents, made, rtol=1e-4, atol=1e-4)
+
+
+def test_an_anchors_picture_begins_with_the_concepts_noise() -> None:
+    denoiser, encoder = tiny_denoiser(), WordEncoder()
+    cond = encoder.encode(["a gun"] * 4)
+    *_, found = draw(
+        denoiser, cond, encoder.encode([""]), Recipe(steps=4).sampler, (8, 8), 0, 4,
+        numbers=[0, 1, 0, 1],
+    )  # fmt: skip
+    one, two, again, _ = found.latents[:, -1]
+    torch.testing.assert_close(one, again)
+    assert not torch.allclose(one, two)
 
 
 def some(n: int) -> Drawn:

@@ -165,7 +165,8 @@ def edited(
     bias = None
     if centre is not None:
         bias = -(up.flatten(2).sum(2) if up.ndim == 4 else up) @ (removal.right @ centre)
+    # Contiguous, as they come back from a file: products of others differ in last digits.
     return Edit(
-        up.float(), removal.right.float(), removal.lambdas, harm,
+        up.float().contiguous(), removal.right.float().contiguous(), removal.lambdas, harm,
         None if bias is None else bias.float(),
     )  # fmt: skip

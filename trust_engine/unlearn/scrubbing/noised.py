@@ -41,7 +41,7 @@ class Drawn:
         times = [] if self.timesteps is None else self.timesteps.tolist()
         return [i for i, t in enumerate(times) if EARLIEST <= t < LATEST]
 
-    def rows(self, some: slice) -> Drawn:
+    def rows(self, some: slice | Tensor) -> Drawn:
         """Take some of the pictures."""
         way = None if self.way is None else self.way[some]
         return Drawn(self.latents[some], self.prompts.select(some), way, self.timesteps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from ...phrases import with_article
 from ...prompts.concept import PromptSet
@@ -18,13 +19,16 @@ class PictureLists:
 
     concepts: of each concept it alone, for what stands beside it would go with it; alone: other
     things, one at a time; pairs: two other things, without which all that is crowded would look
-    like the concept's own; near: what is most like the concept and what usually stands beside it.
+    like the concept's own; near: what is most like the concept and what usually stands beside it;
+    anchors: of each concept's prompts what is to be seen instead, in their order and drawn from the
+    same noises.
     """
 
     concepts: tuple[tuple[str, ...], ...]
     alone: tuple[str, ...]
     pairs: tuple[str, ...] = ()
     near: tuple[str, ...] = ()
+    anchors: tuple[tuple[str, ...], ...] = ()
 
     @property
     def rest(self) -> tuple[str, ...]:
@@ -33,8 +37,20 @@ class PictureLists:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """List all prompts, the concepts' first, each by itself."""
-        return (*(prompt for own in self.concepts for prompt in own), *self.rest)
+        """List all prompts: each concept's, their anchors, what stays."""
+        return (*chain(*self.concepts), *chain(*self.anchors), *self.rest)
+
+    @property
+    def noises(self) -> list[int]:
+        """Number the noises that the prompts are drawn from."""
+        own, rest = list(range(sum(map(len, self.concepts)))), range(len(self.rest))
+        return [*own, *(own if self.anchors else ()), *(len(own) + i for i in rest)]
+
+    @property
+    def places(self) -> tuple[range, range, range]:
+        """Tell where among the prompts the concepts' are, those of what stays, and the anchors'."""
+        own, anchors = sum(map(len, self.concepts)), sum(map(len, self.anchors))
+        return range(own), range(own + anchors, len(self.prompts)), range(own, own + anchors)
 
     @property
     def counts(self) -> list[int]:
@@ -70,11 +86,14 @@ def picture_lists(
     pairs = [] if styled else _pairs(things, counts.pairs)
     alone = counts.alone + counts.pairs - len(pairs)
     near = things[: max(1, counts.near)] if counts.near and not styled else []
+    shown = [tuple(spread(targets, counts.concept)) for targets in own]
+    anchor_of = dict(zip(prompts.targets, prompts.anchors, strict=True))
     return PictureLists(
-        tuple(tuple(spread(targets, counts.concept)) for targets in own),
+        tuple(shown),
         tuple(spread(prompts.preserve, alone)),
         tuple(pairs),
         tuple(near[i % len(near)] for i in range(counts.near)) if near else (),
+        tuple(tuple(anchor_of[target] for target in targets) for targets in shown),
     )
 
 

@@ -1,9 +1,9 @@
-"""Robust mode's first stage: what a spec asks for as a scrubbing, and what a run keeps of one."""
+"""Robust mode's first stage: draw, scrub, relabel; what a spec asks for, and what a run keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import fsum, prod
 
 import torch
@@ -14,7 +14,8 @@ from ...distributed import SINGLE, Workers
 from ...errors import SpecError
 from ...models.contract import Conditioning, Denoiser, LentModel, compute_dtype
 from ...prompts.concept import PromptSet
-from ...spec import UnlearnSpec
+from ...spec import DEFAULTS, UnlearnSpec
+from ..resolve_spec import resolve
 from ..trajectory import Recording
 from .blocks import TOGETHER, weights_by_block
 from .directions import Edit
@@ -22,38 +23,43 @@ from .eigen import operations
 from .noised import Drawn
 from .picture_lists import PictureLists, picture_lists
 from .pictures import draw, noised, recipe_of
+from .relabel import BACK, Relabelling, RelabelPlan
 from .run import Scrubbing, ScrubPlan
 
-STAGE = "scrubbing"
+STAGE, RELABELLING = "scrubbing", "relabelling"
+HERE = "relabelling."  # begins the names of what relabelling keeps
+LARGE = 100_000_000  # weights of a UNet whose activations do not all fit beside it
+TOGETHER_BACK = 2  # pictures that gradients pass together in such a one: as many as sampling's
 STORED = 4.25  # numbers a sample, times the first width and the latent's size (docs, "Cost")
 PARTS = ("up", "down", "lambdas", "harm")
 
 
 @dataclass(frozen=True)
 class Scrubbed:
-    """What a scrubbing came to: offsets by ldm name, and UNet passes, one sample each, drawing too.
+    """What the stage came to: offsets by ldm name, and UNet passes, one sample each, drawing too.
 
-    left: the energy that is left in the directions that stood out, 0..1; harm: the shares of the
-    rest's output energy that layers change, added up.
+    left: the energy that scrubbing leaves in the directions that stood out, 0..1; harm: the shares
+    of the rest's output energy that it changes in layers, added up; backward: passes back.
     """
 
     offsets: Mapping[str, LowRankOffset]
     left: float
     harm: float
     passes: int
+    backward: int = 0
 
     @property
-    def figures(self) -> tuple[float, float, int]:
+    def figures(self) -> tuple[float, float, int, int]:
         """Return all but the offsets."""
-        return self.left, self.harm, self.passes
+        return self.left, self.harm, self.passes, self.backward
 
 
 @dataclass
 class PictureStage:
-    """Draw, then scrub: iterate for units of work done, UNet passes, and what is at work.
+    """Draw, scrub, relabel: iterate for units of work done, UNet passes, and what is at work.
 
     cond: `lists.prompts`, encoded. drawn, begun: what a run that was stopped had drawn, and what it
-    kept of its scrubbing (`kept`), or {}. Of a team, all draw, and one scrubs.
+    kept of the rest (`kept`), or {}. Of a team, all draw, and one does the rest.
     """
 
     model: LentModel
@@ -65,27 +71,48 @@ class PictureStage:
     drawn: Recording | None = None
     begun: Mapping[str, Tensor] = field(default_factory=dict)
     passes: int = 0
+    backward: int = 0
     found: Scrubbed | None = None
     _work: Scrubbing | None = None
+    _training: Relabelling | None = None
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         yield from self._draw()
         assert self.drawn is not None
         self.passes = drawing = self.drawn.passes
+        # One process of a team computes; splitting a block's batches would not pay the exchange.
+        if self.team.first:
+            yield from self._scrub(drawing)
+            yield from self._relabel(drawing + passes_of(self.spec))
+        self.found = self.team.of_first(self.found)
+        assert self.found is not None
+
+    def _scrub(self, before: int) -> Iterator[tuple[int, str]]:
+        assert self.drawn is not None
         work = self._work = self._scrubbing(self.drawn)
         share = passes_of(self.spec)
-        # One process of a team computes; splitting a block's batches would not pay the exchange.
-        for report in work if self.team.first else ():
-            self.passes = drawing + work.passes
-            done = drawing + round(share * report.done / report.total)
-            yield done, f"{STAGE} {report.block}".rstrip()
-        mine = Scrubbed(offsets_of(work.edits), *standing(work), self.passes)
-        self.found = self.team.of_first(mine)
-        if not self.found.offsets:
+        for report in work:
+            self.passes = before + work.passes
+            done = before + round(share * report.done / report.total)
+            if f"{HERE}done" not in self.begun:  # else all of this was done before
+                yield done, f"{STAGE} {report.block}".rstrip()
+        if not work.edits:
             raise SpecError(
                 f"nothing in the pictures of {self.spec.name!r} stands out from those of others",
                 remedy="check that the model knows the concept, or raise {passes}",
             )
+
+    def _relabel(self, before: int) -> Iterator[tuple[int, str]]:
+        assert self._work is not None
+        training, passes = self._relabelling(self._work), self.passes
+        self._training, plan = training, training.plan
+        for done in training:
+            self.passes = passes + plan.passes * done // plan.steps
+            self.backward = plan.backward * done // plan.steps
+            yield before + relabelling_work(self.spec) * done // plan.steps, RELABELLING
+        self.passes, self.backward = passes + plan.passes, plan.backward
+        figures = *standing(self._work), self.passes, self.backward
+        self.found = Scrubbed(training.offsets, *figures)
 
     def _draw(self) -> Iterator[tuple[int, str]]:
         """Draw what is not drawn yet."""
@@ -94,23 +121,41 @@ class PictureStage:
         model, spec = self.model, self.spec
         pictures = draw(
             model.denoiser, self.cond, self.uncond, recipe_of(spec).sampler, model.latent_size,
-            spec.seed, model.at_once, self.team, self.drawn,
+            spec.seed, model.at_once, self.team, self.drawn, self.lists.noises,
         )  # fmt: skip
         for self.drawn in pictures:
             self.passes = self.drawn.passes
             yield self.passes, "drawing"
 
     def _scrubbing(self, drawn: Recording) -> Scrubbing:
-        lent, recipe = self.model.denoiser, recipe_of(self.spec)
-        pictures = Drawn.of(drawn, self.cond)
-        kinds = noised(lent, self.uncond, pictures, self.lists.counts, recipe, self.spec.seed)
+        lent, recipe, lists = self.model.denoiser, recipe_of(self.spec), self.lists
+        concepts, rest, _ = lists.places
+        pictures = Drawn.of(drawn, self.cond).rows(torch.tensor([*concepts, *rest]))
+        kinds = noised(lent, self.uncond, pictures, lists.counts, recipe, self.spec.seed)
         plan = ScrubPlan(batch=_rows(self.model))
         return Scrubbing(lent, *kinds, plan, begun=_taken_up(self.begun))
 
+    def _relabelling(self, work: Scrubbing) -> Relabelling:
+        assert self.drawn is not None
+        pictures, lent = Drawn.of(self.drawn, self.cond), self.model.denoiser
+        plan = relabel_plan(self.spec)
+        concepts, rest, anchors = (pictures.rows(torch.tensor(p)) for p in self.lists.places)
+        large = sum(p.numel() for p in lent.module.parameters()) > LARGE
+        # What cannot be computed again is held instead: then of one picture alone.
+        blocks = [block.path for block in work.order] if large and not self.model.in_place else []
+        rows = (min(TOGETHER_BACK, self.model.at_once) if blocks else 1) if large else plan.batch
+        begun = {k.removeprefix(HERE): t for k, t in self.begun.items() if k.startswith(HERE)}
+        return Relabelling(
+            lent, offsets_of(work.edits), concepts, anchors, rest, self.uncond,
+            plan, self.spec.seed, rows, blocks, begun,
+        )  # fmt: skip
+
     @property
     def kept(self) -> dict[str, Tensor]:
-        """Return what going on with scrubbing needs: blocks that are done, and their edits."""
-        return kept_of(self._work) if self._work is not None else {}
+        """Return what going on needs: blocks that are done, their edits, and what trains them."""
+        kept = kept_of(self._work) if self._work is not None else {}
+        own = self._training.kept if self._training is not None else {}
+        return {**kept, **{f"{HERE}{name}": tensor for name, tensor in own.items()}}
 
 
 def lists_of(spec: UnlearnSpec, prompts: PromptSet) -> PictureLists:
@@ -133,7 +178,7 @@ def kept_of(work: Scrubbing) -> dict[str, Tensor]:
 
 
 def _taken_up(kept: Mapping[str, Tensor]) -> tuple[int, dict[str, Edit]] | None:
-    if not kept:
+    if "done" not in kept:
         return None
     keys = [name.removeprefix("up.") for name in kept if name.startswith("up.")]
     edits = {}
@@ -181,6 +226,30 @@ def memory_of(model: LentModel, spec: UnlearnSpec) -> int:
     samples = recipe_of(spec).samples(concepts)
     each = STORED * first * prod(size) * compute_dtype(denoiser.module).itemsize
     return moments + solved + round(min(ScrubPlan().memory, samples * each))
+
+
+def relabel_plan(spec: UnlearnSpec) -> RelabelPlan:
+    """Return how the scrubbed layers are relabelled: in as many steps as training takes its part.
+
+    Of several concepts each has its share.
+    """
+    usual = RelabelPlan()
+    return replace(
+        usual, steps=max(2, round(usual.steps * resolve(spec).steps / DEFAULTS["steps"]))
+    )
+
+
+def work_behind(spec: UnlearnSpec, blocks: int, kept: Mapping[str, Tensor]) -> float:
+    """Count the units of work after drawing that a run which kept this has behind it."""
+    scrubbed, relabelled = (int(kept.get(name, 0)) for name in ("done", f"{HERE}done"))
+    trained = relabelling_work(spec) * relabelled / relabel_plan(spec).steps
+    return passes_of(spec) * scrubbed / blocks + trained
+
+
+def relabelling_work(spec: UnlearnSpec) -> int:
+    """Count the units of work of relabelling: a pass, of which one back takes `BACK`."""
+    plan = relabel_plan(spec)
+    return plan.passes + BACK * plan.backward
 
 
 def flops_of(denoiser: Denoiser, spec: UnlearnSpec) -> float:

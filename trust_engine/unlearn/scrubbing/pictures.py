@@ -81,15 +81,16 @@ def draw(
     batch: int,
     team: Workers = SINGLE,
     begun: Recording | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Recording]:
     """Draw a picture of each prompt (a row of cond), and keep what the sampler came to on the way.
 
     Yields the growing recording after each UNet call, in the end with latents (pictures, steps, 4,
     h, w): the state after each step. A team's processes take turns at the batches. `begun`: what a
-    run before this one had drawn.
+    run before this one had drawn; numbers: of the noise that each is drawn from, if not its own.
     """
     recording = Recording()
-    noises = [seeds.recording_noise(seed, i) for i in range(len(cond))]
+    noises = [seeds.recording_noise(seed, i) for i in numbers or range(len(cond))]
     before = begun.parts if begun and team.size == 1 else ()
     for number, (rows, part) in enumerate(batches(len(cond), batch, before)):
         mine = noises[rows]

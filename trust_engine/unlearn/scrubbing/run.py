@@ -93,7 +93,7 @@ class Scrubbing:
                 "kind; take more samples, or do not check"
             )
         self.blocks_done, edits = begun or (0, {})
-        self.blocks = 0  # of which so many are to be done; known once it has begun
+        self.order: list[Block] = []  # of which these are to be done; known once it has begun
         self.edits: dict[str, Edit] = dict(edits)
         self.outputs = Outputs(self.plan.memory, folder)
         self.start = dict(start or {})
@@ -127,8 +127,7 @@ class Scrubbing:
         def once() -> None:
             self._show(first, {})
 
-        blocks = blocks_of(self.denoiser, once)
-        self.blocks = len(blocks)
+        blocks = self.order = blocks_of(self.denoiser, once)
         replay = Replay(self.denoiser.module, blocks, self.outputs, once)
         # The halves of a kind are told apart where one is checked on the other.
         parts = 2 if self.plan.checked else 1
@@ -140,6 +139,7 @@ class Scrubbing:
         begin, total = self.blocks_done, len(blocks) * len(batches)
         samples = sum(len(batch) for _, batch in batches)
         self._computed = samples * sum(_computes(replay, number) for number in range(begin))
+        self._count(replay)
         for number in range(begin, len(blocks)):
             block = blocks[number]
             seen = [_empty(block) for _ in range(parts * len(self.kinds))]
@@ -179,6 +179,9 @@ class Scrubbing:
             begin,
         )
         self._computed += len(batch) * _computes(replay, number)
+        self._count(replay)
+
+    def _count(self, replay: Replay) -> None:
         self.passes = ORDER + round(self._computed / len(replay.blocks))
 
     def _show(self, batch: Noised, theta: Mapping[str, Tensor]) -> None:
