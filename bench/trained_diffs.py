@@ -86,8 +86,8 @@ SCRUBBING = (
     *(
         f"unlearn/scrubbing/{name}"
         for name in (
-            "blocks", "directions", "lists", "mode", "moments", "pictures", "replay", "run",
-            "samples",
+            "blocks", "directions", "eigen", "moments", "noised", "picture_lists",
+            "picture_stage", "pictures", "relabel", "replay", "run",
         )
     ),
 )  # fmt: skip

@@ -174,8 +174,8 @@ class UnlearnSpec:
     Each setting says what it means and may be (`SETTINGS`). lam: the paper's lambda; eta: ESD's
     negative guidance; rate: a share of a tensor's root mean square; xi: in z-scores; budget: a
     fraction 0..1; passes: beyond them prompts borrow others' states. With `robust`, training is
-    preceded by a scrubbing (unlearn/scrubbing), for which `passes`, `cfg`, `sampling` and `seed`
-    count. ablation: what no user needs.
+    preceded by scrubbing and relabelling (unlearn/scrubbing), for which `passes`, `cfg`,
+    `sampling`, `seed` and, of the latter, `steps` count. ablation: what no user needs.
     """
 
     concepts: tuple[ConceptSpec, ...]
@@ -259,8 +259,8 @@ class UnlearnSpec:
         False, flag=True, label="Robust",
         help="Stand up to attackers who ask in other words, or by a learned token: first, "
         "what only the concept's pictures have is taken out of the whole UNet. For things and "
-        "styles. Takes four to five times as many UNet passes, needs a private copy of the UNet, "
-        "and changes many layers a little.",
+        "styles. Takes about three times as long, needs a private copy of the UNet and room for "
+        "gradients, and changes many layers a little.",
     )  # fmt: skip
     syntax: Syntax = choice(
         "literal", get_args(Syntax), label="Prompt syntax",

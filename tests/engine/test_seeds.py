@@ -46,6 +46,7 @@ def test_a_seeded_generator_is_seen() -> None:
         (seeds.ancestral_noise(3), 4),
         (seeds.redrawn_noise(3, 1), 3029),
         (seeds.scrubbed_order(3), 3),
+        (seeds.relabelled(3, 5), 3_500_014),
     ],
 )
 def test_streams_keep_their_numbers(stream: int, number: int) -> None:
@@ -53,5 +54,8 @@ def test_streams_keep_their_numbers(stream: int, number: int) -> None:
 
 
 def test_the_streams_of_the_largest_seed_are_still_seeds() -> None:
-    for stream in (seeds.recording_noise, seeds.recorded_positions, seeds.sample):
+    streams = (
+        seeds.recording_noise, seeds.recorded_positions, seeds.sample, seeds.relabelled,
+    )  # fmt: skip
+    for stream in streams:
         assert 0 <= stream(2**63 - 1, 7) < 2**63

@@ -88,7 +88,8 @@ def explained(run: Unlearning, effect: float, harm: float) -> str:
         first = (
             f"Scrubbing: left of what only the concept's pictures have: {scrubbed.left:.1%} of its "
             f"energy; change of what must stay: {scrubbed.harm:.2f}, a share of each layer's "
-            "output added up over all layers. Training after it: "
+            "output added up over all layers; what is left was then trained to be seen as the "
+            "anchor. Training of the prompts after it: "
         )
     where = "the UNet answers" if run.spec.together else "the cross-attention layers answer"
     return (

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ... import seeds
+
 SMALL = 1024  # widths up to which all eigenvectors are the quickest way
 BLOCK = 32  # vectors that are multiplied together
 SHARE = 4  # subspaces wider than a fourth of the whole do not pay
@@ -75,7 +77,7 @@ def _lanczos(
     d = len(like)
     if not count:
         return like.new_zeros(0), like.new_zeros(d, 0)
-    start = torch.randn(d, BLOCK, generator=torch.Generator().manual_seed(0), dtype=like.dtype)
+    start = torch.randn(d, BLOCK, generator=seeds.generator(seeds.PROBE), dtype=like.dtype)
     basis, block = like.new_zeros(d, 0), torch.linalg.qr(start).Q
     small = like.new_zeros(0, 0)
     while basis.shape[1] + BLOCK <= widest:
