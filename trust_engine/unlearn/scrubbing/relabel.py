@@ -54,7 +54,7 @@ class RelabelPlan:
 
     steps: int = 40
     rate: float = 0.05
-    beta: float = 4.0
+    beta: float = 8.0
     batch: int = 12
 
     @property
