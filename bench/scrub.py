@@ -389,7 +389,7 @@ def full_size() -> str:
     """Write what scrubbing takes of UNets at full size: a row for each."""
     heads = ("model", "blocks", "stored a sample, MB", "of 288 samples, GB",
              "moments of a block, GB", "computed in every pass", "passes", "TFLOP",
-             "on the GPU, above sampling, GB",
+             "on the GPU, above sampling, GB", "relabelling there, GB", "its work, in passes",
              "eigenproblems (width: how many)")  # fmt: skip
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for family in ("sd15", "sd2", "sdxl"):
@@ -398,7 +398,8 @@ def full_size() -> str:
         rows.append(
             f"| {family} | {size.blocks} | {size.stored_mb:.1f} | {size.stored_mb * 0.288:.1f} "
             f"| {size.moments_gb:.2f} | {size.outside:.3%} "
-            f"| {size.passes} | {size.tflop:.0f} | {size.above_gb:.2f} | {widths} |"
+            f"| {size.passes} | {size.tflop:.0f} | {size.above_gb:.2f} | {size.relabelling_gb:.2f} "
+            f"| {size.relabelling} | {widths} |"
         )
     return "\n".join(rows)
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..diff import LowRankOffset
+from ..diff.overlaid import Overlaid
 from ..models.attention import CrossAttention, cross_attention_modules, read_layer
 from ..models.contract import Conditioning, ModuleDenoiser
 from ..models.diffusers_unet import diffusers_denoiser
@@ -23,10 +25,11 @@ from ..spec import ConceptSpec, UnlearnSpec
 from ..unlearn.layerwise import LayerPairs, LayerProblem
 from ..unlearn.objective import csr, exact_product, slope
 from ..unlearn.resolve_spec import resolve
-from ..unlearn.scrubbing.blocks import Block, blocks_of, picture_layers
+from ..unlearn.scrubbing.blocks import Block, blocks_of, innermost, picture_layers
 from ..unlearn.scrubbing.moments import sums
-from ..unlearn.scrubbing.picture_stage import passes_of
+from ..unlearn.scrubbing.picture_stage import TOGETHER_BACK, passes_of, relabelling_work
 from ..unlearn.scrubbing.pictures import recipe_of
+from ..unlearn.scrubbing.relabel import recomputed
 from ..unlearn.scrubbing.replay import Outputs, Replay
 from ..unlearn.scrubbing.run import ScrubPlan
 from ..unlearn.trainer import SelectiveTrainer
@@ -82,8 +85,9 @@ class ScrubbingSize:
     stored_mb: of blocks' outputs, a sample; moments_gb: of the largest block's layers, concept and
     rest; widths: how many eigenproblems of each width there are; outside: the share of a pass that
     is computed each time, blocks being stored or not; blocks: how many there are; above_gb: what a
-    pass takes on the device above sampling a picture, a block's scrubbed weights included; passes,
-    tflop: of drawing and scrubbing a thing.
+    pass takes on the device above sampling a picture, a block's scrubbed weights included;
+    relabelling_gb: likewise one there and back; passes, tflop: of drawing and scrubbing a thing,
+    and those of relabelling it.
     """
 
     stored_mb: float
@@ -92,8 +96,10 @@ class ScrubbingSize:
     outside: float
     blocks: int
     above_gb: float
+    relabelling_gb: float
     passes: int
     tflop: float
+    relabelling: int
 
 
 def count_scrubbing(family: str) -> ScrubbingSize:
@@ -113,7 +119,7 @@ def count_scrubbing(family: str) -> ScrubbingSize:
               for path, found in counter.get_flop_counts().items()}  # fmt: skip
     total = counter.get_total_flops()
     spec, counts_of = WORD.spec, recipe_of(WORD.spec).counts
-    pictures = counts_of.concept + counts_of.alone + counts_of.pairs + counts_of.near
+    pictures = 2 * counts_of.concept + counts_of.alone + counts_of.pairs + counts_of.near
     passes = recipe_of(spec).sampler.passes(pictures) + passes_of(spec)
     return ScrubbingSize(
         stored / 1e6,
@@ -122,8 +128,10 @@ def count_scrubbing(family: str) -> ScrubbingSize:
         1 - sum(counts[block.path] for block in blocks) / total,
         len(blocks),
         _scrubbing_gb(family, blocks) - pass_gb(family, 2),
+        _relabelling_gb(family, blocks) - pass_gb(family, 2),
         passes,
         passes * pass_tflop(family, 1),
+        relabelling_work(spec),
     )
 
 
@@ -143,6 +151,28 @@ def _scrubbing_gb(family: str, blocks: Sequence[Block]) -> float:
         live = stack.enter_context(LiveTensors())
         denoiser(*inputs)
     return live.peak / GB + own / GB
+
+
+def _relabelling_gb(family: str, blocks: Sequence[Block], share: float = 0.015) -> float:
+    """Count the GB of relabelling's pass there and back; share: directions, of a layer's width."""
+    denoiser, inputs = _full_size_call(family, TOGETHER_BACK)
+    with (
+        torch.device("meta"),
+        fused_attention_assumed(),
+        torch.enable_grad(),
+        LiveTensors() as live,
+    ):
+        offsets = {}
+        for key, layer in picture_layers(denoiser).items():
+            out, width, *kernel = _weight(layer).shape
+            rank = max(1, round(share * width))
+            up = torch.zeros(out, rank, *kernel, requires_grad=True)
+            offsets[key] = LowRankOffset(up, torch.zeros(rank, width))
+        lent = Overlaid(denoiser, offsets)
+        with recomputed(denoiser.module, innermost(denoiser.module, blocks)), lent.overlaid():
+            denoiser(*inputs).float().square().sum().backward()
+        held = 4 * 4 * sum(o.up.numel() for o in offsets.values())  # Adam's two, start and unit
+    return (live.peak + held) / GB
 
 
 def _weight(layer: torch.nn.Module) -> Tensor:

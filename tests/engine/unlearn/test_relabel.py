@@ -15,7 +15,7 @@ from trust_engine.diff.overlaid import Overlaid
 from trust_engine.errors import DivergenceError
 from trust_engine.models.contract import Denoiser
 from trust_engine.unlearn.scrubbing import relabel
-from trust_engine.unlearn.scrubbing.blocks import blocks_of, picture_layers
+from trust_engine.unlearn.scrubbing.blocks import blocks_of, innermost, picture_layers
 from trust_engine.unlearn.scrubbing.noised import Drawn
 from trust_engine.unlearn.scrubbing.relabel import Relabelling, RelabelPlan
 
@@ -121,7 +121,9 @@ def test_little_room_changes_nothing_but_last_digits() -> None:
     def once() -> None:
         one(torch.zeros(1, 4, 8, 8), torch.tensor([0]), tiny_model().encoder.encode(["a gun"]))
 
-    paths, calls = [block.path for block in blocks_of(one, once)], list[str]()
+    blocks, calls = blocks_of(one, once), list[str]()
+    paths = innermost(one.module, blocks)
+    assert len(paths) == len(blocks) and sum("transformer_blocks" in path for path in paths) > 1
     small = training(one, rows=1, blocks=paths)
     for path in paths:
         module = one.module.get_submodule(path)

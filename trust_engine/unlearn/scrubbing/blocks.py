@@ -106,6 +106,16 @@ def blocks_of(denoiser: Denoiser, once: Callable[[], object]) -> list[Block]:
     return _with_skips(blocks)
 
 
+def innermost(module: nn.Module, blocks: Sequence[Block]) -> list[str]:
+    """List the paths of the blocks, a transformer's as its layers', each of which holds attn2."""
+    found: list[str] = []
+    for block in blocks:
+        owner = module.get_submodule(block.path)
+        own = [name for name, part in owner.named_modules() if hasattr(part, "attn2")]
+        found += [".".join(filter(None, (block.path, name))) for name in own] or [block.path]
+    return found
+
+
 def _block_of(key: str) -> str:
     """Name the block that a layer belongs to: input_blocks.4.1, middle_block.0, out."""
     parts = key.split(".")

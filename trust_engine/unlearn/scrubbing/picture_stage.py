@@ -17,7 +17,7 @@ from ...prompts.concept import PromptSet
 from ...spec import DEFAULTS, UnlearnSpec
 from ..resolve_spec import resolve
 from ..trajectory import Recording
-from .blocks import TOGETHER, weights_by_block
+from .blocks import TOGETHER, innermost, weights_by_block
 from .directions import Edit
 from .eigen import operations
 from .noised import Drawn
@@ -142,7 +142,8 @@ class PictureStage:
         concepts, rest, anchors = (pictures.rows(torch.tensor(p)) for p in self.lists.places)
         large = sum(p.numel() for p in lent.module.parameters()) > LARGE
         # What cannot be computed again is held instead: then of one picture alone.
-        blocks = [block.path for block in work.order] if large and not self.model.in_place else []
+        again = large and not self.model.in_place
+        blocks = innermost(lent.module, work.order) if again else []
         rows = (min(TOGETHER_BACK, self.model.at_once) if blocks else 1) if large else plan.batch
         begun = {k.removeprefix(HERE): t for k, t in self.begun.items() if k.startswith(HERE)}
         return Relabelling(
