@@ -144,7 +144,7 @@ class PictureStage:
         # What cannot be computed again is held instead: then of one picture alone.
         again = large and not self.model.in_place
         blocks = innermost(lent.module, work.order) if again else []
-        rows = (min(TOGETHER_BACK, self.model.at_once) if blocks else 1) if large else plan.batch
+        rows = (TOGETHER_BACK if blocks else 1) if large else min(plan.batch, _rows(self.model))
         begun = {k.removeprefix(HERE): t for k, t in self.begun.items() if k.startswith(HERE)}
         return Relabelling(
             lent, offsets_of(work.edits), concepts, anchors, rest, self.uncond,
