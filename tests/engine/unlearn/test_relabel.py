@@ -167,6 +167,8 @@ def test_a_sixteen_bit_loss_is_scaled_and_what_is_too_large_left_out(
     monkeypatch.setattr(relabel, "SCALE", 2.0**140)
     halved = finished()
     assert halved.scale == 2.0**140 / 2**PLAN.steps and torch.equal(ups(halved), halved.start)
+    longer = replace(PLAN, steps=PLAN.steps + 1)
+    assert finished(plan=longer, begun=halved.kept).scale == halved.scale / 2
 
 
 def test_numbers_without_bounds_are_said() -> None:

@@ -17,7 +17,7 @@ from ...prompts.concept import PromptSet
 from ...spec import DEFAULTS, UnlearnSpec
 from ..resolve_spec import resolve
 from ..trajectory import Recording
-from .blocks import TOGETHER, innermost, weights_by_block
+from .blocks import TOGETHER, Block, innermost, weights_by_block
 from .directions import Edit
 from .eigen import operations
 from .noised import Drawn
@@ -83,9 +83,14 @@ class PictureStage:
         # One process of a team computes; splitting a block's batches would not pay the exchange.
         if self.team.first:
             yield from self._scrub(drawing)
-            yield from self._relabel(drawing + passes_of(self.spec))
+            if self.found is not None and self.found.offsets:
+                yield from self._relabel(self.found, drawing + passes_of(self.spec))
         self.found = self.team.of_first(self.found)
-        assert self.found is not None
+        if self.found is None or not self.found.offsets:  # said by all of a team
+            raise SpecError(
+                f"nothing in the pictures of {self.spec.name!r} stands out from those of others",
+                remedy="check that the model knows the concept, or raise {passes}",
+            )
 
     def _scrub(self, before: int) -> Iterator[tuple[int, str]]:
         assert self.drawn is not None
@@ -96,23 +101,20 @@ class PictureStage:
             done = before + round(share * report.done / report.total)
             if f"{HERE}done" not in self.begun:  # else all of this was done before
                 yield done, f"{STAGE} {report.block}".rstrip()
-        if not work.edits:
-            raise SpecError(
-                f"nothing in the pictures of {self.spec.name!r} stands out from those of others",
-                remedy="check that the model knows the concept, or raise {passes}",
-            )
+        self.found = Scrubbed(offsets_of(work.edits), *standing(work), self.passes)
 
-    def _relabel(self, before: int) -> Iterator[tuple[int, str]]:
+    def _relabel(self, scrubbed: Scrubbed, before: int) -> Iterator[tuple[int, str]]:
         assert self._work is not None
-        training, passes = self._relabelling(self._work), self.passes
+        training, passes = self._relabelling(scrubbed, self._work.order), scrubbed.passes
         self._training, plan = training, training.plan
         for done in training:
             self.passes = passes + plan.passes * done // plan.steps
             self.backward = plan.backward * done // plan.steps
             yield before + relabelling_work(self.spec) * done // plan.steps, RELABELLING
         self.passes, self.backward = passes + plan.passes, plan.backward
-        figures = *standing(self._work), self.passes, self.backward
-        self.found = Scrubbed(training.offsets, *figures)
+        self.found = replace(
+            scrubbed, offsets=training.offsets, passes=self.passes, backward=self.backward
+        )
 
     def _draw(self) -> Iterator[tuple[int, str]]:
         """Draw what is not drawn yet."""
@@ -135,7 +137,7 @@ class PictureStage:
         plan = ScrubPlan(batch=_rows(self.model))
         return Scrubbing(lent, *kinds, plan, begun=_taken_up(self.begun))
 
-    def _relabelling(self, work: Scrubbing) -> Relabelling:
+    def _relabelling(self, scrubbed: Scrubbed, order: Sequence[Block]) -> Relabelling:
         assert self.drawn is not None
         pictures, lent = Drawn.of(self.drawn, self.cond), self.model.denoiser
         plan = relabel_plan(self.spec)
@@ -143,11 +145,11 @@ class PictureStage:
         large = sum(p.numel() for p in lent.module.parameters()) > LARGE
         # What cannot be computed again is held instead: then of one picture alone.
         again = large and not self.model.in_place
-        blocks = innermost(lent.module, work.order) if again else []
+        blocks = innermost(lent.module, order) if again else []
         rows = (TOGETHER_BACK if blocks else 1) if large else min(plan.batch, _rows(self.model))
         begun = {k.removeprefix(HERE): t for k, t in self.begun.items() if k.startswith(HERE)}
         return Relabelling(
-            lent, offsets_of(work.edits), concepts, anchors, rest, self.uncond,
+            lent, scrubbed.offsets, concepts, anchors, rest, self.uncond,
             plan, self.spec.seed, rows, blocks, begun,
         )  # fmt: skip
 

@@ -74,7 +74,7 @@ class Relabelling:
     concept, anchors: pictures (n) of either, drawn from the same noises in the same order; rest:
     of what stays. blocks: paths of modules that recompute their inside in the way back, () for
     none; rows: pictures that pass the UNet at once, which changes sums in their last digits alone.
-    begun: `kept` of a run before, from which it goes on to the same bits. Raises DivergenceError.
+    begun: `kept` of a run before, gone on with to the same bits. Raises DivergenceError.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Relabelling:
         self.moved = moved.to(place, copy=True).requires_grad_()
         self.adam = torch.optim.Adam([self.moved], plan.rate, BETAS)
         self.done, self.scale = int(kept.get("done", 0)), float(kept.get("scale", 0.0))
-        if self.done:
+        if "exp_avg" in kept:
             self.adam.load_state_dict(self._adam_state(kept))
         if not self.scale:
             self.scale = SCALE if compute_dtype(denoiser.module) == torch.float16 else 1.0
@@ -120,10 +120,10 @@ class Relabelling:
     @property
     def kept(self) -> dict[str, Tensor]:
         """Return what going on needs: copies, for training writes to its own."""
-        state = self.adam.state[self.moved]
-        own = {"moved": self.moved.detach(), **state} if self.done else {}
-        told = {"done": torch.tensor(self.done), "scale": torch.tensor(self.scale)}
-        return {name: t.detach().cpu().clone() for name, t in {**own, **told}.items()}
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        told = {"done": torch.tensor(self.done), "scale": scale}
+        own = {"moved": self.moved.detach(), **self.adam.state[self.moved]}
+        return {name: t.cpu().clone() for name, t in {**own, **told}.items()}
 
     @property
     def offsets(self) -> dict[str, LowRankOffset]:
