@@ -17,7 +17,7 @@ from bench.zoo.unet import Job, Recipe, Texts
 from trust_engine.demo.vocabulary import Scene
 from trust_engine.models.demo_clip import TinyClip, tokenize
 
-STEPS = 7_500  # the last 1,750 at a falling rate: two hours of one thread without bfloat16
+STEPS = 7_100  # the last 1,350 at a falling rate
 SMALL = 88
 """Pixels: of the two sizes in which the demo draws an object alone, the one left out here.
 
