@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import seeds
 
-SMALL = 1024  # widths up to which all eigenvectors are the quickest way
+SMALL = 2048  # widths up to which all eigenvectors are the quickest way
 BLOCK = 32  # vectors that are multiplied together
 SHARE = 4  # subspaces wider than a fourth of the whole do not pay
 FEW = 3.0  # times d^3: what those above a bound take, in the time that all take 12
