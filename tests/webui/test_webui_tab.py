@@ -161,7 +161,13 @@ def test_the_expected_line_is_of_the_form_as_it_is_now(
 
     monkeypatch.setattr(job_status, "EVERY", 0.05)
     monkeypatch.setattr(speed, "_known", {})
-    monkeypatch.setattr(speed, "pass_seconds", lambda lent: 1.0)
+    both_asked = threading.Event()
+
+    def timed(lent: Any) -> float:
+        both_asked.wait(30)  # however quick the machine is
+        return 1.0
+
+    monkeypatch.setattr(speed, "pass_seconds", timed)
     monkeypatch.setattr(speed, "step_seconds", lambda lent, objective: 0.1)
     ((ask, inputs, _),) = by_id("trust_expect").listeners
     at = [c.settings.get("elem_id") for c in inputs].index("trust_effort")
@@ -170,6 +176,7 @@ def test_the_expected_line_is_of_the_form_as_it_is_now(
     assert "Expected:" not in next(slow)
     quick = ask(*values[:at], "quick", *values[at + 1 :])
     assert "Expected:" not in next(quick)
+    both_asked.set()
     said: list[str] = []
     threads = [
         threading.Thread(target=lambda: said.append("quick" + list(quick)[-1])),
