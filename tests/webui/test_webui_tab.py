@@ -164,7 +164,7 @@ def test_the_expected_line_is_of_the_form_as_it_is_now(
     both_asked = threading.Event()
 
     def timed(lent: Any) -> float:
-        both_asked.wait(30)  # however quick the machine is
+        both_asked.wait(5)  # however quick the machine is
         return 1.0
 
     monkeypatch.setattr(speed, "pass_seconds", timed)
