@@ -20,6 +20,7 @@ from ..models.contract import Conditioning, ModuleDenoiser
 from ..models.diffusers_unet import diffusers_denoiser
 from ..models.load import blank_unet
 from ..models.memory import batch_for
+from ..models.recompute import recomputed
 from ..models.text_encoders import TIME_WIDTH
 from ..spec import ConceptSpec, UnlearnSpec
 from ..unlearn.layerwise import LayerPairs, LayerProblem
@@ -29,7 +30,6 @@ from ..unlearn.scrubbing.blocks import Block, blocks_of, innermost, picture_laye
 from ..unlearn.scrubbing.moments import sums
 from ..unlearn.scrubbing.picture_stage import TOGETHER_BACK, passes_of, relabelling_work
 from ..unlearn.scrubbing.pictures import recipe_of
-from ..unlearn.scrubbing.relabel import recomputed
 from ..unlearn.scrubbing.replay import Outputs, Replay
 from ..unlearn.scrubbing.run import ScrubPlan
 from ..unlearn.trainer import SelectiveTrainer
@@ -169,7 +169,8 @@ def _relabelling_gb(family: str, blocks: Sequence[Block], share: float = 0.015) 
             up = torch.zeros(out, rank, *kernel, requires_grad=True)
             offsets[key] = LowRankOffset(up, torch.zeros(rank, width))
         lent = Overlaid(denoiser, offsets)
-        with recomputed(denoiser.module, innermost(denoiser.module, blocks)), lent.overlaid():
+        again = map(denoiser.module.get_submodule, innermost(denoiser.module, blocks))
+        with recomputed(again), lent.overlaid():
             denoiser(*inputs).float().square().sum().backward()
         held = 4 * 4 * sum(o.up.numel() for o in offsets.values())  # Adam's two, start and unit
     return (live.peak + held) / GB

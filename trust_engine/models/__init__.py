@@ -15,6 +15,7 @@ sampler            DDIM and three others, with guidance
 attention          a cross-attention layer as functions of its weights; hooks that record
 diffusers_unet     a diffusers UNet under the contract
 parameters         a module's weights: filled in, or exchanged for a while
+recompute          modules that compute by another forward, or twice
 overrides          a denoiser with other weights, the caller's own untouched
 precision          16- and 8-bit weights that compute in a wider type
 memory             what is free, what a run needs, what was used

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from .. import seeds
 from ..errors import SpecError
 from ..models.contract import Conditioning, Denoiser, compute_dtype, device_of
 from ..models.parameters import exchanged
+from ..models.recompute import recomputed
 from ..spec import UnlearnSpec
 from .objective import distance, pushed
 from .prompt_pairs import Pairs
@@ -146,7 +145,8 @@ def differentiable(denoiser: Denoiser, twice: bool, checkpointing: bool) -> Iter
         if twice:
             stack.enter_context(_plain_attention())
         if checkpointing:
-            stack.enter_context(_recomputed(denoiser))
+            blocks = [m for m in denoiser.module.modules() if hasattr(m, "attn2")]
+            stack.enter_context(recomputed(blocks))
         yield
 
 
@@ -161,30 +161,3 @@ def _plain_attention() -> Iterator[None]:
         ) from error
     with sdpa_kernel(SDPBackend.MATH):
         yield
-
-
-@contextlib.contextmanager
-def _recomputed(denoiser: Denoiser) -> Iterator[None]:
-    blocks = [m for m in denoiser.module.modules() if hasattr(m, "attn2")]
-    try:
-        for block in blocks:
-            block.forward = _checkpointed(block)
-        yield
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
-
-
-def _checkpointed(block: nn.Module) -> Callable[..., Any]:
-    forward = block.forward
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        theta = dict(block.named_parameters())  # those of now, whatever is there in backward
-
-        def again(*args: Any, **kwargs: Any) -> Any:
-            with exchanged(block, theta):
-                return forward(*args, **kwargs)
-
-        return checkpoint(again, *args, use_reentrant=False, **kwargs)
-
-    return run

@@ -14,6 +14,7 @@ from trust_engine.diff import LowRankOffset
 from trust_engine.diff.overlaid import Overlaid
 from trust_engine.errors import DivergenceError
 from trust_engine.models.contract import Denoiser
+from trust_engine.models.recompute import recomputed
 from trust_engine.unlearn.scrubbing import relabel
 from trust_engine.unlearn.scrubbing.blocks import blocks_of, innermost, picture_layers
 from trust_engine.unlearn.scrubbing.noised import Drawn
@@ -139,8 +140,8 @@ def test_little_room_changes_nothing_but_last_digits() -> None:
 def test_the_inside_of_a_block_is_computed_again_on_the_way_back() -> None:
     block, seen = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(inplace=True)), []
     block[0].register_forward_hook(lambda *_: seen.append(1))
-    holder, x = torch.nn.ModuleDict({"block": block}), torch.randn(2, 3)
-    with relabel.recomputed(holder, ["block"]):
+    x = torch.randn(2, 3)
+    with recomputed([block]):
         block(x.requires_grad_()).sum().backward()
     assert len(seen) == 2 and x.grad is not None and "forward" not in block.__dict__
 

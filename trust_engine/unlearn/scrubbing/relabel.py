@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ... import seeds
 from ...diff import LowRankOffset
@@ -32,11 +31,10 @@ from ...diff.overlaid import Overlaid
 from ...errors import DivergenceError
 from ...models.contract import Conditioning, Denoiser, compute_dtype, device_of, stack
 from ...models.parameters import exchanged
-from .noised import Drawn, replaced
+from ...models.recompute import recomputed
+from .noised import EARLIEST, LATEST, Drawn, replaced
 
 SNR_CAP = 5.0
-SEEN = 750  # timesteps below it show what is drawn, whatever the prompt
-EARLIEST = 20  # below it there is no noise to speak of
 BLANK, ANCHORED = 0.15, 0.15  # shares that meet the empty prompt, the anchor's
 WARMUP = 5  # steps over which the rate rises
 SCALE = 2.0**10  # of a float16 loss, whose gradients would vanish
@@ -189,7 +187,7 @@ class Relabelling:
         chance, own = torch.rand(count, generator=generator), some % n
         told = torch.where(chance < BLANK + ANCHORED, own + n, own)
         told = torch.where(chance < BLANK, 2 * n, told)
-        rows = torch.where(t < SEEN, told, own).to(self.asked.context.device)
+        rows = torch.where(t < LATEST, told, own).to(self.asked.context.device)
         return _Batch(x, t, self.asked.select(rows), self.goal[some])
 
     def _of_rest(self, generator: torch.Generator) -> _Batch:
@@ -213,7 +211,8 @@ class Relabelling:
         down = {key: o.down.to(self.moved.device) for key, o in self.begun_with.items()}
         ups, module = self._ups(self.moved), self.denoiser.module
         lent = Overlaid(self.denoiser, {k: LowRankOffset(up, down[k]) for k, up in ups.items()})
-        with exchanged(module, _clones(module)), recomputed(module, self.blocks), lent.overlaid():
+        blocks = map(module.get_submodule, self.blocks)
+        with exchanged(module, _clones(module)), recomputed(blocks), lent.overlaid():
             yield self.denoiser
 
 
@@ -235,39 +234,3 @@ class _Batch:
 def _clones(module: nn.Module) -> dict[str, Tensor]:
     """Copy inference tensors, which hosts hold: they cannot be saved for the way back."""
     return {n: p.detach().clone() for n, p in module.named_parameters() if p.is_inference()}
-
-
-@contextlib.contextmanager
-def recomputed(module: nn.Module, paths: Sequence[str]) -> Iterator[None]:
-    """Let modules keep nothing but their input for the way back, and compute once more in it.
-
-    They are given copies, for some hosts' blocks write to what they are given.
-    """
-    with contextlib.ExitStack() as stack:
-        for path in paths:
-            stack.enter_context(_recomputed(module.get_submodule(path)))
-        yield
-
-
-@contextlib.contextmanager
-def _recomputed(block: nn.Module) -> Iterator[None]:
-    forward, own = block.forward, block.__dict__.get("forward")
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        theta = dict(block.named_parameters())  # what a layer that is a block computes with now
-
-        def copied(*args: Any, **kwargs: Any) -> Any:
-            given = (a.clone() if isinstance(a, Tensor) else a for a in args)
-            with exchanged(block, theta):
-                return forward(*given, **kwargs)
-
-        return checkpoint(copied, *args, use_reentrant=False, **kwargs)
-
-    block.__dict__["forward"] = run
-    try:
-        yield
-    finally:
-        if own is None:
-            del block.__dict__["forward"]
-        else:
-            block.__dict__["forward"] = own
