@@ -12,6 +12,7 @@ diff_files       size, time and memory of diff formats at full size
 trained_diffs    the diffs of all these, made once and kept in runs/diffs
 measure          what a diff did, by the demo's judge
 plots            plots of ablations
+attack_pictures  what attackers get from three methods
 robust_pictures  pictures of robust mode
 results          the tables of the docs
 baselines        other methods

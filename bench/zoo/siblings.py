@@ -17,8 +17,8 @@ from bench.zoo.unet import Job, Recipe, Texts
 from trust_engine.models.families import MODELS, ModelFamily
 
 FAMILY = {"sd2": "demo-v", "sdxl": "demo-xl"}
-TEXT_STEPS = 3000
-STEPS = {"sd2": 8000, "sdxl": 12_000}  # sdxl's attention at the lowest level starts from nothing
+TEXT_STEPS = 1200
+STEPS = {"sd2": 3000, "sdxl": 4000}  # sdxl's attention at the lowest level starts from nothing
 PREDICTION = {"sd2": "v", "sdxl": "eps"}
 
 
