@@ -179,12 +179,13 @@ class Bench:
         for folder in (self.folder, self.weights):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def run(self, method: str) -> None:
-        """Measure what a method's cell still lacks."""
+    def run(self, method: str, attacked: bool = True) -> None:
+        """Measure what a method's cell still lacks, its attacks included unless told not to."""
+        attacks = self.size.attacks if attacked else ()
         path, kept = self.folder / f"{method}.json", self.weights / f"{method}.safetensors"
         cell = self._found(path, method)
         seen = cell.get("images", 0) >= self.size.images
-        if seen and set(self.size.attacks) <= set(cell["attacks"]):
+        if seen and set(attacks) <= set(cell["attacks"]):
             kept.unlink(missing_ok=True)
             return
         model = self.model
@@ -205,7 +206,7 @@ class Bench:
                 cell["figures"]["pairs"] = looked.seen.to_dict()
             cell["images"] = self.size.images
             self._save(path, cell)
-        for name in self.size.attacks:
+        for name in attacks:
             if name not in cell["attacks"]:
                 cell["attacks"][name] = self._attack(context, name)
                 self._save(path, cell)
@@ -288,7 +289,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="one concept, one seed, two attacks")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=(UNTOUCHED, *METHODS), default=[UNTOUCHED, *METHODS],
+        help=f"{UNTOUCHED}: attack the untouched model, too; its pictures are always measured",
+    )  # fmt: skip
     parser.add_argument("--concepts", nargs="+", choices=(*CONCEPTS, *CHANCE))
     parser.add_argument(
         "--attacks", nargs="*", choices=ATTACKS, help="some of them; none: no attack"
@@ -305,10 +309,11 @@ def main() -> None:
         for name in names:
             assert model is not None
             bench = Bench(model, name, seed, size)
-            fit = [m for m in args.methods if bench.concept.kind in METHODS[m].kinds]
+            chosen = [m for m in METHODS if m in args.methods]
+            fit = [m for m in chosen if bench.concept.kind in METHODS[m].kinds]
             for method in (UNTOUCHED, *fit):
                 started = time.monotonic()
-                bench.run(method)
+                bench.run(method, method in args.methods)
                 spent = time.monotonic() - started
                 print(f"{name}/{seed}/{method}: {spent:.0f} s", file=sys.stderr, flush=True)
     print(tables(size.store, names))

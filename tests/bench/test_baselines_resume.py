@@ -137,6 +137,29 @@ def test_the_untouched_model_is_measured_as_it_is(log: Log) -> None:
     assert log.done == ["measure", "relearning", "p4d"]
 
 
+def test_the_untouched_model_is_attacked_when_asked_for(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "load_model", lambda *_: task_of().model)
+    monkeypatch.setattr(rivals, "FULL", SIZE)
+    monkeypatch.setattr(rivals, "tables", lambda *_: "")
+    monkeypatch.setattr(rivals, "pareto", lambda *_: "")
+
+    def measure(*_: object) -> dict[str, Any]:
+        log.done.append("measure")
+        return {"target": RATE}
+
+    monkeypatch.setattr(rivals, "measure", measure)
+    asked = ["rivals", "--concepts", "gun", "--seeds", "1", "--methods"]
+    monkeypatch.setattr("sys.argv", [*asked, "uce"])
+    rivals.main()
+    assert log.done == ["measure", "edit uce", "measure", "relearning", "p4d"]
+    log.done.clear()
+    monkeypatch.setattr("sys.argv", [*asked, rivals.UNTOUCHED])
+    rivals.main()
+    assert log.done == ["relearning", "p4d"]
+
+
 @pytest.mark.parametrize("attacks", [(), ("p4d",)])
 def test_some_attacks_can_be_asked_for_or_none(
     attacks: tuple[str, ...], log: Log, monkeypatch: pytest.MonkeyPatch
