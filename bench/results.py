@@ -21,10 +21,12 @@ from bench.baselines.catalogue import METHODS
 from bench.baselines.table import UNTOUCHED, Cells, kept_shares, read_cells
 from bench.engine import ABLATED, STORE, VARIANTS
 from bench.measure import GONE, relative
+from bench.rivals import CHANCE, CURVE
 from bench.rivals import CONCEPTS as RIVALLED
 from bench.stacked import summary as several
 from bench.trained_diffs import CONCEPTS, HELD_OUT
 from bench.world.crisp import RUNGS
+from trust_engine.audit.levels import Budgets
 from trust_engine.audit.metrics.intervals import Rate
 from trust_engine.settings import Setting
 from trust_engine.spec import ABLATIONS, SETTINGS
@@ -50,6 +52,8 @@ ATTACKS = {
     "benign_fine_tuning": "harmless fine-tuning", "unlearn_diff_atk": "UnlearnDiffAtk",
     "p4d": "P4D", "ring_a_bell": "Ring-A-Bell",
 }  # fmt: skip
+RELEARNED = {"relearning": "all weights", "relearning_lora": "a LoRA"}
+USUAL = Budgets().relearn_steps
 SUMMARY = ("gun", "bomb")
 """The things of the table that sums up; styles and pairs have tables of their own."""
 SCRUBBED = ("target", "synonyms", "others", "others_style", "others_background", "pairs")
@@ -115,12 +119,32 @@ def engine(names: Sequence[str], variants: Sequence[str] = ("default",)) -> str:
 def rivals(name: str, store: Path = FIGURES / "rivals") -> str:
     """Write the cells of one concept: a row for each method."""
     cells = read_cells(store, name)
-    bases = {cell["seed"]: cell for cell in cells.get(UNTOUCHED, ())}
-    figures = [f for f in WORDS if any(f in c["figures"] for row in cells.values() for c in row)]
-    attacks = [a for a in ATTACKS if any(a in c["attacks"] for row in cells.values() for c in row)]
+    return _rows("method", [(title_of(m), m, row, cells) for m, row in cells.items()])
+
+
+def by_chance(kind: str) -> str:
+    """Write our cells of the concepts drawn by chance, a row each; "" where there are none."""
     rows = []
-    for method, row in cells.items():
-        title = METHODS[method].title if method in METHODS else "untouched model"
+    for name in of_kind(CHANCE, kind):
+        cells = read_cells(FIGURES / "rivals", name)
+        ours = [method for method in ("trust", "trust-scrub") if method in cells]
+        rows += [(f"{name}: {title_of(m)}", m, cells[m], cells) for m in ours]
+    return _rows("concept and method", rows) if rows else ""
+
+
+def title_of(method: str) -> str:
+    """Name a method, or the model that none has touched."""
+    return METHODS[method].title if method in METHODS else "untouched model"
+
+
+def _rows(head: str, rows: Sequence[tuple[str, str, list[dict[str, Any]], Cells]]) -> str:
+    """Write rows of (title, method, its cells, the concept's cells)."""
+    every = [cell for _, _, row, _ in rows for cell in row]
+    figures = [f for f in WORDS if any(f in cell["figures"] for cell in every)]
+    attacks = [a for a in ATTACKS if any(a in cell["attacks"] for cell in every)]
+    lines = []
+    for title, method, row, cells in rows:
+        bases = {cell["seed"]: cell for cell in cells.get(UNTOUCHED, ())}
         kept = [kept_shares(cell, bases[cell["seed"]]) for cell in row if cell["seed"] in bases]
         shown = [
             share(pooled([c["figures"].get(f) for c in row], absent=True)) if f in GONE
@@ -129,9 +153,23 @@ def rivals(name: str, store: Path = FIGURES / "rivals") -> str:
             for f in figures
         ]  # fmt: skip
         stood = [share(pooled([c["attacks"].get(a, {}).get("asr") for c in row])) for a in attacks]
-        rows.append([title, str(len(row)), *shown, *stood])
+        lines.append([title, str(len(row)), *shown, *stood])
     heads = [*(WORDS[f] for f in figures), *(f"after {ATTACKS[a]}" for a in attacks)]
-    return markdown(["method", "seeds", *heads], rows)
+    return markdown([head, "seeds", *heads], lines)
+
+
+def curves(name: str) -> str:
+    """Write what relearning brings back after more and more steps; "" where none is whole."""
+    rows = []
+    for method, row in read_cells(FIGURES / "rivals", name).items():
+        for kind, says in RELEARNED.items():
+            named = [kind if n == USUAL else f"{kind}_{n}" for n in sorted((*CURVE, USUAL))]
+            whole = [cell for cell in row if set(named) <= set(cell["attacks"])]
+            if whole:
+                found = [share(pooled([c["attacks"][a]["asr"] for c in whole])) for a in named]
+                rows.append([title_of(method), says, str(len(whole)), *found])
+    steps = [f"{n} steps" for n in sorted((*CURVE, USUAL))]
+    return markdown(["method", "of", "seeds", *steps], rows) if rows else ""
 
 
 def cost(name: str, store: Path) -> str:
@@ -306,6 +344,11 @@ def makers() -> dict[str, Callable[[], str]]:
         made[f"ablations: {name}"] = lambda n=name: engine([n], list(VARIANTS))  # type: ignore[misc]
     for name in RIVALLED:
         made[f"methods: {name}"] = lambda n=name: rivals(n)  # type: ignore[misc]
+        if curves(name):
+            made[f"relearning: {name}"] = lambda n=name: curves(n)  # type: ignore[misc]
+    for kind in kinds:
+        if by_chance(kind):
+            made[f"by chance: {kind}"] = lambda k=kind: by_chance(k)  # type: ignore[misc]
     for name in ("gun", "bomb"):
         if not (FIGURES / "scrub" / name / "0" / "untouched.json").exists():
             continue

@@ -34,7 +34,7 @@ from bench.baselines.common import Meter, Task, Weights, metered
 from bench.baselines.table import pareto, tables
 from bench.measure import SAMPLER, measure, relative
 from bench.trained_diffs import SCRUBBING, by_chance, engine_mark
-from trust_engine.audit.attacks.base import attack_check
+from trust_engine.audit.attacks.base import Attack, attack_check
 from trust_engine.audit.attacks.catalogue import make_attack
 from trust_engine.audit.checks.core import follow
 from trust_engine.audit.context import AuditContext, draw_probes
@@ -67,6 +67,9 @@ ATTACKS = (
     "textual_inversion_1", "textual_inversion_3", "unlearn_diff_atk", "p4d", "ring_a_bell",
     "relearning", "relearning_lora", "benign_fine_tuning",
 )  # fmt: skip
+CURVE = (5, 10, 50, 100)
+"""Steps of relearning beside the usual 20; `relearning_50` is an attack in 50."""
+CURVES = tuple(f"{name}_{n}" for name in ("relearning", "relearning_lora") for n in CURVE)
 UNTOUCHED = "untouched"
 STORE = Path("bench/figures")
 WEIGHTS = Path("runs/rivals")  # what methods made, until it is measured
@@ -235,7 +238,7 @@ class Bench:
 
     def _attack(self, context: AuditContext, name: str) -> dict[str, Any]:
         budgets = self.size.budgets
-        attack = attack_check(context, make_attack(name, budgets), budgets.judged, False)
+        attack = attack_check(context, attack_named(name, budgets), budgets.judged, False)
         found = follow(attack.run(context), attack.passes).figures
         for key in ("bait", "benign", "ring_a_bell"):  # drawn by the untouched model alone
             taken = {k: v for k, v in context._stock.items() if k[0] == key}
@@ -245,6 +248,14 @@ class Bench:
 
     def _save(self, path: Path, cell: dict[str, Any]) -> None:
         write_atomically(path, json.dumps(cell, indent=1).encode())
+
+
+def attack_named(name: str, budgets: Budgets) -> Attack:
+    """Make an attack of ATTACKS or CURVES."""
+    if name not in CURVES:
+        return make_attack(name, budgets)
+    kind, steps = name.rsplit("_", 1)
+    return make_attack(kind, replace(budgets, relearn_steps=int(steps)))
 
 
 def tune(methods: Sequence[str], kind: str | None = None, images: int = 12) -> None:
@@ -295,7 +306,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--concepts", nargs="+", choices=(*CONCEPTS, *CHANCE))
     parser.add_argument(
-        "--attacks", nargs="*", choices=ATTACKS, help="some of them; none: no attack"
+        "--attacks", nargs="*", choices=(*ATTACKS, *CURVES), help="some of them; none: no attack"
     )
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--show", action="store_true", help="measure nothing")

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import bench.rivals as rivals
 from bench.baselines.catalogue import METHODS
 from toys.task import task_of
+from trust_engine.audit.levels import Budgets
 from trust_engine.audit.metrics.intervals import Rate
 
 SIZE = rivals.Size(12, 0, ("relearning", "p4d"), ("gun",), 1)
@@ -172,3 +173,9 @@ def test_some_attacks_can_be_asked_for_or_none(
     monkeypatch.setattr("sys.argv", asked)
     rivals.main()
     assert log.done == ["measure", *attacks]
+
+
+def test_relearning_can_be_asked_for_in_other_numbers_of_steps() -> None:
+    for name, steps in (("relearning_lora_50", 50), ("relearning_5", 5), ("relearning", 20)):
+        attack = rivals.attack_named(name, Budgets())
+        assert (attack.name, attack.budget["adam_steps"]) == (name.removesuffix(f"_{steps}"), steps)
