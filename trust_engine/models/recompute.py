@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ def standing_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None
 def recomputed(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let modules keep nothing but their input for the way back, and compute once more in it.
 
-    They are given copies, for some hosts' blocks write to what they are given.
+    They are given copies, for some hosts' blocks write to what they are given, and hosts to the
+    dictionaries in which they tell their blocks where they are.
     """
     with contextlib.ExitStack() as stack:
         for module in list(modules):
@@ -45,10 +46,20 @@ def _twice(module: nn.Module) -> Callable[..., Any]:
         theta = dict(module.named_parameters())  # those of now, whatever is there on the way back
 
         def again(*args: Any, **kwargs: Any) -> Any:
-            given = (a.clone() if isinstance(a, Tensor) else a for a in args)
+            given = (a.clone() if isinstance(a, Tensor) else _as_now(a) for a in args)
             with exchanged(module, theta):
-                return forward(*given, **kwargs)
+                return forward(*given, **_each_as_now(kwargs))
 
-        return checkpoint(again, *args, use_reentrant=False, **kwargs)
+        told = map(_as_now, args)
+        return checkpoint(again, *told, use_reentrant=False, **_each_as_now(kwargs))
 
     return run
+
+
+def _each_as_now(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _as_now(value) for name, value in kwargs.items()}
+
+
+def _as_now(value: Any) -> Any:
+    """Copy a dictionary; anything else is given on."""
+    return dict(value) if isinstance(value, dict) else value

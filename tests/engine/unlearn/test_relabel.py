@@ -146,6 +146,28 @@ def test_the_inside_of_a_block_is_computed_again_on_the_way_back() -> None:
     assert len(seen) == 2 and x.grad is not None and "forward" not in block.__dict__
 
 
+class Told(torch.nn.Linear):
+    """A block that is told in a dictionary what to do, as some hosts tell theirs where they are."""
+
+    def forward(self, x: Tensor, options: dict[str, Tensor], *, more: dict[str, Tensor]) -> Tensor:
+        """Weigh it by what it is told."""
+        return super().forward(x) * options["block"] * more["block"]
+
+
+def test_a_block_is_told_on_the_way_back_what_it_was_told() -> None:
+    block, x = Told(3, 3), torch.randn(2, 3)
+    options, found = {"block": torch.tensor(1.0)}, []
+    for blocks in ([], [block]):
+        x = x.detach().requires_grad_()
+        options["block"] = torch.tensor(1.0)
+        with recomputed(blocks):
+            first = block(x, options, more=options)
+            options["block"] = torch.tensor(7.0)  # as a host does before its next block
+            (first + block(x, options, more=options)).sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_inference_tensors_are_worked_with() -> None:
     with torch.inference_mode():
         held = tiny_model().denoiser
