@@ -225,6 +225,9 @@ def main() -> None:
         with torch.inference_mode():
             model = model.clone()
             assert model.add_patches({key: ("diff", (torch.ones(128, WIDTH) / 8,))})
+    if told.get("computes"):  # as on a GPU: on a processor a private UNet would be in float32
+        part("nodes.private_unet")._computes_in = lambda _model: getattr(torch, told["computes"])
+        part("trust_engine.unlearn.scrubbing.picture_stage").LARGE = 0  # so blocks compute twice
     before, fully, short = digest(model), mm.load_models_gpu, Lowvram()
     if told.get("lowvram"):
         mm.load_models_gpu = short.load

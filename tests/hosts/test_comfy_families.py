@@ -39,6 +39,8 @@ def told(folder: Path, **spec: Any) -> dict[str, Any]:
         ("sdxl", "eps", {"engine": "global"}),
         ("sd1", "eps", {"robust": True, "lora": True, "lowvram": True}),
         ("sdxl", "eps", {"robust": True, "dtype": "bfloat16"}),
+        ("sd1", "eps", {"robust": True, "dtype": "float16", "computes": "float16"}),
+        ("sdxl", "eps", {"robust": True, "dtype": "bfloat16", "computes": "bfloat16"}),
         ("sdxl-v", "v", {}),
     ],
     ids=str,
