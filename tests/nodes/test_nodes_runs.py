@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fakes.comfy import Host, InterruptProcessingException, Patcher, fake_model
-from fakes.comfy_pack import Part, content, frozen, unlearn
+from fakes.comfy_pack import Part, content, frozen, quick, unlearn
 
 
 @pytest.fixture
@@ -78,6 +78,32 @@ def test_an_interrupted_run_goes_on_when_it_is_queued_again(
     assert content(diff) == whole
     assert kinds(folder) == [".finished"]
     assert frozen(model) == before
+
+
+def test_robust_mode_interrupted_while_it_relabels_goes_on(
+    part: Part, host: Host, model: Patcher, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept is read in the host's inference mode, and trained further."""
+    stage, at = part("trust_engine.unlearn.scrubbing.picture_stage").PictureStage, list[int]()
+    work = stage.__iter__
+
+    def noted(of: Any) -> Iterator[Any]:
+        for done, what in work(of):
+            at.extend([host.updates + 1] if what == "relabelling" else [])
+            yield done, what
+
+    monkeypatch.setattr(stage, "__iter__", noted)
+    robust = {"robust": True, "settings": quick(part, passes=16)}
+    monkeypatch.setenv("TRUST_RUNS", "off")
+    whole = unlearn(part, model, **robust)[1]
+    monkeypatch.setenv("TRUST_RUNS", str(folder))
+    host.updates, host.interrupt_at = 0, at[0]
+    with pytest.raises(InterruptProcessingException):
+        unlearn(part, model, **robust)
+    _, diff, _, report = unlearn(part, model, **robust)
+    assert "Going on with a run that was stopped" in report
+    for key, offset in diff.offsets.items():
+        assert torch.equal(offset.dense(), whole.offsets[key].dense())
 
 
 def test_a_finished_run_is_not_trained_again(

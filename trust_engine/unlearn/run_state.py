@@ -181,6 +181,7 @@ def _sha256(label: Mapping[str, Any], digests: Mapping[str, bytes]) -> str:
     return whole.hexdigest()
 
 
+@torch.inference_mode(False)  # which hosts may be in: its tensors could never be trained further
 def load_state(path: Path) -> RunState:
     """Read a state and check it; raises SpecError for anything else, or one that is damaged."""
     with open_regular(path, SpecError) as file:
