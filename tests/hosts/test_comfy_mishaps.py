@@ -21,9 +21,10 @@ LONG = {"passes": 4000, "trajectory_steps": 50, "stop_effect": 0.0}
         ("recording", LONG, {}),
         ("unlearning", {"stop_effect": 0.0}, {}),
         ("scrubbing", {"passes": 400}, {"robust": True}),
+        ("relabelling", {}, {"robust": True}),
         ("unlearning", {"stop_effect": 0.0}, {"engine": "global"}),
     ],
-    ids=["recording", "training", "robust", "global"],
+    ids=["recording", "training", "scrubbing", "relabelling", "global"],
 )
 def test_interrupt(
     server: ComfyServer, baseline: list[str], stage: str, changes: dict, more: dict
