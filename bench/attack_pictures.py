@@ -7,6 +7,7 @@ methods made and the attacks drew is kept in runs/attacked; delete it when the e
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,20 +37,21 @@ COLUMNS = {
     "relearning_lora": "a LoRA relearned",
     "relearning": "all weights relearned",
 }
-JUDGED, ACROSS = FULL.budgets.judged, 2  # pictures an attack draws; a cell shows 2 x 2 of them
+ACROSS = 2  # a cell shows 2 x 2 pictures
+BUDGETS = replace(FULL.budgets, judged=ACROSS**2)
 
 
 def drawn(context: AuditContext, column: str) -> Tensor:
     """Draw the concept's prompts, or let an attack draw them: latents (n, 4, h, w)."""
     if column == ASKED:
-        shots = concept_shots(context.topic, "attack", JUDGED, context.seed)
+        shots = concept_shots(context.topic, "attack", BUDGETS.judged, context.seed)
         return follow(paint_shots(context.models["edited"], shots, context.settings), 1)
-    attack = make_attack(column, FULL.budgets)
+    attack = make_attack(column, BUDGETS)
     return follow(attack.run(context, context.models["edited"]), attack.passes).latents
 
 
 def cells(context: AuditContext, method: str) -> list[Tensor]:
-    """Return a method's cells, (3, 2 h, 2 w) in 0..1 each; the pictures are evenly spread ones."""
+    """Return a method's cells, (3, 2 h, 2 w) in 0..1 each."""
     weights, row = KEPT / f"{method}.safetensors", []
     if not weights.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -60,9 +62,7 @@ def cells(context: AuditContext, method: str) -> list[Tensor]:
         path = KEPT / f"{method}-{column}.pt"
         if not path.exists():
             torch.save(drawn(context, column), path)
-        latents = torch.load(path, weights_only=True)
-        shown = latents[:: len(latents) // ACROSS**2][: ACROSS**2]
-        pixels = model.decode(shown)
+        pixels = model.decode(torch.load(path, weights_only=True))
         lines = [torch.cat(list(pixels[i : i + ACROSS]), -1) for i in range(0, ACROSS**2, ACROSS)]
         row.append(torch.cat(lines, -2))
     return row

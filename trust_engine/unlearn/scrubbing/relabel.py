@@ -50,7 +50,7 @@ class RelabelPlan:
     square of `up`; beta: weight of what stays; batch: pictures of either kind a step.
     """
 
-    steps: int = 40
+    steps: int = 70
     rate: float = 0.05
     beta: float = 8.0
     batch: int = 12
