@@ -23,7 +23,7 @@ from ..trust_engine.audit.request import AuditRequest
 from ..trust_engine.diff import payload_sha256
 from ..trust_engine.errors import SpecError
 from ..trust_engine.frontend.pictures import FAINT, INK, MARGIN, PAPER, font
-from ..trust_engine.frontend.wording import spelled
+from ..trust_engine.frontend.wording import sized, spelled
 from ..trust_engine.io.files import write_atomically
 from ..trust_engine.models.load import LoadedModel
 from ..trust_engine.models.sampler import SamplerSettings, sampled
@@ -175,7 +175,7 @@ class TrustAudit:
 def _follow(run: Audit, lent: Lent, bar: Bar) -> None:
     """Say what an audit will take, then iterate it under the bar."""
     every = sum(torch.Size(shape).numel() for shape in lent.host.weights.shapes.values())
-    needs = f"{run.total} UNet passes, {4 * every / 2**30:.1f} GB for a private UNet"
+    needs = f"{run.total} UNet passes, {sized(4 * every)} for a private UNet"
     about = {"kind": "audit", "stage": "", "done": 0, "total": run.total, "needs": needs}
     bar.tell(**about, left=None)
     expected = run.total * pass_seconds(run.context.models["untouched"])

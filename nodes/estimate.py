@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..trust_engine.frontend.wording import spelled
+from ..trust_engine.frontend.wording import sized, spelled
 from ..trust_engine.spec import UnlearnSpec
 from ..trust_engine.unlearn.estimate import Speed, expected_seconds, pass_seconds, step_seconds
 from ..trust_engine.unlearn.run import StepReport, Unlearning
@@ -108,19 +108,18 @@ def needs(lent: Lent, run: Unlearning, whole: bool) -> str:
     """Say what memory a run will take; whole: it has a private UNet."""
     spec, total = run.spec, run.total
     if spec.robust:
-        private = sum(p.nbytes for p in lent.model.denoiser.module.parameters()) / 2**30
-        beside = memory_of(lent.model, spec) / 2**30
+        private = sum(p.nbytes for p in lent.model.denoiser.module.parameters())
         return (
-            f"{total} units of work, {run.drawn} pictures, {private:.1f} GB for a private UNet and "
-            f"{beside:.1f} GB of main memory"
+            f"{total} units of work, {run.drawn} pictures, {sized(private)} for a private UNet and "
+            f"{sized(memory_of(lent.model, spec))} of main memory"
         )
     shapes = lent.host.weights.shapes
     trained = [torch.Size(shapes[key]).numel() for key in lent.host.weights.projections]
     widths = [shapes[key][1] for key in lent.host.weights.projections if key.endswith("q.weight")]
     states = 2 * run.recorded * 8 * 24 * 2 * sum(widths)
     one = 4 * max(trained, default=0) * 3 * 8
-    text = f"{total} units of work, about {states / 2**20:.0f} MB of recorded states"
+    text = f"{total} units of work, about {sized(states)} of recorded states"
     if whole:
         copy = 4 * sum(torch.Size(shape).numel() for shape in shapes.values())
-        return text + f", {(copy + 4 * 6 * sum(trained)) / 2**30:.1f} GB for a private UNet"
-    return text + f" and {one / 2**20:.0f} MB at a time for training"
+        return text + f", {sized(copy + 4 * 6 * sum(trained))} for a private UNet"
+    return text + f" and {sized(one)} at a time for training"

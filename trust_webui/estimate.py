@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trust_engine.frontend.subjects import passes
-from trust_engine.frontend.wording import some, spelled
+from trust_engine.frontend.wording import sized, some, spelled
 from trust_engine.models.attention import cross_attention_modules
 from trust_engine.models.contract import Conditioning, LentModel
 from trust_engine.spec import UnlearnSpec
@@ -25,8 +25,6 @@ from .host import Host, current
 from .jobs import Job
 from .speed import correct, known, timed
 from .unlearn_job import Order, Unlearned, unlearn
-
-MB, GB = 2**20, 2**30
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Expected:
         parts = (("recording", self.recording), ("training", self.training),
                  ("pictures", self.drawing))  # fmt: skip
         told = ", ".join(f"{name} {spelled(spent)}" for name, spent in parts if spent)
-        size = f"{self.memory / GB:.1f} GB" if self.memory > GB else f"{self.memory / MB:.0f} MB"
+        size = sized(self.memory)
         return f"Expected: {spelled(self.seconds)} ({told}) and {size} of memory beside the model."
 
     def __str__(self) -> str:

@@ -52,7 +52,8 @@ def test_audits_and_leaves_the_model(
     assert "Textual inversion" in str(figures["not_covered"]), "what this CLIP does not allow"
     assert pages(models) and frozen(model) == before and not model.patches
     told = [data for _, data in host.events]
-    assert told[0]["done"] == 0 and "UNet passes" in told[0]["needs"] and "GB" in told[0]["needs"]
+    assert told[0]["done"] == 0 and "UNet passes" in told[0]["needs"]
+    assert " MB for a private UNet" in told[0]["needs"]
     assert told[1]["left"] is not None
     assert told[-1]["kind"] == "finished"
     saved = part("nodes.saving").TrustSaveDiff().save(audit.diff, "gun", report=figures)

@@ -21,3 +21,8 @@ def spelled(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def sized(count: float) -> str:
+    """Spell a number of bytes out, in binary units: a demo's millions are no "0.0 GB"."""
+    return f"{count / 2**20:.0f} MB" if count < 2**30 else f"{count / 2**30:.1f} GB"
