@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toys.demo import narrow_family
+from trust_engine.models import families
+
 OURS = ("trust_webui",)
 
 
@@ -240,7 +243,10 @@ class Options:
 
 @contextlib.contextmanager
 def installed(folder: Path, extra: Callable[[Any], dict[str, ModuleType]]) -> Iterator[Any]:
-    """Enter the pretended modules; `extra` adds a host's own. Yields `modules.shared`."""
+    """Enter the pretended modules; `extra` adds a host's own. Yields `modules.shared`.
+
+    Meanwhile the engine knows the narrow demo, which these hosts hold, beside the real families.
+    """
     flags = SimpleNamespace(lowvram=False, medvram=False, api_auth=None, freeze_settings=False)
     kept = folder / "config.json"  # read at the start, as the host does
     saved = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
@@ -282,9 +288,12 @@ def installed(folder: Path, extra: Callable[[Any], dict[str, ModuleType]]) -> It
     # Another host's modules, left by whatever ran before, would make this one look like that one.
     before = {name: sys.modules.pop(name, None) for name in [*named, *_ours(), *_hosts()]}
     sys.modules.update(named)
+    known = families.MODELS
+    families.MODELS = (*known, narrow_family())
     try:
         yield shared
     finally:
+        families.MODELS = known
         for name in [*named, *_ours(), *_hosts()]:
             sys.modules.pop(name, None)
         sys.modules.update({name: old for name, old in before.items() if old is not None})

@@ -1,4 +1,4 @@
-"""A pretended AUTOMATIC1111 with the demo's weights, and a Lora extension with its backups.
+"""A pretended AUTOMATIC1111 with a narrow demo model, and a Lora extension with its backups.
 
 The UNet is ldm's own class where `stable-diffusion-sdkit` is installed.
 """
@@ -16,27 +16,29 @@ from torch import Tensor, nn
 from fakes.webui import module
 from fakes.webui_taesd import taesd
 from fakes.webui_text import count, encode
-from toys.demo import demo_model
+from toys.demo import narrow_demo
 from toys.tiny import LdmUNet
 from trust_engine.models.demo_architecture import SHAPE
+from trust_engine.models.load import LoadedModel
 from trust_engine.models.unet_keys import KeyMap
 
 
 def real_unet(weights: dict[str, Tensor]) -> nn.Module:
-    """Build ldm's UNetModel in the demo's shape; raises ImportError without ldm."""
+    """Build ldm's UNetModel in the narrow demo's shape; raises ImportError without ldm."""
     if find_spec("omegaconf") is None:  # only a type to compare with is asked of it
         config = module("omegaconf.listconfig", ListConfig=type("ListConfig", (), {}))
         sys.modules["omegaconf"] = module("omegaconf", listconfig=config)
         sys.modules["omegaconf.listconfig"] = config
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    unet = UNetModel(
-        image_size=16, in_channels=4, out_channels=4, model_channels=64, num_res_blocks=1,
-        attention_resolutions=[1, 2], channel_mult=(1, 2, 3), num_heads=4,
-        use_spatial_transformer=True, transformer_depth=1, context_dim=96, legacy=False,
-        use_checkpoint=False,
-    )  # fmt: skip
-    unet.load_state_dict(weights)
+    with torch.device("meta"):
+        unet = UNetModel(
+            image_size=16, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1,
+            attention_resolutions=[1, 2], channel_mult=(1, 1, 1), num_heads=4,
+            use_spatial_transformer=True, transformer_depth=1, context_dim=96, legacy=False,
+            use_checkpoint=False,
+        )  # fmt: skip
+    unet.load_state_dict({name: w.clone() for name, w in weights.items()}, assign=True)
     return unet.eval()
 
 
@@ -55,8 +57,8 @@ class Inner(nn.Module):
 class FakeA1111:
     """The host: its model, its Lora extension, its sampler."""
 
-    def __init__(self, ldm: bool = False) -> None:
-        self.demo = demo_model()
+    def __init__(self, ldm: bool = False, demo: LoadedModel | None = None) -> None:
+        self.demo = demo or narrow_demo()
         unet = self.demo.denoiser.module
         keys = KeyMap(SHAPE)
         self.weights = {keys.to_ldm(k): w.clone() for k, w in unet.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A pretended Forge: the demo's weights as inference tensors, in-place blocks, named patches.
+"""A pretended Forge: a narrow demo's weights as inference tensors, in-place blocks, named patches.
 
 Forks of it differ in which patches their merging takes: `Merging` pretends to be each of them.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fakes.webui import module
 from fakes.webui_taesd import taesd
 from fakes.webui_text import count, encode
-from toys.demo import demo_model
+from toys.demo import narrow_demo
 from toys.tiny import LdmUNet
 from trust_engine.models.demo_architecture import SHAPE
 
@@ -202,7 +202,7 @@ class FakeForge:
         self.calculators = self.merging.calculators
         self.families = _families()
         self.engine = type("StableDiffusion", (), {"matched_guesses": [self.families.SD15]})
-        self.demo = demo_model()
+        self.demo = narrow_demo()
         unet = self.demo.denoiser.module
         for layer in unet.modules():
             if isinstance(layer, nn.Linear):

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trust_engine.diff import LowRankOffset, Offset, SparseOffset, WeightDiff, describe_base
-from trust_engine.models.demo_architecture import SHAPE
+from trust_engine.models.demo_architecture import SHAPE, UNET_CONFIG
 from trust_engine.models.diffusers_unet import diffusers_denoiser
+from trust_engine.models.families import MODELS, ModelFamily
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.unlearn.scrubbing.blocks import picture_layers
+
+NARROW = {**UNET_CONFIG, "block_out_channels": (32, 32, 32)}
 
 
 @functools.cache
@@ -24,12 +27,44 @@ def _read() -> LoadedModel:
 
 def demo_model() -> LoadedModel:
     """Copy the demo model, weights and all, which takes a fraction of loading it."""
+    return _with(_read().denoiser.module)
+
+
+def narrow_demo() -> LoadedModel:
+    """Give the demo's text tower and decoder a narrow UNet, with weights by chance.
+
+    It has the same layers, under the same names, for what no trained weight is asked of; the
+    engine knows its width where `narrow_family` is among the families.
+    """
+    return _with(_narrow_unet())
+
+
+def narrow_family() -> ModelFamily:
+    """Return the family that the narrow demo is of: the demo's, at its own width."""
+    demo = next(family for family in MODELS if family.unet.name == "demo")
+    return replace(demo, unet=replace(demo.unet, config=NARROW))
+
+
+def _with(unet: nn.Module) -> LoadedModel:
     kept = _read()
+    denoiser = diffusers_denoiser(copy.deepcopy(unet), kept.denoiser.schedule, SHAPE)
     encoder = copy.copy(kept.encoder)
     encoder.tower = copy.deepcopy(kept.encoder.tower)
-    unet, schedule = copy.deepcopy(kept.denoiser.module), kept.denoiser.schedule
-    denoiser = diffusers_denoiser(unet, schedule, SHAPE)
     return replace(kept, denoiser=denoiser, encoder=encoder, decoder=copy.deepcopy(kept.decoder))
+
+
+@functools.cache
+def _narrow_unet() -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(**NARROW)
+    unet = unet.eval().requires_grad_(False)
+    for name, module in unet.named_modules():
+        if name.endswith(".attn2.to_out.0"):
+            module.weight.mul_(6)  # let the text matter as it does to a trained UNet
+    return unet
 
 
 def scrubbed(weights: Mapping[str, Tensor], rank: int = 2, share: float = 0.5) -> WeightDiff:

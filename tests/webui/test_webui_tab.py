@@ -12,6 +12,7 @@ import pytest
 
 from fakes.webui import MADE, Component, installed
 from fakes.webui_a1111 import FakeA1111
+from toys.demo import demo_model, narrow_demo
 from toys.small_unet import small_diff
 from toys.tiny import some_diff
 from trust_engine.diff import WeightDiff, load_diff, save_diff
@@ -19,9 +20,9 @@ from trust_engine.spec import UnlearnSpec
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Any]:
-    """Build the tab in a pretended A1111."""
-    made: Any = FakeA1111()
+def page(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """Build the tab in a pretended A1111, with the narrow demo unless told otherwise."""
+    made: Any = FakeA1111(demo=getattr(request, "param", narrow_demo)())
     with installed(tmp_path, made.modules) as shared:
         made.shared, made.folder = shared, tmp_path / "models" / "trust_diffs"
         MADE.clear()
@@ -75,6 +76,7 @@ def test_it_begins_with_the_engines_defaults(page: Any) -> None:
     assert form.order.spec == UnlearnSpec(form.concepts)
 
 
+@pytest.mark.parametrize("page", [demo_model], indirect=True, ids=["what it draws is judged"])
 def test_one_word_one_button_then_files(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from trust_webui import form, job_status
 
@@ -306,7 +308,7 @@ def test_a_whole_checkpoint_takes_its_description_along(
     base.symlink_to(DEMO)
     page.model.sd_checkpoint_info.filename = str(base)
     assert sd_models.model_data.sd_model is page.model
-    diff = some_diff(page.demo.denoiser)
+    diff = some_diff(demo_model().denoiser)
     small = {k: o.with_values(0.01 * o.values) for k, o in diff.offsets.items()}
     save_diff(WeightDiff(small, {"family": "demo"}), page.folder / "gun.safetensors")
     told = tab_files._checkpoint("gun.safetensors", 1.0)
