@@ -121,14 +121,15 @@ def count_scrubbing(family: str) -> ScrubbingSize:
     spec, counts_of = WORD.spec, recipe_of(WORD.spec).counts
     pictures = 2 * counts_of.concept + counts_of.alone + counts_of.pairs + counts_of.near
     passes = recipe_of(spec).sampler.passes(pictures) + passes_of(spec)
+    drawing = pass_gb(family, 2)
     return ScrubbingSize(
         stored / 1e6,
         max(sum(2 * 4 * d * d for d in widths) for widths in own) / GB,
         dict(sorted(Counter(d for widths in own for d in widths).items())),
         1 - sum(counts[block.path] for block in blocks) / total,
         len(blocks),
-        _scrubbing_gb(family, blocks) - pass_gb(family, 2),
-        _relabelling_gb(family, blocks) - pass_gb(family, 2),
+        _scrubbing_gb(family, blocks) - drawing,
+        _relabelling_gb(family, blocks) - drawing,
         passes,
         passes * pass_tflop(family, 1),
         relabelling_work(spec),
