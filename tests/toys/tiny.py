@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -92,10 +93,7 @@ class WordEncoder:
         return len(prompt.split())
 
     def _rows(self, prompt: str) -> Tensor:
-        words = ["<start>", *prompt.lower().split()[: TOKENS - 2]]
-        words += ["<end>"] * (TOKENS - len(words))
-        rows = torch.stack([_row(word) for word in words])
-        return rows + 0.5 * rows.cumsum(0) / torch.arange(1, TOKENS + 1).view(-1, 1)
+        return _rows(prompt)
 
 
 class HostEncoder(WordEncoder):
@@ -107,6 +105,15 @@ class HostEncoder(WordEncoder):
         return super().encode(prompts)
 
 
+@functools.cache
+def _rows(prompt: str) -> Tensor:
+    words = ["<start>", *prompt.lower().split()[: TOKENS - 2]]
+    words += ["<end>"] * (TOKENS - len(words))
+    rows = torch.stack([_row(word) for word in words])
+    return rows + 0.5 * rows.cumsum(0) / torch.arange(1, TOKENS + 1).view(-1, 1)
+
+
+@functools.cache
 def _row(word: str) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(word.encode()))
     return torch.randn(WIDTH, generator=generator)
@@ -122,7 +129,7 @@ def tiny_denoiser(style: str = "diffusers", seed: int = 0) -> ModuleDenoiser:
 
 def tiny_model(style: str = "diffusers", seed: int = 0) -> LentModel:
     """Lend the whole tiny model."""
-    return LentModel(tiny_denoiser(style, seed), WordEncoder(), (8, 8), WORDS)
+    return LentModel(tiny_denoiser(style, seed), WordEncoder(), (4, 4), WORDS)
 
 
 def tiny_spec(**changes: object) -> UnlearnSpec:

@@ -41,7 +41,7 @@ def _lower() -> tuple[object, ...]:
 
 def robust_spec(**changes: object) -> UnlearnSpec:
     """Ask for a run on a few pictures."""
-    return tiny_spec(**{"robust": True, "passes": PASSES, **changes})
+    return tiny_spec(**{"robust": True, "passes": PASSES, "rate": 0.1, **changes})
 
 
 def ran(model: LentModel | None = None, **changes: object) -> Unlearning:
