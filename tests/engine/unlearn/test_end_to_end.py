@@ -28,7 +28,7 @@ def whole(style: str = "diffusers", **changes: object) -> EndToEndProblem:
             weights[f"{name}.to_{letter}.weight"] = (weight, layer.heads)
     now, goal, kept = (Conditioning(torch.randn(3, 6, 16)) for _ in range(3))
     rows = torch.arange(3)
-    latents, timesteps = torch.randn(3, 2, 4, 8, 8), torch.tensor([801, 301])
+    latents, timesteps = torch.randn(3, 2, 4, 4, 4), torch.tensor([801, 301])
     erase, keep = Pairs(latents, rows, now, goal), Pairs(latents, rows, kept)
     return EndToEndProblem(
         denoiser, weights, timesteps, erase, keep, tiny_spec(engine="global", **changes)

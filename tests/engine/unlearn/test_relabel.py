@@ -26,7 +26,7 @@ N = 3  # pictures of a kind
 
 def drawn(prompts: list[str], seed: int) -> Drawn:
     """Make up pictures of prompts."""
-    x = torch.randn(len(prompts), 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(len(prompts), 4, 4, 4, generator=torch.Generator().manual_seed(seed))
     return Drawn(x, tiny_model().encoder.encode(prompts))
 
 
@@ -65,7 +65,7 @@ def finished(**changes: Any) -> Relabelling:
 def errors(made: Relabelling, offsets: dict[str, LowRankOffset]) -> tuple[float, float]:
     """Return E and P under offsets, over many samples."""
     lent, told = Overlaid(made.denoiser, offsets), torch.Generator().manual_seed(9)
-    many = training(made.denoiser, plan=replace(PLAN, batch=64))
+    many = training(made.denoiser, plan=replace(PLAN, batch=32))
     with torch.no_grad():
         batch, rest = many._of_concept(told), many._of_rest(told)
         alphas = made.denoiser.schedule.alphas[batch.t]
@@ -120,7 +120,7 @@ def test_little_room_changes_nothing_but_last_digits() -> None:
     whole, one = training(), tiny_model().denoiser
 
     def once() -> None:
-        one(torch.zeros(1, 4, 8, 8), torch.tensor([0]), tiny_model().encoder.encode(["a gun"]))
+        one(torch.zeros(1, 4, 4, 4), torch.tensor([0]), tiny_model().encoder.encode(["a gun"]))
 
     blocks, calls = blocks_of(one, once), list[str]()
     paths = innermost(one.module, blocks)
