@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from trust_engine import distributed
+from trust_engine.__main__ import run
 from trust_engine.cli.main import main
 from trust_engine.diff import load_diff
 from trust_engine.distributed import LAUNCHED, SINGLE, Workers, joined
@@ -25,6 +26,11 @@ from trust_engine.spec import ConceptSpec, UnlearnSpec
 ROOT = Path(__file__).resolve().parents[3]
 UNLEARN = ("unlearn", "--model", "demo", "--concept", "gun", "--steps", "2", "--device", "cpu",
            "--pictures", "0")  # fmt: skip
+FEW_PROMPTS = ConceptSpec(
+    ("gun",),
+    preserve=("a cat", "a dog", "a car", "a tree", "a house", "a boat", "a bird", "a fish"),
+    templates=("{}", "a picture of {}"),
+)
 
 
 def launched(arguments: list[str], folder: Path, size: int = 2) -> list[tuple[int, str, str]]:
@@ -147,11 +153,8 @@ def test_two_processes_make_the_diff_of_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """To the bit, as long as each computes with as many threads."""
-    gun, brief = (
-        (ConceptSpec(("gun",)),),
-        {"trajectory_steps": 2, "passes": 40, "steps": 2},
-    )  # ten prompts, eight at once
-    spec = UnlearnSpec(gun, **way, **brief)  # type: ignore[arg-type]
+    brief = {"trajectory_steps": 2, "passes": 40, "steps": 2}  # ten prompts, eight at once
+    spec = UnlearnSpec((FEW_PROMPTS,), **way, **brief)  # type: ignore[arg-type]
     (tmp_path / "spec.json").write_text(spec.to_json())
     command = ["unlearn", "--model", "demo", "--device", "cpu", "--spec", "spec.json", "--json",
                "--pictures", "0"]  # fmt: skip
@@ -198,24 +201,19 @@ def test_two_processes_make_the_audit_of_one(tmp_path: Path) -> None:
     assert a == b
 
 
-def alone(arguments: list[str], **left: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with what an old job left in the environment."""
-    outside = {k: v for k, v in os.environ.items() if k not in LAUNCHED}
-    return subprocess.run(
-        [sys.executable, "-m", "trust_engine", *arguments],
-        env={**outside, "PYTHONPATH": str(ROOT), **left},
-        text=True, capture_output=True, timeout=100,
-    )  # fmt: skip
-
-
 LEFT = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
 
 
-def test_a_command_that_shares_no_work_waits_for_nobody() -> None:
-    """In its own process, and whatever its number is: it prints what it found."""
-    done = alone(["diff", "info", "missing.safetensors"], **LEFT)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "trust_engine: missing.safetensors: no such file\n"
+def test_a_command_that_shares_no_work_waits_for_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever an old job left in the environment, and whatever its number: it prints."""
+    for name, value in LEFT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["trust_engine", "diff", "info", "missing.safetensors"])
+    assert run() == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "trust_engine: missing.safetensors: no such file\n")
 
 
 @pytest.mark.parametrize("empty", LAUNCHED)
