@@ -188,7 +188,7 @@ def test_concept_and_anchor_grow_from_the_same_noise() -> None:
     model, spec = tiny_model(), plan(passes=5)
     cond, uncond = model.encoder.encode(["a gun"]), model.encoder.encode([""])
     for batch in (1, 8):
-        drawn = draw(model.denoiser, cond, uncond, [0] * 8, spec, (8, 8), batch)
+        drawn = draw(model.denoiser, cond, uncond, [0] * 8, spec, (4, 4), batch)
         told, anchors, others = drawn.split([2, 2, 4])
         torch.testing.assert_close(told, anchors, rtol=1e-4, atol=1e-4)
         assert all(not torch.equal(told[0], other) for other in others)

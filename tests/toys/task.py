@@ -15,6 +15,6 @@ GUN = ConceptSpec(("gun",), preserve=("a cat", "a dog"))
 def task_of(concept: ConceptSpec = GUN, seed: int = 0, meter: Meter | None = None) -> Task:
     """Ask for a concept to be unlearned on a tiny random model."""
     model = LoadedModel(
-        tiny_denoiser(), WordEncoder(), nn.Identity(), (8, 8), WORDS, ("sketch",), "tiny"
+        tiny_denoiser(), WordEncoder(), nn.Identity(), (4, 4), WORDS, ("sketch",), "tiny"
     )  # type: ignore[arg-type]
     return Task(metered(model, meter) if meter else model, concept, seed)

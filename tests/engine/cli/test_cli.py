@@ -96,7 +96,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.models.load.LoadedMode
         lent.denoiser,
         lent.encoder,
         NoDecoder(),
-        (8, 8),
+        (4, 4),
         lent.vocabulary,  # type: ignore[arg-type]
         (),
         "tiny",
