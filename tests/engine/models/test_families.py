@@ -39,6 +39,7 @@ from trust_engine.models.sampler import SamplerSettings
 from trust_engine.models.schedule import zero_terminal
 from trust_engine.models.unet_keys import projection_of
 from trust_engine.spec import Ablation, ConceptSpec, UnlearnSpec
+from trust_engine.unlearn import end_to_end
 from trust_engine.unlearn.run import Unlearning
 
 every = pytest.mark.parametrize("name", NAMES)
@@ -145,7 +146,8 @@ def test_half_precision_stays_in_memory_and_computes_in_float32(name: str, tmp_p
 
 @every
 @pytest.mark.parametrize("engine", ["local", "global"])
-def test_unlearns(name: str, engine: str, tmp_path: Path) -> None:
+def test_unlearns(name: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end, "BATCH", 2)  # a family's layers are met in any batch
     path = single_file(tmp_path / "m", original(name), torch.float16)
     model = load_model(str(path), "cpu")
     before = frozen_bits(model.denoiser.module)
