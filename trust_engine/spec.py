@@ -259,8 +259,9 @@ class UnlearnSpec:
         False, flag=True, label="Robust",
         help="Stand up to attackers who ask in other words, or by a learned token: first, "
         "what only the concept's pictures have is taken out of the whole UNet. For things and "
-        "styles. Takes twice as long on the demo, several times on a large model, needs a private "
-        "copy of the UNet and room for gradients, and changes many layers a little.",
+        "styles. Takes up to three times as long on the demo, several times on a large model, "
+        "needs a private copy of the UNet and room for gradients, and changes many layers "
+        "a little.",
     )  # fmt: skip
     syntax: Syntax = choice(
         "literal", get_args(Syntax), label="Prompt syntax",
