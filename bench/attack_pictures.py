@@ -26,7 +26,7 @@ from trust_engine.demo.judge import load_judge
 from trust_engine.frontend.pictures import contact_sheet
 from trust_engine.models.load import load_model
 
-KEPT, OUT = Path("runs/attacked"), Path("docs/images/attacked.png")
+KEPT, OUT = Path("runs/attacked"), Path("docs/images/attacked.jpg")
 CONCEPT, SEED = "gun", 0
 METHODS = {"trust": "TRUST, default", "salun": "SalUn", "trust-scrub": "TRUST, robust"}
 ASKED = "asked"
@@ -81,7 +81,7 @@ def main() -> None:
         (says, to_pixels(torch.stack(cells(context, method)))) for method, says in METHODS.items()
     ]
     sheet = contact_sheet(f'"{CONCEPT}" forgotten, then attacked', rows, list(COLUMNS.values()))
-    sheet.save(OUT)
+    sheet.save(OUT, quality=90)
     print(OUT)
 
 

@@ -58,7 +58,7 @@ SUMMARY = ("gun", "bomb")
 """The things of the table that sums up; styles and pairs have tables of their own."""
 SCRUBBED = ("target", "synonyms", "others", "others_style", "others_background", "pairs")
 """The figures of scrubbing's trials on a thing."""
-SHORT = ("trust", "uce", "esd-x", "salun")
+SHORT = ("trust", "trust-scrub", "uce", "esd-x", "salun")
 """The methods of the README's table."""
 
 

@@ -19,6 +19,7 @@ from .picture_lists import Counts
 
 Source = Literal["renoised", "on the way", "both"]
 MANY = 0.5  # exponent: with n concepts what stays is shown n^MANY times as often
+STYLED = 2  # times as often beside a style: other styles times all things are more to be shown
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Recipe:
 def recipe_of(spec: UnlearnSpec) -> Recipe:
     """Return a run's: `passes` says how many pictures are drawn and how often they are noised."""
     usual, share = Recipe(), spec.passes / DEFAULTS["passes"]
-    rest = share * len(spec.concepts) ** MANY
+    styled = any(concept.kind == "style" for concept in spec.concepts)
+    rest = share * len(spec.concepts) ** MANY * (STYLED if styled else 1)
 
     def some(count: int, of: float) -> int:
         return max(2, round(count * of)) if count else 0
