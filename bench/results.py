@@ -18,15 +18,14 @@ from statistics import fmean
 from typing import Any
 
 from bench.baselines.catalogue import METHODS
-from bench.baselines.table import UNTOUCHED, Cells, kept_shares, read_cells
+from bench.baselines.table import UNTOUCHED, Cells, kept_shares, read_cells, title_of
 from bench.engine import ABLATED, STORE, VARIANTS
 from bench.measure import GONE, relative
-from bench.rivals import CHANCE, CURVE
+from bench.rivals import CHANCE, CURVES
 from bench.rivals import CONCEPTS as RIVALLED
 from bench.stacked import summary as several
 from bench.trained_diffs import CONCEPTS, HELD_OUT
 from bench.world.crisp import RUNGS
-from trust_engine.audit.levels import Budgets
 from trust_engine.audit.metrics.intervals import Rate
 from trust_engine.settings import Setting
 from trust_engine.spec import ABLATIONS, SETTINGS
@@ -53,7 +52,6 @@ ATTACKS = {
     "p4d": "P4D", "ring_a_bell": "Ring-A-Bell",
 }  # fmt: skip
 RELEARNED = {"relearning": "all weights", "relearning_lora": "a LoRA"}
-USUAL = Budgets().relearn_steps
 SUMMARY = ("gun", "bomb")
 """The things of the table that sums up; styles and pairs have tables of their own."""
 SCRUBBED = ("target", "synonyms", "others", "others_style", "others_background", "pairs")
@@ -132,11 +130,6 @@ def by_chance(kind: str) -> str:
     return _rows("concept and method", rows) if rows else ""
 
 
-def title_of(method: str) -> str:
-    """Name a method, or the model that none has touched."""
-    return METHODS[method].title if method in METHODS else "untouched model"
-
-
 def _rows(head: str, rows: Sequence[tuple[str, str, list[dict[str, Any]], Cells]]) -> str:
     """Write rows of (title, method, its cells, the concept's cells)."""
     every = [cell for _, _, row, _ in rows for cell in row]
@@ -158,18 +151,18 @@ def _rows(head: str, rows: Sequence[tuple[str, str, list[dict[str, Any]], Cells]
     return markdown([head, "seeds", *heads], lines)
 
 
-def curves(name: str) -> str:
+def curves(concept: str) -> str:
     """Write what relearning brings back after more and more steps; "" where none is whole."""
     rows = []
-    for method, row in read_cells(FIGURES / "rivals", name).items():
-        for kind, says in RELEARNED.items():
-            named = [kind if n == USUAL else f"{kind}_{n}" for n in sorted((*CURVE, USUAL))]
-            whole = [cell for cell in row if set(named) <= set(cell["attacks"])]
+    for method, row in read_cells(FIGURES / "rivals", concept).items():
+        for name, steps in CURVES.items():
+            whole = [cell for cell in row if set(steps.values()) <= set(cell["attacks"])]
             if whole:
-                found = [share(pooled([c["attacks"][a]["asr"] for c in whole])) for a in named]
-                rows.append([title_of(method), says, str(len(whole)), *found])
-    steps = [f"{n} steps" for n in sorted((*CURVE, USUAL))]
-    return markdown(["method", "of", "seeds", *steps], rows) if rows else ""
+                found = [[c["attacks"][a]["asr"] for c in whole] for a in steps.values()]
+                shares = [share(pooled(one)) for one in found]
+                rows.append([title_of(method), RELEARNED[name], str(len(whole)), *shares])
+    heads = [f"{n} steps" for n in CURVES["relearning"]]
+    return markdown(["method", "of", "seeds", *heads], rows) if rows else ""
 
 
 def cost(name: str, store: Path) -> str:

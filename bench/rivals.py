@@ -67,9 +67,16 @@ ATTACKS = (
     "textual_inversion_1", "textual_inversion_3", "unlearn_diff_atk", "p4d", "ring_a_bell",
     "relearning", "relearning_lora", "benign_fine_tuning",
 )  # fmt: skip
-CURVE = (5, 10, 50, 100)
-"""Steps of relearning beside the usual 20; `relearning_50` is an attack in 50."""
-CURVES = tuple(f"{name}_{n}" for name in ("relearning", "relearning_lora") for n in CURVE)
+USUAL = Budgets().relearn_steps
+CURVES = {
+    name: {n: name if n == USUAL else f"{name}_{n}" for n in (5, 10, USUAL, 50, 100)}
+    for name in ("relearning", "relearning_lora")
+}
+"""Relearning -> steps -> the attack in so many steps: the usual ones are the attack itself."""
+STEPPED = {
+    attack: (name, n) for name, steps in CURVES.items() for n, attack in steps.items() if n != USUAL
+}
+"""Attacks of CURVES that ATTACKS has not -> relearning, and its steps."""
 UNTOUCHED = "untouched"
 STORE = Path("bench/figures")
 WEIGHTS = Path("runs/rivals")  # what methods made, until it is measured
@@ -252,10 +259,10 @@ class Bench:
 
 def attack_named(name: str, budgets: Budgets) -> Attack:
     """Make an attack of ATTACKS or CURVES."""
-    if name not in CURVES:
+    if name not in STEPPED:
         return make_attack(name, budgets)
-    kind, steps = name.rsplit("_", 1)
-    return make_attack(kind, replace(budgets, relearn_steps=int(steps)))
+    usual, steps = STEPPED[name]
+    return make_attack(usual, replace(budgets, relearn_steps=steps))
 
 
 def tune(methods: Sequence[str], kind: str | None = None, images: int = 12) -> None:
@@ -306,7 +313,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--concepts", nargs="+", choices=(*CONCEPTS, *CHANCE))
     parser.add_argument(
-        "--attacks", nargs="*", choices=(*ATTACKS, *CURVES), help="some of them; none: no attack"
+        "--attacks", nargs="*", choices=(*ATTACKS, *STEPPED), help="some of them; none: no attack"
     )
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--show", action="store_true", help="measure nothing")

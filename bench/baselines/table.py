@@ -32,6 +32,11 @@ LEGEND, LINE = 270, 32  # pixels: its width, and a row's height
 Cells = dict[str, list[dict[str, Any]]]
 
 
+def title_of(method: str) -> str:
+    """Name a method, or the model that none has touched."""
+    return METHODS[method].title if method in METHODS else "untouched model"
+
+
 def read_cells(store: Path, concept: str) -> Cells:
     """Read a concept's cells by method, one a seed."""
     cells: Cells = {}
@@ -60,7 +65,7 @@ def _table(concept: str, cells: Cells) -> str:
              "changed", "diff", "seconds", "passes", "peak"]  # fmt: skip
     lines = [f"### {concept}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for method, row in cells.items():
-        title = METHODS[method].title if method in METHODS else "untouched model"
+        title = title_of(method)
         figures = [_share(_pool(c["figures"].get(k) for c in row), k in GONE) for k in shown]
         asr = [_share(_pool(c["attacks"].get(a, {}).get("asr") for c in row)) for a in attacks]
         lines.append(f"| {' | '.join([title, str(len(row)), *figures, *asr, *_cost(row)])} |")
