@@ -265,7 +265,7 @@ def test_a_gpu_trains_in_its_tensor_cores_and_a_host_never_notices(switch: str) 
         "        pass\n"
         f"    assert m.{name} == host\n"
     )
-    if not hasattr(os, "fork"):
+    if sys.platform != "linux":  # elsewhere a fork after torch has computed may hang
         subprocess.run([sys.executable, "-c", script], check=True)
         return
     child = os.fork()  # which has torch imported already
