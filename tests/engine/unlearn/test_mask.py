@@ -199,6 +199,13 @@ def test_a_shrinking_mask_comes_down_to_the_most_influential(granularity: str) -
     assert dynamic.current.nonzero().flatten().tolist() == list(range(72, 80))
 
 
+@pytest.mark.parametrize(("progress", "left"), [(0.2, 80), (0.35, 8 + 72 // 8), (0.5, 8), (0.6, 8)])
+def test_a_shrinking_mask_follows_a_cubic(progress: float, left: int) -> None:
+    dynamic = mask_of((80,), budget=0.1, schedule="shrinking")
+    dynamic.shrink(torch.zeros(80), 0.0)
+    assert int(dynamic.shrink(torch.zeros(80), progress).sum()) == left
+
+
 def test_what_a_shrinking_mask_has_dropped_stays_out() -> None:
     dynamic = mask_of((10,), budget=0.2, schedule="shrinking")
     dynamic.shrink(torch.zeros(10), 0.0)
@@ -222,14 +229,23 @@ def test_a_shrinking_mask_notes_what_stood_out_at_first() -> None:
     assert mask.first.nonzero().tolist() == [[4]]
 
 
-@pytest.mark.parametrize("schedule", ["bounded", "shrinking"])
-def test_a_mask_rests_after_half_of_the_run(schedule: str) -> None:
-    mask = mask_of((40,), schedule=schedule, budget=0.2, xi=-9.0)
+@pytest.mark.parametrize(("schedule", "renewals"), [("bounded", 50), ("shrinking", 1 + 31)])
+def test_a_mask_rests_from_half_of_the_run_on(schedule: str, renewals: int) -> None:
+    """A bounded one has moved at each step before; a shrinking one at step 0 and from 20 to 50."""
+    mask = mask_of((40_000,), schedule=schedule, budget=0.2, xi=-9.0)
     for step in range(100):
-        turn(mask, step, torch.rand(40), influence=torch.rand(40))
-        if step == 51:
-            half = mask.current.clone()
-    assert torch.equal(mask.current, half) and int(half.sum()) == 8
+        turn(mask, step, torch.rand(40_000), influence=torch.rand(40_000))
+    assert len(mask.reports[0].counts) == renewals
+    assert int(mask.current.sum()) == 8000
+
+
+@pytest.mark.parametrize(("refresh", "due"), [(10, [30, 40, 50]), (0, [50])])
+def test_a_shrinking_mask_drops_entries_only_when_it_is_due(refresh: int, due: list[int]) -> None:
+    mask = mask_of((40,), schedule="shrinking", refresh=refresh, budget=0.2)
+    counts = [
+        int(turn(mask, step, torch.rand(40), influence=torch.rand(40)).sum()) for step in range(60)
+    ]
+    assert [step for step in range(1, 60) if counts[step] < counts[step - 1]] == due
 
 
 def test_a_costly_saliency_is_asked_for_only_when_the_mask_is_taken_anew() -> None:
