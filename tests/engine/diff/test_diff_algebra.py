@@ -61,6 +61,12 @@ def test_mean_divides_by_those_who_touch_an_entry() -> None:
     assert dense(mixed).tolist()[:3] == [2.0, 3.0, 6.0]
 
 
+def test_of_two_that_move_an_entry_alike_the_one_that_is_named_first_is_strongest() -> None:
+    a, b = one([1, 2] + [0] * 6), one([-1, 3] + [0] * 6)
+    assert dense(combine([(a, 1.0), (b, 1.0)], "strongest")).tolist()[:2] == [1, 3]
+    assert dense(combine([(b, 1.0), (a, 1.0)], "strongest")).tolist()[:2] == [-1, 3]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_base_plus_difference_is_the_tuned_model(dtype: torch.dtype) -> None:
     lent, tuned = small_denoiser(dtype=dtype), small_weights(1, dtype)
@@ -171,6 +177,7 @@ def test_diffs_that_contradict_each_other_are_not_merged() -> None:
         combine([(gun, 1.0), (cat, 1.0)])
     with pytest.raises(SpecError, match="do not go together"):
         combine([(combine([(gun, 1.0)]), 0.5), (cat, 1.0)])
+    assert combine([(combine([(gun, 0.0), (cat, 1.0)]), 1.0), (cat, 1.0)]).offsets  # no gun in it
 
 
 def test_each_of_many_beside_the_rest_is_what_a_pair_says() -> None:

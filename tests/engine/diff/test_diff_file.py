@@ -291,6 +291,19 @@ def test_a_file_from_before_the_first_release(tmp_path: Path) -> None:
         load_diff(tmp_path / "a")
 
 
+@pytest.mark.parametrize("version", [0, 3, True, "1", 1.0, None])
+def test_a_format_of_another_version_is_refused_by_its_number(
+    version: object, tmp_path: Path
+) -> None:
+    """Version 3 may be written some day: its reader is a newer release, and the file is sound."""
+    from safetensors.torch import save
+
+    label = {"version": version, "tensors": {}, "provenance": {}, "sha256": ""}
+    (tmp_path / "a").write_bytes(save({"a": torch.zeros(1)}, {"trust-diff": json.dumps(label)}))
+    with pytest.raises(DiffError, match=r"diff format .+, this release reads 1 to 2"):
+        load_diff(tmp_path / "a")
+
+
 def test_notes_are_sealed_on_their_own(tmp_path: Path) -> None:
     save_diff(replace(small_diff(), notes={"author": "Ann"}), tmp_path / "a")
     with safe_open(str(tmp_path / "a"), "pt") as file:
