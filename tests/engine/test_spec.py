@@ -340,3 +340,58 @@ def test_what_a_run_would_pass_over_is_refused_and_stays_readable() -> None:
         replace(spec, **{"robust": False, "engine": "local", **fine}).refuse_unheeded()
     with pytest.raises(SpecError, match="robust trains layer by layer"):
         Unlearning(tiny_model(), spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shrinks"),
+    [
+        ({}, True),
+        ({"schedule": "bounded"}, False),
+        ({"objective": "zero"}, False),
+        ({"saliency": "clip"}, False),
+        ({"saliency": "noise"}, False),
+        ({"engine": "global"}, False),
+        ({"engine": "global", "saliency": "noise"}, True),
+        ({"ablation": Ablation(selection="random")}, False),
+        ({"ablation": Ablation(selection="all")}, False),
+    ],
+)
+def test_a_mask_shrinks_where_it_chooses_by_what_it_measures_itself(
+    changes: dict[str, Any], shrinks: bool
+) -> None:
+    assert UnlearnSpec((GUN,), **changes).shrinks is shrinks
+
+
+@pytest.mark.parametrize(
+    ("changes", "exact"),
+    [
+        ({}, True),
+        ({"objective": "cip"}, True),
+        ({"objective": "none"}, False),
+        ({"objective": "zero"}, False),
+        ({"lam": 0.0}, False),
+        ({"engine": "global"}, False),
+        ({"engine": "global", "ablation": Ablation(hessian="exact")}, True),
+        ({"ablation": Ablation(hessian="finite")}, False),
+    ],
+)
+def test_a_penalty_is_differentiated_twice_locally_or_at_a_wish(
+    changes: dict[str, Any], exact: bool
+) -> None:
+    assert UnlearnSpec((GUN,), **changes).exact_hessian is exact
+
+
+@pytest.mark.parametrize(
+    ("changes", "together", "through", "whole"),
+    [
+        ({}, False, False, False),
+        ({"engine": "global"}, True, True, True),
+        ({"saliency": "noise"}, False, True, True),
+        ({"robust": True}, False, False, True),
+    ],
+)
+def test_what_a_run_needs_of_the_unet(
+    changes: dict[str, Any], together: bool, through: bool, whole: bool
+) -> None:
+    spec = UnlearnSpec((GUN,), **changes)
+    assert (spec.together, spec.through_unet, spec.whole_unet) == (together, through, whole)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from trust_engine.prompts.concept import (
     nearest,
 )
 from trust_engine.prompts.kinds import KINDS as WRITTEN
+from trust_engine.prompts.kinds import Surroundings, written
 from trust_engine.prompts.templates import LOOKS_KEPT, PAIRS, STYLES, TEMPLATES
 from trust_engine.spec import ConceptSpec
 
@@ -344,3 +348,35 @@ def test_a_style_is_erased_and_kept_on_every_thing() -> None:
     kept = [p for p in prompts.preserve if "style" in p]
     counts = [sum(name in p for p in kept) for name in ("twemoji", "fluent")]
     assert min(counts) > 0 and abs(counts[0] - counts[1]) <= 1, "the other styles take turns"
+
+
+NEAR = Surroundings(("rifle", "dog", "the sea"), ("flat", "old photo"))
+SUMS = {
+    ("single", "", ""): "9e5bd26be323",
+    ("single", "", "beside"): "c257eadf763d",
+    ("single", "anchor", "beside"): "c0a974afc634",
+    ("single", "templates", ""): "662c055423f2",
+    ("combination", "", ""): "22a09e8e1634",
+    ("combination", "anchor", ""): "ae0d518e21ce",
+    ("combination", "templates", ""): "2aa9b1acaebe",
+    ("conditional", "", ""): "fda79256b2c4",
+    ("conditional", "anchor", ""): "0619de6def00",
+    ("conditional", "templates", ""): "7fed6f03ab23",
+    ("style", "", ""): "cca6868db745",
+    ("style", "", "named"): "f6b67c10afc4",
+    ("style", "anchor", "named"): "47fd207a5e62",
+}
+
+
+@pytest.mark.parametrize(("kind", "own", "how"), SUMS)
+def test_every_figure_was_measured_with_these_prompts(kind: str, own: str, how: str) -> None:
+    """Another word anywhere gives other diffs: measure first, then enter the new sum."""
+    more: Any = {
+        "anchor": {"anchor": "apple"},
+        "templates": {"templates": ("the {} now", "the {} at sea")},
+    }
+    concept = replace(KINDS[kind], **more.get(own, {}))
+    mine = written(concept, NEAR, named=how == "named", beside=how == "beside")
+    told = [list(mine.targets()), list(mine.retain()), list(mine.words()), mine.push, mine.proposed]
+    found = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+    assert found == SUMS[kind, own, how], told
