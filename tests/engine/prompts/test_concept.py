@@ -17,7 +17,6 @@ from trust_engine.errors import SpecError
 from trust_engine.models.contract import Conditioning
 from trust_engine.phrases import same_name, with_article
 from trust_engine.prompts.concept import (
-    MAX_TOKENS,
     NEIGHBOURS,
     PromptSet,
     build_prompts,
@@ -249,6 +248,14 @@ def test_no_anchor_names_the_concept(word: str) -> None:
     assert not any(concept.carried_by(text) for text in (*prompts.anchors, *prompts.preserve))
 
 
+def test_what_a_user_asks_for_instead_may_name_the_concept() -> None:
+    """A toy gun for guns; a sentence of one's own that stays a photo without photos."""
+    toy = build_prompts([ConceptSpec(("gun",), anchor="toy gun")], WordEncoder(), WORDS)
+    assert all("a toy gun" in anchor for anchor in toy.anchors)
+    own = build_prompts([ConceptSpec(("photo",), templates=("a photo of {}",))], WordEncoder())
+    assert own.anchors == ("a photo of something",)
+
+
 def test_a_partner_is_known_again_whatever_its_case() -> None:
     concept = ConceptSpec(("baby",), "combination", companion="Beer")
     prompts = build_prompts([concept], WordEncoder(), ("beer", "cat", "babies", "dog"))
@@ -288,12 +295,14 @@ def test_the_vocabulary_is_read_once_however_many_concepts() -> None:
 
 
 def test_a_prompt_may_have_as_many_tokens_as_a_tower_reads_and_no_more() -> None:
+    """77 of CLIP's, of which two are start and end."""
+
     def long(words: int) -> ConceptSpec:
         return ConceptSpec(("gun",), preserve=("cat",), templates=("a {}" + " x" * (words - 2),))
 
-    assert build_prompts([long(MAX_TOKENS)], WordEncoder()).targets
-    with pytest.raises(SpecError, match=f"prompt has {MAX_TOKENS + 1} tokens"):
-        build_prompts([long(MAX_TOKENS + 1)], WordEncoder())
+    assert build_prompts([long(75)], WordEncoder()).targets
+    with pytest.raises(SpecError, match="prompt has 76 tokens, at most 75 fit"):
+        build_prompts([long(76)], WordEncoder())
 
 
 def test_the_nearest_words_come_first_and_no_more_than_asked_for() -> None:

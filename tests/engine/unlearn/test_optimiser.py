@@ -154,6 +154,13 @@ def test_a_step_against_nothing_moves_nothing() -> None:
     assert bool((optimiser.offset == 0).all())
 
 
+def test_a_tiny_gradient_makes_a_small_step_of_its_own_sign() -> None:
+    """EPSILON, 1e-8, damps what is ten times smaller to an eleventh of a step."""
+    optimiser = adam(0.1)
+    optimiser.step(torch.full((17,), 1e-9), EVERYTHING)
+    torch.testing.assert_close(optimiser.offset, torch.full((17,), -0.1 / 11), rtol=1e-3, atol=0)
+
+
 def test_a_state_is_named_by_what_it_is_and_where() -> None:
     optimiser = adam(0.1)
     state = optimiser.state()
