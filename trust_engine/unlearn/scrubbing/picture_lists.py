@@ -63,8 +63,8 @@ class Counts:
     """How many pictures of each list are drawn; concept: of every one."""
 
     concept: int = 24
-    alone: int = 24
-    pairs: int = 24
+    alone: int = 60
+    pairs: int = 60
     near: int = 0
 
 

@@ -19,7 +19,6 @@ from .picture_lists import Counts
 
 Source = Literal["renoised", "on the way", "both"]
 MANY = 0.5  # exponent: with n concepts what stays is shown n^MANY times as often
-STYLED = 2  # times as often beside a style: other styles times all things are more to be shown
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Recipe:
     name: SamplerName = "ddim"
     source: Source = "both"
     concept: int = 144
-    rest: int = 144
+    rest: int = 288
     untold: float = 0.4
     sampling: Sampling = "guided"
 
@@ -54,8 +53,7 @@ class Recipe:
 def recipe_of(spec: UnlearnSpec) -> Recipe:
     """Return a run's: `passes` says how many pictures are drawn and how often they are noised."""
     usual, share = Recipe(), spec.passes / DEFAULTS["passes"]
-    styled = any(concept.kind == "style" for concept in spec.concepts)
-    rest = share * len(spec.concepts) ** MANY * (STYLED if styled else 1)
+    rest = share * len(spec.concepts) ** MANY
 
     def some(count: int, of: float) -> int:
         return max(2, round(count * of)) if count else 0

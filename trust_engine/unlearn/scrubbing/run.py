@@ -35,7 +35,7 @@ class ScrubPlan:
     memory that stored outputs may take, the rest of them going to files.
     """
 
-    tau: float = 6.0
+    tau: float = 4.0
     eps: float = 0.02
     soft: bool = True
     checked: bool = False
