@@ -169,12 +169,3 @@ def test_a_run_draws_every_concept_alone_and_more_of_the_rest_for_several() -> N
     assert not any("gun" in prompt or "bomb" in prompt for prompt in found.rest)
     few = recipe_of(UnlearnSpec((gun,), passes=16, sampling="lightning"))
     assert few.counts == Counts(2, 2, 2) and few.sampler.steps == 4 and few.sampler.cfg == 1.0
-
-
-def test_beside_a_style_what_stays_is_drawn_and_shown_twice_as_often() -> None:
-    thing, style = (
-        recipe_of(UnlearnSpec((one,)))
-        for one in (ConceptSpec(("gun",)), ConceptSpec(("noto",), "style"))
-    )
-    assert style.rest == 2 * thing.rest and style.concept == thing.concept
-    assert (style.counts.concept, style.counts.alone) == (24, 2 * thing.counts.alone)
