@@ -356,6 +356,41 @@ def test_a_temporary_that_cannot_be_locked_is_no_reason_to_fail(
         os.close(handle)
 
 
+@posix
+def test_where_files_cannot_be_locked_what_is_abandoned_is_removed_and_handles_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, which itself keeps files that are in use."""
+    (tmp_path / f"{TEMPORARY}old").write_bytes(b"")
+    monkeypatch.setattr(files, "LOCKS", False)
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    write_atomically(tmp_path / "a", b"new")
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+    for handle in (0, 1, 2, *taken):
+        os.fstat(handle)
+    for handle in taken:
+        os.close(handle)
+
+
+@posix
+def test_a_trial_is_not_as_protected_as_another_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows could not take it away again."""
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "a").chmod(0o444)
+    modes, replace = list[int](), os.replace
+
+    def replacing(old: str, new: str) -> None:
+        modes.append(os.stat(old).st_mode)
+        replace(old, new)
+
+    monkeypatch.setattr(files.os, "replace", replacing)
+    check_writable(tmp_path / "new" / "a")
+    assert len(modes) == 1 and modes[0] & 0o200
+
+
 def test_no_handle_is_left_open(tmp_path: Path) -> None:
     def opened() -> int:
         handle = os.open(os.devnull, os.O_RDONLY)
