@@ -16,7 +16,15 @@ from safetensors.torch import save
 from trust_engine.errors import DiffError, ModelError, OutputError
 from trust_engine.io import files
 from trust_engine.io.files import check_writable, open_safetensors, write_atomically
-from trust_engine.io.safetensors import read_header
+from trust_engine.io.safetensors import (
+    CHUNK,
+    Entry,
+    Header,
+    chunks,
+    header_bytes,
+    read_bytes,
+    read_header,
+)
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file modes and devices")
 
@@ -189,19 +197,51 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pytest.fail("it was opened")
 
 
+def read(dtype: str, shape: list[int], length: int, **how: bool) -> Header:
+    """Read the header of a file that says this of its one tensor, of so many bytes."""
+    told = {"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, length]}}
+    header = json.dumps(told).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(length)
+    return read_header(io.BytesIO(content), "f", DiffError, 1 << 20, **how)
+
+
 def test_a_header_says_types_and_sizes_that_fit() -> None:
     """Of a type that is not known only the place is checked, unless it has to be known."""
-
-    def read(dtype: str, length: int, known: bool) -> object:
-        told = {"w": {"dtype": dtype, "shape": [2], "data_offsets": [0, length]}}
-        header = json.dumps(told).encode()
-        content = len(header).to_bytes(8, "little") + header + bytes(length)
-        return read_header(io.BytesIO(content), "f", DiffError, 1 << 20, known=known)
-
-    for known in (True, False):
-        read("F32", 8, known)
+    for how in ({}, {"known": True}):
+        read("F32", [2], 8, **how)
         with pytest.raises(DiffError, match="has another size than its shape says"):
-            read("F32", 4, known)
-    read("F4_STRANGE", 1, known=False)
+            read("F32", [2], 4, **how)
+    read("F4_STRANGE", [2], 1)
     with pytest.raises(DiffError, match="is of type"):
-        read("F4_STRANGE", 1, known=True)
+        read("F4_STRANGE", [2], 1, known=True)
+
+
+def test_a_shape_has_eight_sizes_of_31_bits_at_most() -> None:
+    for shape in ([2**31 - 1, 0], [0] * 8, []):
+        (entry,) = read("U8", shape, 0 if shape else 1).entries.values()
+        assert entry.shape == tuple(shape)
+    for shape, told in (([2**31, 0], "is too large"), ([0] * 9, "no proper shape")):
+        with pytest.raises(DiffError, match=told):
+            read("U8", shape, 0)
+
+
+@pytest.mark.parametrize("size", [0, 5, CHUNK, 2 * CHUNK + 3])
+def test_a_tensors_bytes_are_read_whole_or_not_at_all(size: int) -> None:
+    content = (bytes(range(251)) * (size // 251 + 1))[:size]
+    entry = Entry("U8", (size,), 3, 3 + size)
+    file, short = io.BytesIO(b"abc" + content + b"after"), io.BytesIO((b"abc" + content)[:-1])
+    assert read_bytes(file, entry)[:] == content
+    pieces = list(chunks(file, entry))
+    assert b"".join(pieces) == content and len(pieces) == -(-size // CHUNK)
+    for work in (lambda: read_bytes(short, entry), lambda: list(chunks(short, entry))):
+        if size:
+            with pytest.raises(OSError, match="became shorter"):
+                work()
+
+
+def test_the_first_tensor_lies_at_a_multiple_of_eight_bytes() -> None:
+    """Readers map it into memory, where numbers have to be aligned."""
+    for length in range(9):
+        header = header_bytes({"w": ("F64", (1,), 8)}, {"a": "x" * length})
+        assert len(header) % 8 == 0
+        assert int.from_bytes(header[:8], "little") == len(header) - 8
