@@ -220,9 +220,11 @@ def test_a_shape_has_eight_sizes_of_31_bits_at_most() -> None:
     for shape in ([2**31 - 1, 0], [0] * 8, []):
         (entry,) = read("U8", shape, 0 if shape else 1).entries.values()
         assert entry.shape == tuple(shape)
-    for shape, told in (([2**31, 0], "is too large"), ([0] * 9, "no proper shape")):
-        with pytest.raises(DiffError, match=told):
-            read("U8", shape, 0)
+    with pytest.raises(DiffError, match="is too large"):
+        read("U8", [2**31, 0], 0)
+    for wrong in ([0] * 9, [-1], [1.0], [True]):
+        with pytest.raises(DiffError, match="no proper shape"):
+            read("U8", wrong, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [0, 5, CHUNK, 2 * CHUNK + 3])
