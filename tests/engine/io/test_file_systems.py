@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trust_engine.errors import ModelError, OutputError
-from trust_engine.io import files
+from trust_engine.io import files, locks
 from trust_engine.io.files import (
     TEMPORARY,
     atomic_file,
@@ -256,6 +257,82 @@ def test_a_lock_whose_file_was_taken_away_is_no_lock(tmp_path: Path) -> None:
     assert lock.take() and lock.taken
     assert path.exists()
     lock.give()
+    os.close(handle)
+
+
+@posix
+def test_a_lock_is_the_file_of_its_name_as_far_as_numbers_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    assert locks._still_there(handle, path)
+    path.rename(tmp_path / "old")
+    assert not locks._still_there(handle, path)
+    path.write_bytes(b"")  # another's, under the same name
+    assert not locks._still_there(handle, path)
+    real = os.stat
+    monkeypatch.setattr(locks.os, "stat", lambda *a, **k: Renumbered(real(*a, **k)))
+    assert locks._still_there(handle, path)
+    os.close(handle)
+
+
+@posix
+def test_who_comes_while_a_lock_is_given_back_keeps_the_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner removes the file before it lets go: whoever locked that file tries again."""
+    path, close = tmp_path / "lock", os.close
+
+    def removed(handle: int) -> bool | None:
+        monkeypatch.undo()
+        path.unlink()
+        return seize(handle)
+
+    monkeypatch.setattr(locks, "seize", removed)
+    lock = FileLock(path)
+    assert lock.take() and lock.taken and path.exists()
+
+    def another_comes(handle: int) -> None:
+        close(handle)
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(locks.os, "close", another_comes)
+    lock.give()
+    assert path.exists() and not lock.taken and not lock.free
+
+
+@posix
+def test_a_lock_that_others_always_take_first_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0)
+    monkeypatch.setattr(locks, "_still_there", lambda *_: False)
+    lock = FileLock(tmp_path / "lock")
+    try:
+        assert not lock.take() and not lock.taken and not lock.free
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o600
+
+
+def test_windows_locks_the_first_byte_of_a_file_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[tuple[int, int, int]]()
+
+    def locking(handle: int, how: int, count: int) -> None:
+        asked.append((os.lseek(handle, 0, os.SEEK_CUR), how, count))
+        if len(asked) > 1:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    fake = SimpleNamespace(LK_NBLCK=2, locking=locking)
+    monkeypatch.setitem(sys.modules, "msvcrt", fake)  # type: ignore[misc]
+    monkeypatch.setattr(locks, "fcntl", None)
+    handle = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    os.write(handle, b"12345")
+    assert seize(handle) is True and seize(handle) is False
+    assert asked == [(0, 2, 1)] * 2
     os.close(handle)
 
 
