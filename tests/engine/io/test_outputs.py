@@ -14,7 +14,7 @@ from trust_engine.cli.main import main
 from trust_engine.diff import save_diff
 from trust_engine.errors import OutputError
 from trust_engine.io import outputs
-from trust_engine.io.outputs import check_folder, check_outputs
+from trust_engine.io.outputs import check_folder, check_outputs, check_suffix
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege there")
@@ -132,6 +132,26 @@ def test_a_file_system_that_numbers_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(outputs.os, "stat", zero)
     assert not outputs.same(Path("a.safetensors"), Path("b.safetensors"))
     assert outputs.same(Path("a.safetensors"), Path("./a.safetensors"))
+
+
+def test_a_name_may_say_no_other_format_than_the_files() -> None:
+    for fine in (None, Path("x"), Path("x.v2"), Path("x.PNG"), Path("x.jpg")):
+        check_suffix(fine, ".png", ".jpg")
+    with pytest.raises(OutputError, match=r"would hold no json; let its name end in .png or .jpg"):
+        check_suffix(Path("x.JSON"), ".png", ".jpg")
+
+
+def test_a_new_folder_is_new_and_has_a_folders_name() -> None:
+    check_folder(Path("new"), {"the diff": "a.safetensors"})
+    assert not Path("new").exists()
+    Path("there").mkdir()
+    for name, told in (
+        ("there", "is there already"),
+        ("a.safetensors", "is there already"),
+        ("new.PNG", "choose a name that is no file's"),
+    ):
+        with pytest.raises(OutputError, match=told):
+            check_folder(Path(name), {})
 
 
 def test_two_results_need_two_names(capsys: pytest.CaptureFixture[str]) -> None:
