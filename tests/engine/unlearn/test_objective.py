@@ -130,6 +130,13 @@ def test_the_finite_difference_agrees_with_the_exact_product(name: str) -> None:
     assert float((exact - finite).norm()) < 2e-2 * float(exact.norm())
 
 
+def test_a_short_direction_takes_as_long_a_finite_step() -> None:
+    """So that its product is as exact: no difference of gradients is lost to rounding."""
+    theta, w = start(), mask().double()
+    short, long = (finite_product(gradient_at, theta, size * w, layout()) for size in (1e-9, 1.0))
+    torch.testing.assert_close(short, 1e-9 * long, rtol=1e-6, atol=1e-15)
+
+
 def test_csr_of_an_empty_mask_or_no_gradient_has_a_finite_slope() -> None:
     theta = start()
     value = csr(gradient_at(theta, create_graph=True), torch.zeros_like(theta), layout())
@@ -143,6 +150,13 @@ def count(gradient: Tensor, *parts: int) -> float:
         tuple(torch.Size((n,)) for n in parts or (len(gradient),)), (1,) * (len(parts) or 1)
     )
     return float(cip(gradient, InfluenceScale.of(gradient, lie), lie, GAMMA, TAU))
+
+
+def test_cip_counts_softly_what_tops_gamma() -> None:
+    """|g| of 0, 1, 2, 6 are z-scores of -0.5, 0, 0.5, 2.5: -4, -2, 0, 8 times tau above gamma."""
+    scale = InfluenceScale(torch.tensor([1.0]), torch.tensor([2.0]))
+    value = float(cip(torch.tensor([0.0, -1.0, 2.0, -6.0]), scale, one(4), gamma=0.5, tau=0.25))
+    assert value == pytest.approx((0.0179862 + 0.1192029 + 0.5 + 0.9996646) / 4)
 
 
 def test_cip_lies_between_0_and_1() -> None:
