@@ -22,6 +22,7 @@ from trust_engine.diff import (
     scaled,
     subtracted,
     thinned,
+    touched,
 )
 from trust_engine.errors import DiffError, SpecError
 from trust_engine.models.contract import projections
@@ -149,6 +150,15 @@ def test_thinning_keeps_the_largest_of_each_layer() -> None:
     assert 0.2 < energy(thin) / energy(diff) < 1
     assert thinned(diff, 1.0).changed == diff.changed
     assert thinned(diff, 0.0).changed == 0
+
+
+def test_an_entry_that_several_diffs_move_is_touched_once() -> None:
+    a, b, full = one([1, 2] + [0] * 6), one([0, 1, 1] + [0] * 5), one([1] * 8)
+    assert touched([(a, 1.0)]) == 2
+    assert touched([(a, 1.0), (b, -0.5)]) == 3
+    assert touched([(a, 1.0), (b, 0.0)]) == 2
+    assert touched([(a, 1.0), (full, 1.0)]) == 8
+    assert touched([]) == 0
 
 
 def test_overlap_and_fights() -> None:

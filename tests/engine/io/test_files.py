@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 
 from trust_engine.errors import DiffError, ModelError, OutputError
@@ -22,8 +23,12 @@ from trust_engine.io.safetensors import (
     Header,
     chunks,
     header_bytes,
+    planned,
     read_bytes,
     read_header,
+    read_tensor,
+    write_all,
+    write_tensors,
 )
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file modes and devices")
@@ -247,3 +252,41 @@ def test_the_first_tensor_lies_at_a_multiple_of_eight_bytes() -> None:
         header = header_bytes({"w": ("F64", (1,), 8)}, {"a": "x" * length})
         assert len(header) % 8 == 0
         assert int.from_bytes(header[:8], "little") == len(header) - 8
+
+
+def test_tensors_are_written_as_others_read_them(tmp_path: Path) -> None:
+    """Widest first, then by name; also what is empty, has no axis, or is no contiguous block."""
+    tensors = {
+        "b": torch.arange(6.0).view(2, 3).T, "a": torch.tensor(2.5), "c": torch.empty(0, 4),
+        "wide": torch.arange(3), "half": torch.ones(3, dtype=torch.float16),
+    }  # fmt: skip
+    for metadata in ({}, {"y": "1", "x": "2"}):
+        write_all(tmp_path / "a", tensors, metadata)
+        with safe_open(str(tmp_path / "a"), "pt") as other:
+            assert (other.metadata() or {}) == metadata
+            assert all(torch.equal(other.get_tensor(key), tensors[key]) for key in tensors)
+        with (tmp_path / "a").open("rb") as file:
+            header = read_header(file, "a", DiffError, 1 << 20)
+            assert header.metadata == metadata
+            assert sorted(header.entries) == sorted(tensors)
+            for key, entry in header.entries.items():
+                assert torch.equal(read_tensor(file, entry), tensors[key])
+    assert list(planned({k: (t.dtype, t.shape) for k, t in tensors.items()})) == [
+        "wide", "a", "b", "c", "half",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("length", "told"), [(7, "-1"), (9, r"\+1")])
+def test_a_tensor_of_another_length_than_planned_is_not_saved(
+    length: int, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DiffError, match=rf"w came out {told} bytes longer; nothing was saved"):
+        write_tensors(tmp_path / "a", {"w": ("F64", (1,), 8)}, lambda _: (bytes(length),), {})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_says_whether_it_is_too_short_or_too_long() -> None:
+    content = save({"w": torch.arange(3)})
+    for changed, told in ((content[:-1], "cut short"), (content + b"x", "longer than it says")):
+        with pytest.raises(DiffError, match=told):
+            read_header(io.BytesIO(changed), "f", DiffError, 1 << 20)

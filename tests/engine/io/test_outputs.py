@@ -102,6 +102,11 @@ def test_nothing_is_written_into_a_models_folder(name: str) -> None:
     assert sorted(os.listdir("f")) == ["unet"]
 
 
+def test_a_file_elsewhere_may_be_replaced_though_a_model_is_a_folder() -> None:
+    Path("f/unet").mkdir(parents=True)
+    check_outputs([Path("b.safetensors"), Path("new")], {"the model": "f"})
+
+
 @posix
 def test_nor_over_what_a_models_folder_links_to() -> None:
     Path("f/unet").mkdir(parents=True)

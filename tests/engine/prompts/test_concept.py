@@ -17,7 +17,6 @@ from trust_engine.errors import SpecError
 from trust_engine.models.contract import Conditioning
 from trust_engine.phrases import same_name, with_article
 from trust_engine.prompts.concept import (
-    NEIGHBOURS,
     PromptSet,
     build_prompts,
     nearest,
@@ -320,8 +319,9 @@ def test_the_nearest_words_come_first_and_no_more_than_asked_for() -> None:
     assert nearest(["a gun"], words, Known()) == ("rifle", "sea", "wine", "cloud")
     assert nearest(["a gun", "a beer"], words, Known(), 2) == ("rifle", "wine")
     assert nearest(["a gun"], (), Known()) == ()
-    many = tuple(f"w{i}" for i in range(NEIGHBOURS + 5))
-    assert len(nearest(["a gun"], many, WordEncoder())) == NEIGHBOURS
+    assert len(nearest(["a gun"], [f"w{i}" for i in range(40)], WordEncoder())) == 32
+    found = build_prompts([ConceptSpec(("gun", "beer"))], Known(), words)
+    assert found.proposed == (("rifle", "sea", "wine", "cloud"),), "nearest to its first name"
 
 
 def test_what_is_kept_of_single_concepts_has_every_look_and_turns_through_the_sentences() -> None:

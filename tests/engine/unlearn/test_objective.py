@@ -137,6 +137,21 @@ def test_a_short_direction_takes_as_long_a_finite_step() -> None:
     torch.testing.assert_close(short, 1e-9 * long, rtol=1e-6, atol=1e-15)
 
 
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_finite_step_moves_each_entry_by_a_hundredth_of_thetas_size(count: int) -> None:
+    """Of its root mean square, to both sides; what w leaves out stays."""
+    theta, w, seen = torch.tensor([3.0, -4.0] * 4), torch.zeros(8), []
+    w[:count] = 5.0
+
+    def gradient(at: Tensor) -> Tensor:
+        seen.append(at.detach())
+        return at
+
+    finite_product(gradient, theta, w, one(8))
+    move = 0.01 * 12.5**0.5 * (w > 0)
+    torch.testing.assert_close(torch.stack(seen), torch.stack([theta + move, theta - move]))
+
+
 def test_csr_of_an_empty_mask_or_no_gradient_has_a_finite_slope() -> None:
     theta = start()
     value = csr(gradient_at(theta, create_graph=True), torch.zeros_like(theta), layout())
