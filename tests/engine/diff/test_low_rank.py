@@ -278,3 +278,10 @@ def test_what_is_loaded_does_what_was_saved(tmp_path: Path) -> None:
         torch.testing.assert_close(change, expected, rtol=0, atol=1e-6)
     for name, p in model.denoiser.module.named_parameters():
         assert torch.equal(p, before[name])
+
+
+def test_a_single_direction_added_to_itself_stays_one() -> None:
+    once = WeightDiff({KEY: low_rank(SHAPES[KEY], 1)})
+    twice = combine([(once, 1.0), (once, 0.5)])
+    assert twice.directions == 1
+    torch.testing.assert_close(twice.offsets[KEY].dense(), 1.5 * once.offsets[KEY].dense())
