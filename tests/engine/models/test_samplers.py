@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
@@ -83,6 +85,30 @@ def test_skipping_starts_in_the_middle(name: str) -> None:
     whole = [t for t, _ in sample(denoiser, x, COND, UNCOND, settings)]
     part = [t for t, _ in sample(denoiser, x, COND, UNCOND, settings, skip=4)]
     assert whole == timesteps(10) and part == whole[4:]
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "lcm"])
+def test_what_a_step_yields_is_what_the_next_goes_on_from(name: str) -> None:
+    denoiser, x = fake_denoiser(predict, scaled_linear()), initial_noise([1, 2], (3, 5))
+    settings = SamplerSettings(10, 2.0, name)  # type: ignore[arg-type]
+    whole = [state for _, state in sample(denoiser, x, COND, UNCOND, settings)]
+    part = [state for _, state in sample(denoiser, whole[3], COND, UNCOND, settings, skip=4)]
+    torch.testing.assert_close(part[-1], whole[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_euler_a_ends_each_step_with_as_much_noise_as_the_next_one_expects() -> None:
+    """Of a model that sees nothing in it: what is kept and what is added make up its sigma."""
+    schedule = scaled_linear()
+
+    def blank(x: Tensor, t: Tensor, _cond: object) -> Tensor:
+        return x / (1 - schedule.alphas[t].view(-1, 1, 1, 1)).sqrt()
+
+    denoiser, x = fake_denoiser(blank, schedule), initial_noise([1], (64, 64))
+    settings, cond = SamplerSettings(10, 1.0, "euler_a"), COND.select(slice(1))
+    steps = list(sample(denoiser, x, cond, UNCOND, settings, [1]))
+    for (_, state), (after, _) in pairwise(steps):
+        expected = float((1 - schedule.alphas[after]).sqrt())
+        assert float(state.std()) == pytest.approx(expected, rel=0.05)
 
 
 def test_unknown_sampler() -> None:
