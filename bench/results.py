@@ -283,6 +283,18 @@ def scrubbed_predictions(name: str) -> str:
     return markdown(heads, rows)
 
 
+def zoo() -> str:
+    """Write what `bench.world.quality` finds of the zoo's models: a row for each."""
+    kinds = ("object", "style", "background", "synonyms", "pairs")
+    rows = []
+    for path in sorted((FIGURES / "zoo").glob("*.json")):
+        found = json.loads(path.read_text("utf-8"))["figures"]
+        worst = found["worst_object"]
+        shares = [share(pooled([found[kind]])) for kind in kinds]
+        rows.append([f"`{path.stem}`", *shares, f"{worst['value']:.2f} ({worst['name']})"])
+    return markdown(("model", *kinds, "worst object"), rows)
+
+
 def crisp() -> str:
     """Write bench.world.crisp's means: a row for each model."""
     rows = []
@@ -351,6 +363,7 @@ def makers() -> dict[str, Callable[[], str]]:
     return made | {
         "quick": lambda: rivals("gun", quick),
         "quick: cost": lambda: cost("gun", quick),
+        "zoo": zoo,
         "crisp": crisp,
         "crisp: objects": crisp_objects,
         "settings": settings,

@@ -29,7 +29,7 @@ from trust_engine.models.sampler import timesteps
 
 OUTER = ("conv_in", "down_blocks.0", "up_blocks.2", "conv_norm_out", "conv_out")
 """The UNet's top level, which draws outlines: all that a fine-tune and the inpainting train."""
-STEPS = {"look": 2000, "inpainting": 3000, "lightning": 2000}
+STEPS = {"look": 600, "inpainting": 800, "lightning": 600}
 GENTLE = Recipe(rate=4e-4)
 
 
