@@ -391,7 +391,8 @@ def attacks() -> list[tuple[str, Budgets]]:
 
 def full_size() -> str:
     """Write what scrubbing takes of UNets at full size: a row for each."""
-    heads = ("model", "blocks", "stored a sample, MB", "of 288 samples, GB",
+    samples = Recipe().samples(concepts=1)
+    heads = ("model", "blocks", "stored a sample, MB", f"of {samples} samples, GB",
              "moments of a block, GB", "computed in every pass", "passes", "TFLOP",
              "on the GPU, above sampling, GB", "relabelling there, GB", "its work, in passes",
              "eigenproblems (width: how many)")  # fmt: skip
@@ -400,8 +401,8 @@ def full_size() -> str:
         size = count_scrubbing(family)
         widths = ", ".join(f"{d}: {n}" for d, n in size.widths.items())
         rows.append(
-            f"| {family} | {size.blocks} | {size.stored_mb:.1f} | {size.stored_mb * 0.288:.1f} "
-            f"| {size.moments_gb:.2f} | {size.outside:.3%} "
+            f"| {family} | {size.blocks} | {size.stored_mb:.1f} "
+            f"| {size.stored_mb * samples / 1000:.1f} | {size.moments_gb:.2f} | {size.outside:.3%} "
             f"| {size.passes} | {size.tflop:.0f} | {size.above_gb:.2f} | {size.relabelling_gb:.2f} "
             f"| {size.relabelling} | {widths} |"
         )

@@ -154,7 +154,7 @@ def _scrubbing_gb(family: str, blocks: Sequence[Block]) -> float:
     return live.peak / GB + own / GB
 
 
-def _relabelling_gb(family: str, blocks: Sequence[Block], share: float = 0.015) -> float:
+def _relabelling_gb(family: str, blocks: Sequence[Block], share: float = 0.022) -> float:
     """Count the GB of relabelling's pass there and back; share: directions, of a layer's width."""
     denoiser, inputs = _full_size_call(family, TOGETHER_BACK)
     with (
