@@ -1,7 +1,7 @@
 """Every stream of chance in the engine, by name; nowhere else is a seed made of another.
 
-All chance is drawn on the processor. The numbers are such that a run's streams do not meet, and
-they stay as they are: a diff's bytes hang on them.
+All chance is drawn on the processor. The numbers are such that a run's streams do not meet, but for
+`ancestral_noise`, and they stay as they are: a diff's bytes hang on them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def random_mask(seed: int) -> int:
 
 
 def ancestral_noise(seed: int) -> int:
-    """Seed the noise that a sampler adds on the way of a picture of this seed."""
+    """Seed the noise that a sampler adds on the way of a picture of this seed, as ComfyUI does.
+
+    That of picture s thus begins as the latent of picture s + 1 does.
+    """
     return seed + 1
 
 

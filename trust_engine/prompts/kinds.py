@@ -80,8 +80,10 @@ class Written(ABC):
         partner = f" {concept.condition}" if concept.condition else ""
         for word in concept.words:
             for template in concept.templates:
-                goal = concept.anchor or (word if concept.condition else NEUTRAL)
-                yield _fill(template, with_article(word) + partner), _fill(template, goal)
+                own = with_article(word)
+                instead = own if concept.condition else NEUTRAL
+                goal = with_article(concept.anchor) if concept.anchor is not None else instead
+                yield _fill(template, own + partner), _fill(template, goal)
 
     def _things(self, things: Sequence[str], looks: Sequence[str]) -> Iterator[str]:
         """Write each thing in every look, each time in another sentence."""
@@ -237,14 +239,27 @@ class Style(Written):
         """List the styles that the vocabularies offer, nearest first."""
         return self.near.styles
 
-    def _own(self) -> Iterator[tuple[str, str]]:
-        concept, things = self.concept, self.near.things or THINGS
-        if not self.near.styles and concept.anchor is None:
+    @property
+    def _instead(self) -> str:
+        """Name the style that is drawn instead."""
+        if self.concept.anchor is not None:
+            return self.concept.anchor
+        if not self.near.styles:
             raise SpecError(
-                f"no style is known to draw instead of {concept.name!r}, but those that are to go",
+                f"no style is known to draw instead of {self.concept.name!r}, but those that are "
+                "to go",
                 remedy="name one: {anchor TEXT}",
             )
-        instead = concept.anchor or self.near.styles[0]
+        return self.near.styles[0]
+
+    def _templated(self) -> Iterator[tuple[str, str]]:
+        instead = self._instead
+        for word in self.concept.words:
+            for template in self.concept.templates:
+                yield template.format(word), template.format(instead)
+
+    def _own(self) -> Iterator[tuple[str, str]]:
+        concept, things, instead = self.concept, self.near.things or THINGS, self._instead
         for word in concept.words:
             for thing, (look,) in zip(things, deal(LOOKS, len(things)), strict=True):
                 phrase = with_article(thing)

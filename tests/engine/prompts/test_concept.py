@@ -193,6 +193,25 @@ def test_an_anchor_comes_instead(kind: str) -> None:
     assert all("twemoji" in prompt for prompt in built(anchored, styles=()).anchors)
 
 
+@pytest.mark.parametrize(
+    ("concept", "pair"),
+    [
+        (ConceptSpec(("gun",), anchor="apple"), ("see a gun now", "see an apple now")),
+        (
+            ConceptSpec(("cat",), "conditional", condition="at sea"),
+            ("see a cat at sea now", "see a cat now"),
+        ),
+        (ConceptSpec(("noto",), "style"), ("see noto now", "see twemoji now")),
+        (ConceptSpec(("noto",), "style", anchor="fluent"), ("see noto now", "see fluent now")),
+    ],
+)
+def test_in_a_users_template_an_anchor_is_said_as_the_concept_is(
+    concept: ConceptSpec, pair: tuple[str, str]
+) -> None:
+    near = Surroundings((), ("twemoji",))
+    assert [*written(replace(concept, templates=("see {} now",)), near).targets()] == [pair]
+
+
 def test_templates_of_the_users_own() -> None:
     prompts = built(ConceptSpec(("gun",), templates=("a photo of the {} at night",)))
     assert prompts.targets == ("a photo of a gun at night",)
@@ -373,7 +392,7 @@ SUMS = {
     "single beside bare": "de613c8628ee",
     "single beside anchor": "c0a974afc634",
     "single templates": "662c055423f2",
-    "single templates anchor": "93b35a496ab4",
+    "single templates anchor": "d4b6b94605a8",
     "combination": "22a09e8e1634",
     "combination bare": "e6f84599fbe5",
     "combination preserve": "22596b824da6",
@@ -383,8 +402,8 @@ SUMS = {
     "conditional": "fda79256b2c4",
     "conditional preserve": "57dfefe5d7a3",
     "conditional anchor": "0619de6def00",
-    "conditional templates": "7fed6f03ab23",
-    "conditional templates anchor": "6b0155ead7f6",
+    "conditional templates": "7b0237a22472",
+    "conditional templates anchor": "e94ac60215da",
     "style": "cca6868db745",
     "style preserve": "68d538fb370c",
     "style named": "f6b67c10afc4",
