@@ -5,6 +5,7 @@ engine           every kind of concept, ablations, held-out concepts
 stacked          ten concepts one by one, merged, in one run
 growth           what one run over many concepts costs
 scrub            trials of scrubbing
+scrub_cost       what scrubbing takes at full size
 never_seen       what attacks teach a model that never knew
 neurons          where concept neurons sit and move
 knowledge        does asking tell known words from others

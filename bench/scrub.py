@@ -3,8 +3,6 @@
     python -m bench.scrub gun --only first "tau 4"     # what is missing of these settings
     python -m bench.scrub gun --relearning --only first    # relearning curves and inversion, too
     python -m bench.scrub gun --show
-    python -m bench.scrub --full-size       # what it takes at full size, counted without weights
-    python -m bench.scrub --eigenproblems   # seconds of one of each width, on this processor
 
 Resumable: a cell is one JSON file in bench/figures/scrub/CONCEPT/SEED; pictures, which settings
 share, are kept in runs/scrub. A cell of another model or another setting is made again. Settings
@@ -41,7 +39,6 @@ from trust_engine.audit.judges.base import DemoJudge
 from trust_engine.audit.levels import Budgets
 from trust_engine.audit.probe_prompts import pair_probes
 from trust_engine.audit.topic import demo_topic
-from trust_engine.benchmark.counting import count_scrubbing
 from trust_engine.demo.judge import load_judge
 from trust_engine.diff import fingerprint
 from trust_engine.io.files import write_atomically
@@ -49,7 +46,6 @@ from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.models.sampler import SamplerSettings
 from trust_engine.phrases import with_article
-from trust_engine.unlearn.scrubbing.eigen import SMALL, above
 from trust_engine.unlearn.scrubbing.noised import Drawn
 from trust_engine.unlearn.scrubbing.picture_lists import Counts, PictureLists
 from trust_engine.unlearn.scrubbing.pictures import Recipe
@@ -62,7 +58,6 @@ IMAGES, PAIRS = 24, 54
 SAMPLER = SamplerSettings(steps=10)  # of what tells settings apart; the benchmark's has 20
 CURVE = (5, 10, 20, 50)  # steps of relearning
 SEED = 0
-WIDTHS = (320, 640, 1280, 2560, 5120)  # of the eigenproblems that are most
 HELD_SEED = 6_000_000  # of pictures that predictions are compared on
 
 # What robust mode's scrubbing was when the trials began, beside tau 6.
@@ -389,65 +384,19 @@ def attacks() -> list[tuple[str, Budgets]]:
     return [curve[20], one, curve[50], curve[10], curve[5], three]
 
 
-def full_size() -> str:
-    """Write what scrubbing takes of UNets at full size: a row for each."""
-    samples = Recipe().samples(concepts=1)
-    heads = ("model", "blocks", "stored a sample, MB", f"of {samples} samples, GB",
-             "moments of a block, GB", "computed in every pass", "passes", "TFLOP",
-             "on the GPU, above sampling, GB", "relabelling there, GB", "its work, in passes",
-             "eigenproblems (width: how many)")  # fmt: skip
-    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for family in ("sd15", "sd2", "sdxl"):
-        size = count_scrubbing(family)
-        widths = ", ".join(f"{d}: {n}" for d, n in size.widths.items())
-        rows.append(
-            f"| {family} | {size.blocks} | {size.stored_mb:.1f} "
-            f"| {size.stored_mb * samples / 1000:.1f} | {size.moments_gb:.2f} | {size.outside:.3%} "
-            f"| {size.passes} | {size.tflop:.0f} | {size.above_gb:.2f} | {size.relabelling_gb:.2f} "
-            f"| {size.relabelling} | {widths} |"
-        )
-    return "\n".join(rows)
-
-
-def eigenproblems() -> str:
-    """Time an eigenproblem of each width, of which 1.5 % are wanted: those alone, and all."""
-    rows = ["| width | wanted | seconds for those | for all |", "|---|---|---|---|"]
-    bound = ScrubPlan().tau
-    for d in WIDTHS:
-        x, y = (torch.randn(d, d, dtype=torch.float64) for _ in range(2))
-        rest = x @ x.T / d + ScrubPlan().eps * torch.eye(d, dtype=torch.float64)
-        lambdas = bound * (torch.arange(1, d + 1, dtype=torch.float64) / (0.015 * d)) ** -0.5
-        mixed = torch.linalg.cholesky(rest) @ torch.linalg.qr(y).Q
-        concept = mixed * lambdas @ mixed.T
-        spent = []
-        for small in (SMALL, d):
-            started = time.perf_counter()
-            found, *_ = above(concept, rest, bound, small)
-            spent.append(f"{time.perf_counter() - started:.2f}")
-        rows.append(f"| {d} | {len(found)} | {' | '.join(spent)} |")
-    return "\n".join(rows)
-
-
 def main() -> None:
     """Measure what is missing, then print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("concept", choices=ALLOWED, nargs="?")
+    parser.add_argument("concept", choices=ALLOWED)
     parser.add_argument("--predictions", action="store_true", help="draw nothing: quick")
-    parser.add_argument("--full-size", action="store_true", help="count what it takes there")
-    parser.add_argument("--eigenproblems", action="store_true", help="time one of each width")
     titles = ("untouched", *SETTINGS)
     parser.add_argument("--only", nargs="+", choices=titles, default=list(SETTINGS))
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--relearning", action="store_true", help="and inversion")
     parser.add_argument("--show", action="store_true", help="measure nothing")
     args = parser.parse_args()
-    if args.full_size or args.eigenproblems:
-        print(full_size() if args.full_size else eigenproblems())
-        return
-    if args.concept is None:
-        parser.error("name a concept")
     if args.predictions:
         quick(args.concept, args.only, args.seed)
         return
