@@ -5,18 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from toys.file_systems import Renumbered, no_others_closed, other, posix
 from trust_engine.errors import ModelError, OutputError
-from trust_engine.io import files, locks
+from trust_engine.io import files
 from trust_engine.io.files import (
     TEMPORARY,
     atomic_file,
@@ -25,9 +23,8 @@ from trust_engine.io.files import (
     open_safetensors,
     write_atomically,
 )
-from trust_engine.io.locks import FileLock, seize
+from trust_engine.io.locks import FileLock
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -37,28 +34,6 @@ with atomic_file(Path(sys.argv[1])) as file:
     print("ready", flush=True)
     sys.stdin.readline()
 """
-LOCK = """
-import sys
-from pathlib import Path
-from trust_engine.io.locks import FileLock
-lock = FileLock(Path(sys.argv[1]))
-print("ready" if lock.take() else "busy", flush=True)
-sys.stdin.readline()
-lock.give()
-"""
-
-
-def other(code: str, path: Path) -> subprocess.Popen[str]:
-    """Run code in another process up to where it says that it is ready."""
-    root = Path(__file__).resolve().parents[3]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
 
 
 def refusing(number: int) -> Callable[..., Any]:
@@ -109,19 +84,6 @@ def test_what_saving_would_need_is_tried_before_the_work(
         check_writable(tmp_path / "new" / "a")
     monkeypatch.undo()
     assert os.listdir(tmp_path) == []
-
-
-class Renumbered:
-    """A file's status with an inode number that is new at each look."""
-
-    count = 1000
-
-    def __init__(self, status: os.stat_result) -> None:
-        Renumbered.count += 1
-        self.status, self.st_ino, self.st_uid = status, Renumbered.count, status.st_uid
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.status, name)
 
 
 def test_inode_numbers_may_change_at_each_look(
@@ -222,127 +184,6 @@ def test_a_file_system_without_locks_keeps_what_may_be_in_use(
     assert lock.take() and lock.free and not lock.taken
 
 
-def test_a_lock_is_one_process_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    running, mine = other(LOCK, path), FileLock(path)
-    assert not mine.take() and not mine.taken
-    running.communicate("\n")
-    assert not path.exists()
-    with mine:
-        assert mine.taken and not FileLock(path).take()
-    assert not path.exists()
-    assert mine.take()
-    mine.give()
-
-
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    running = other(LOCK, path)
-    running.kill()
-    running.communicate()
-    lock = FileLock(path)
-    assert lock.take() and lock.taken
-    lock.give()
-    assert not path.exists()
-
-
-@posix
-def test_a_lock_whose_file_was_taken_away_is_no_lock(tmp_path: Path) -> None:
-    """Its owner removes it while another waits: the other must not lock what nobody finds."""
-    path = tmp_path / "lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
-    path.unlink()
-    assert seize(handle)
-    lock = FileLock(path)
-    assert lock.take() and lock.taken
-    assert path.exists()
-    lock.give()
-    os.close(handle)
-
-
-@posix
-def test_a_lock_is_the_file_of_its_name_as_far_as_numbers_tell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT)
-    assert locks._still_there(handle, path)
-    path.rename(tmp_path / "old")
-    assert not locks._still_there(handle, path)
-    path.write_bytes(b"")  # another's, under the same name
-    assert not locks._still_there(handle, path)
-    real = os.stat
-    monkeypatch.setattr(locks.os, "stat", lambda *a, **k: Renumbered(real(*a, **k)))
-    assert locks._still_there(handle, path)
-    os.close(handle)
-
-
-@posix
-def test_who_comes_while_a_lock_is_given_back_keeps_the_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its owner removes the file before it lets go: whoever locked that file tries again."""
-    path, close = tmp_path / "lock", os.close
-
-    def removed(handle: int) -> bool | None:
-        monkeypatch.undo()
-        path.unlink()
-        return seize(handle)
-
-    monkeypatch.setattr(locks, "seize", removed)
-    lock = FileLock(path)
-    assert lock.take() and lock.taken and path.exists()
-
-    def another_comes(handle: int) -> None:
-        close(handle)
-        path.write_bytes(b"")
-
-    monkeypatch.setattr(locks.os, "close", another_comes)
-    lock.give()
-    assert path.exists() and not lock.taken and not lock.free
-
-
-@posix
-def test_a_lock_that_others_always_take_first_is_not_ours(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = os.umask(0)
-    monkeypatch.setattr(locks, "_still_there", lambda *_: False)
-    lock = FileLock(tmp_path / "lock")
-    try:
-        assert not lock.take() and not lock.taken and not lock.free
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == 0o600
-
-
-def test_windows_locks_the_first_byte_of_a_file_without_waiting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = list[tuple[int, int, int]]()
-
-    def locking(handle: int, how: int, count: int) -> None:
-        asked.append((os.lseek(handle, 0, os.SEEK_CUR), how, count))
-        if len(asked) > 1:
-            raise PermissionError(errno.EACCES, "Permission denied")
-
-    fake = SimpleNamespace(LK_NBLCK=2, locking=locking)
-    monkeypatch.setitem(sys.modules, "msvcrt", fake)  # type: ignore[misc]
-    monkeypatch.setattr(locks, "fcntl", None)
-    handle = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
-    os.write(handle, b"12345")
-    assert seize(handle) is True and seize(handle) is False
-    assert asked == [(0, 2, 1)] * 2
-    os.close(handle)
-
-
-def test_a_lock_that_cannot_be_written_protects_nothing_and_says_so(tmp_path: Path) -> None:
-    lock = FileLock(tmp_path / "gone" / "lock")
-    assert lock.take()
-    assert lock.free and not lock.taken
-    lock.give()
-
-
 def test_a_file_counts_as_changed_by_its_number_only_where_it_keeps_one() -> None:
     seen = (5, 10, 3)
     assert not files._changed(seen, seen)
@@ -351,8 +192,8 @@ def test_a_file_counts_as_changed_by_its_number_only_where_it_keeps_one() -> Non
     assert files._changed(seen, (6, 10, 3))
     assert files._changed(seen, (5, 11, 3)) and files._changed(seen, (5, 10, 4))
     assert files._changed((0, 10, 3), (0, 11, 3))
-    for one, other in ((seen, (0, 10, 3)), ((0, 10, 3), seen), ((0, 10, 3), (0, 10, 3))):
-        assert not files._changed(one, other)
+    for one, two in ((seen, (0, 10, 3)), ((0, 10, 3), seen), ((0, 10, 3), (0, 10, 3))):
+        assert not files._changed(one, two)
 
 
 @posix
@@ -424,13 +265,9 @@ def test_a_temporary_that_cannot_be_locked_is_no_reason_to_fail(
         return real(path, flags, *mode)
 
     monkeypatch.setattr(files.os, "open", unreadable)
-    taken = [real(os.devnull, os.O_RDONLY) for _ in range(3)]
-    write_atomically(tmp_path / "a", b"new")
+    with no_others_closed():
+        write_atomically(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
-    for handle in (0, 1, 2, *taken):
-        os.fstat(handle)
-    for handle in taken:
-        os.close(handle)
 
 
 @posix
@@ -440,14 +277,10 @@ def test_where_files_cannot_be_locked_what_is_abandoned_is_removed_and_handles_s
     """As on Windows, which itself keeps files that are in use."""
     (tmp_path / f"{TEMPORARY}old").write_bytes(b"")
     monkeypatch.setattr(files, "LOCKS", False)
-    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
-    write_atomically(tmp_path / "a", b"new")
+    with no_others_closed():
+        write_atomically(tmp_path / "a", b"new")
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"new"
-    for handle in (0, 1, 2, *taken):
-        os.fstat(handle)
-    for handle in taken:
-        os.close(handle)
 
 
 @posix
