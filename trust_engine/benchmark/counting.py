@@ -173,8 +173,7 @@ def _relabelling_gb(family: str, blocks: Sequence[Block], share: float = 0.022) 
         again = map(denoiser.module.get_submodule, innermost(denoiser.module, blocks))
         with recomputed(again), lent.overlaid():
             denoiser(*inputs).float().square().sum().backward()
-        held = 4 * 4 * sum(o.up.numel() for o in offsets.values())  # Adam's two, start and unit
-    return (live.peak + held) / GB
+    return live.peak / GB  # Adam's numbers are in main memory
 
 
 def _weight(layer: torch.nn.Module) -> Tensor:

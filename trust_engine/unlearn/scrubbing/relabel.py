@@ -96,14 +96,13 @@ class Relabelling:
         self.pictures = len(anchors.latents)
         self.asked = stack([concept.prompts, anchors.prompts, uncond])
         self.rest, self.uncond = rest, uncond
-        place = device_of(denoiser)
-        ups = [offset.up.to(place) for offset in self.begun_with.values()]
-        self.sizes = [up.numel() for up in ups]
+        # What is trained, and Adam's state of it, stay in main memory: a device that computes holds
+        # the factors of a step and their gradients alone.
+        ups = [offset.up.cpu() for offset in self.begun_with.values()]
         self.start = torch.cat([up.flatten() for up in ups])
-        self.unit = torch.cat([up.square().mean().sqrt().expand(up.numel()) for up in ups])
+        self.units = [up.square().mean().sqrt() for up in ups]
         kept = begun or {}
-        moved = kept.get("moved", torch.zeros_like(self.start))
-        self.moved = moved.to(place, copy=True).requires_grad_()
+        self.moved = kept.get("moved", torch.zeros_like(self.start)).clone().requires_grad_()
         self.adam = torch.optim.Adam([self.moved], plan.rate, BETAS)
         self.done, self.scale = int(kept.get("done", 0)), float(kept.get("scale", 0.0))
         if "exp_avg" in kept:
@@ -126,8 +125,9 @@ class Relabelling:
     @property
     def offsets(self) -> dict[str, LowRankOffset]:
         """Return the offsets as they are by now."""
-        return {key: LowRankOffset(up.cpu(), self.begun_with[key].down)
-                for key, up in self._ups(self.moved.detach()).items()}  # fmt: skip
+        return {
+            key: LowRankOffset(up, self.begun_with[key].down) for key, up in self._ups().items()
+        }
 
     @torch.inference_mode(False)
     @torch.enable_grad()
@@ -137,39 +137,61 @@ class Relabelling:
             self.done += 1
             yield self.done
 
-    def _ups(self, moved: Tensor) -> dict[str, Tensor]:
-        parts = (self.start + self.unit * moved).split(self.sizes)
-        named = zip(self.begun_with.items(), parts, strict=True)
-        return {key: part.view_as(offset.up) for (key, offset), part in named}
+    def _ups(self) -> dict[str, Tensor]:
+        sizes = [offset.up.numel() for offset in self.begun_with.values()]
+        parts = zip(
+            self.begun_with.items(),
+            self.start.split(sizes),
+            self.units,
+            self.moved.detach().split(sizes),
+            strict=True,
+        )
+        return {
+            key: (start + unit * moved).view_as(offset.up)
+            for (key, offset), start, unit, moved in parts
+        }
+
+    def _factors(self) -> dict[str, LowRankOffset]:
+        """Put the factors where the network is; the gradients that `up` gathers are of `moved`."""
+        place, found = device_of(self.denoiser), {}
+        for unit, (key, offset) in zip(self.units, self.offsets.items(), strict=True):
+            up = offset.up.to(place).requires_grad_()
+            up.register_hook(lambda gradient, unit=float(unit): gradient * unit)
+            found[key] = LowRankOffset(up, offset.down.to(place))
+        return found
 
     def _step(self) -> None:
         plan, generator = self.plan, seeds.generator(seeds.relabelled(self.seed, self.done))
         batches = self._of_concept(generator), self._of_rest(generator)
-        self.moved.grad = None
+        factors = self._factors()
         for batch, weight in zip(batches, (1.0, plan.beta), strict=True):
             for i in range(0, plan.batch, self.rows):
-                self._add_gradient(batch.rows(slice(i, i + self.rows)), weight / plan.batch)
-        gradient = self.moved.grad
-        assert gradient is not None
+                rows = batch.rows(slice(i, i + self.rows))
+                self._add_gradient(rows, weight / plan.batch, factors)
+        ups = [factor.up for factor in factors.values()]
+        found = [torch.zeros_like(up) if up.grad is None else up.grad for up in ups]
+        gradient = torch.cat([each.cpu().flatten() for each in found])
         if not bool(gradient.isfinite().all()):
             self.scale /= 2  # of 16-bit gradients some were too large: this step is left out
             if self.scale < 1:
                 raise DivergenceError("relabelling the scrubbed layers gave numbers without bounds")
             return
-        gradient /= self.scale
+        self.moved.grad = gradient / self.scale
         fall = 2 * (1 - self.done / plan.steps)
         for group in self.adam.param_groups:
             group["lr"] = plan.rate * min(1.0, fall, (self.done + 1) / WARMUP)
         self.adam.step()
 
-    def _add_gradient(self, batch: _Batch, weight: float) -> None:
-        """Add the gradient of a part of a step's loss."""
+    def _add_gradient(
+        self, batch: _Batch, weight: float, factors: Mapping[str, LowRankOffset]
+    ) -> None:
+        """Add the gradient of a part of a step's loss to what the factors gather."""
         place, schedule = device_of(self.denoiser), self.denoiser.schedule
         x, t, cond = batch.x.to(place), batch.t.to(place), batch.cond.to(place)
         if batch.goal is None:
             with torch.no_grad():
                 goal = self.denoiser(x, t, cond).float()
-        with self._standing() as lent:
+        with self._standing(factors) as lent:
             seen = lent(x, t, cond).float()
             if batch.goal is None:
                 wrong = seen - goal
@@ -206,11 +228,9 @@ class Relabelling:
         return self.denoiser.schedule.noised(x0, t, noise), t
 
     @contextlib.contextmanager
-    def _standing(self) -> Iterator[Denoiser]:
+    def _standing(self, factors: Mapping[str, LowRankOffset]) -> Iterator[Denoiser]:
         """Have the network compute under the factors, on the way back, too."""
-        down = {key: o.down.to(self.moved.device) for key, o in self.begun_with.items()}
-        ups, module = self._ups(self.moved), self.denoiser.module
-        lent = Overlaid(self.denoiser, {k: LowRankOffset(up, down[k]) for k, up in ups.items()})
+        module, lent = self.denoiser.module, Overlaid(self.denoiser, factors)
         blocks = map(module.get_submodule, self.blocks)
         with exchanged(module, _clones(module)), recomputed(blocks), lent.overlaid():
             yield self.denoiser
