@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -60,21 +61,23 @@ def pairs(count: int) -> list[Probe]:
     return shots
 
 
-def measure(model: LoadedModel, images: int, pair_count: int) -> dict:
+def measure(
+    model: LoadedModel, images: int, pair_count: int, settings: SamplerSettings = SETTINGS
+) -> dict:
     """Measure every bound of the floor."""
     judge = load_judge()
     plain, named = singles(images, False), singles(max(1, images // 2), True)
-    objects, style, background = look(model, judge, plain, SETTINGS)
+    objects, style, background = look(model, judge, plain, settings)
     worst = {
         name: share(hit for hit, shot in zip(objects, plain, strict=True) if shot.words == name)
         for name in OBJECTS
     }
-    both = look(model, judge, pairs(pair_count), SETTINGS)[0]
+    both = look(model, judge, pairs(pair_count), settings)[0]
     figures = {
         "object": rate(objects),
         "style": rate(style),
         "background": rate(background),
-        "synonyms": rate(look(model, judge, named, SETTINGS)[0]),
+        "synonyms": rate(look(model, judge, named, settings)[0]),
         "pairs": rate(both),
     }
     least = min(worst, key=lambda name: worst[name])
@@ -93,7 +96,7 @@ def share(hits: Iterable[bool]) -> float:
     return round(sum(hits) / len(hits), 4)
 
 
-def draw_grid(model: LoadedModel, path: Path) -> None:
+def grid(model: LoadedModel, settings: SamplerSettings = SETTINGS) -> Image.Image:
     """Draw every object in every style, and a row of pairs."""
     rows = [
         [
@@ -103,11 +106,38 @@ def draw_grid(model: LoadedModel, path: Path) -> None:
         for s, style in enumerate(STYLES)
     ]
     rows.append([shot.prompt for shot in pairs(len(OBJECTS))])
+    return tiled(model, rows, 9_000, settings)
+
+
+def draw_shuffled(model: LoadedModel, path: Path, seed: int, columns: int = 7) -> list[str]:
+    """Draw every object once in a random order, for eyes that are not told; returns the prompts.
+
+    Styles take turns, so that each has five or six of the objects.
+    """
+    rng, names = random.Random(str(seed)), list(OBJECTS)
+    rng.shuffle(names)
+    prompts = [
+        caption([name], rng.choice(BACKGROUNDS), STYLES[i % len(STYLES)])
+        for i, name in enumerate(names)
+    ]
+    rows = [prompts[i : i + columns] for i in range(0, len(prompts), columns)]
+    shown = tiled(model, rows, 7_000 + 100 * seed)
+    shown.resize((shown.width * 3 // 2, shown.height * 3 // 2), Image.Resampling.LANCZOS).save(path)
+    return prompts
+
+
+def tiled(
+    model: LoadedModel,
+    rows: Sequence[Sequence[str]],
+    seed: int,
+    settings: SamplerSettings = SETTINGS,
+) -> Image.Image:
+    """Draw rows of prompts, each with the next seed, as one picture."""
     prompts = [prompt for row in rows for prompt in row]
-    batches = model.generate(prompts, range(9_000, 9_000 + len(prompts)), SETTINGS)
+    batches = model.generate(prompts, range(seed, seed + len(prompts)), settings)
     pixels = np.concatenate([to_pixels(batch) for batch in batches])
-    pixels = pixels.reshape(len(rows), len(OBJECTS), 128, 128, 3).transpose(0, 2, 1, 3, 4)
-    Image.fromarray(pixels.reshape(len(rows) * 128, -1, 3)).save(path)
+    pixels = pixels.reshape(len(rows), -1, 128, 128, 3).transpose(0, 2, 1, 3, 4)
+    return Image.fromarray(pixels.reshape(len(rows) * 128, -1, 3))
 
 
 def main() -> int:
@@ -117,11 +147,19 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=8, help="a object x style")
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--grid", type=Path, help="write a picture of all objects x styles")
+    parser.add_argument(
+        "--shuffled", type=Path, help="write a picture of all objects in a random order, no more"
+    )
+    parser.add_argument("--seed", type=int, default=11, help="of that order")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     model = load_model(args.model)
+    if args.shuffled:
+        for i, prompt in enumerate(draw_shuffled(model, args.shuffled, args.seed), 1):
+            print(f"{i:2d} {prompt}")
+        return 0
     if args.grid:
-        draw_grid(model, args.grid)
+        grid(model).save(args.grid)
     result = measure(model, args.images, args.pairs)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

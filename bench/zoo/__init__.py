@@ -17,5 +17,6 @@ unet        the training loop of a denoiser
 training    runs that stop and resume
 archive     trained weights in few bytes
 files       checkpoints under ordinary names
-pictures    a picture of each member
+pictures    how a member is drawn with, and a picture of each
+quality     what members draw, by the judge
 """

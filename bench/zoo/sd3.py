@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from bench.zoo.archive import Trained
 from bench.zoo.files import demo_folder, index_of, write_folder
 from bench.zoo.unet import Job, Recipe, Texts
 from trust_engine.demo.vocabulary import OBJECTS
+from trust_engine.models.contract import Conditioning, ModuleDenoiser, scaled_linear
 from trust_engine.models.demo_clip import TEXT_CONFIG, TinyClip, tokenize
 
 TOKENS = 24  # of a caption; the rest is padding
@@ -102,23 +102,24 @@ def job(start: tuple[dict[str, Tensor], int] | None = None) -> Job:
     )
 
 
-@torch.no_grad()
-def draw(
-    net: Positional, texts: Texts, captions: Sequence[str], seeds: Sequence[int], steps: int = 28,
-    cfg: float = 4.0,
-) -> Tensor:  # fmt: skip
-    """Sample latents (b, 4, 16, 16) by Euler's method on SD 3's shifted times."""
-    from trust_engine.models.sampler import initial_noise
+def as_eps(net: Positional) -> ModuleDenoiser:
+    """Lend a rectified flow as a network that predicts noise on SD 1.x's schedule.
 
-    x = initial_noise(list(seeds), (16, 16))
-    both = texts([*[""] * len(captions), *captions])
-    u = torch.linspace(1, 0, steps + 1)
-    sigmas = SHIFT * u / (1 + (SHIFT - 1) * u)
-    for now, then in itertools.pairwise(sigmas.tolist()):
-        t = torch.full((2 * len(x),), 1000 * now)
-        free, told = net(torch.cat([x, x]), t, **both).sample.float().chunk(2)
-        x = x + (then - now) * (free + cfg * (told - free))
-    return x
+    There x_t = a x0 + b n, a^2 + b^2 = 1; divided by a + b this is the flow's state at
+    sigma = b / (a + b), where x0 = z - sigma v and n = z + (1 - sigma) v.
+    """
+    schedule = scaled_linear()
+
+    def forward(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        assert cond.vector is not None
+        alphas = schedule.alphas.to(x.device)[t].to(x.dtype)
+        a, b = alphas.sqrt(), (1 - alphas).sqrt()
+        sigma = b / (a + b)
+        z = x / (a + b).view(-1, 1, 1, 1)
+        told = {"encoder_hidden_states": cond.context, "pooled_projections": cond.vector}
+        return z + (1 - sigma).view(-1, 1, 1, 1) * net(z, 1000 * sigma, **told).sample
+
+    return ModuleDenoiser(net, schedule, forward, str, str)
 
 
 INDEX = index_of(

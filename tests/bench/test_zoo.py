@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from bench.zoo.text import Rows, last_token
 from bench.zoo.words import HELD_OUT, Vectors, load_lexicon
 from trust_engine.demo.vocabulary import OBJECTS
 from trust_engine.errors import ModelError
+from trust_engine.models.contract import Conditioning
 from trust_engine.models.demo_clip import load_tokenizer
 from trust_engine.models.load import load_model
 from trust_engine.models.sampler import SamplerSettings, ddim
@@ -358,6 +360,25 @@ def test_sd3_stays_within_its_size() -> None:
     assert sum(weight.numel() for weight in sd3.make_net().parameters()) <= 6_000_000
     half = sd3.developed_on()
     assert 8 <= len(half) <= 20 and sd3.developed_on() == half
+
+
+def test_a_flow_is_lent_as_a_network_that_predicts_noise() -> None:
+    x0, noise = torch.randn(2, 3, 4, 2, 2).unbind()
+    t, seen = torch.tensor([0, 500, 999]), []
+
+    class Knowing(torch.nn.Linear):
+        """Knows the velocity, and keeps what it was asked for."""
+
+        def forward(self, z: Tensor, time: Tensor, **_: Tensor) -> SimpleNamespace:
+            seen.append((z, time))
+            return SimpleNamespace(sample=noise - x0)
+
+    lent = sd3.as_eps(Knowing(1, 1))  # type: ignore[arg-type]
+    cond = Conditioning(torch.zeros(3, 24, 96), torch.zeros(3, 96))
+    torch.testing.assert_close(lent(lent.schedule.noised(x0, t, noise), t, cond), noise)
+    (z, time) = seen[0]
+    sigma = (time / 1000).view(-1, 1, 1, 1)
+    torch.testing.assert_close(z, (1 - sigma) * x0 + sigma * noise)
 
 
 @pytest.mark.parametrize(
