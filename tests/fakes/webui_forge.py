@@ -29,7 +29,7 @@ class ForgeUNet(LdmUNet):
         super().__init__(unet, SHAPE)
         for block in unet.modules():
             if hasattr(block, "attn2"):
-                block.forward = _in_place(block)
+                block.forward = in_place(block)
 
     def forward(  # type: ignore[override]
         self, x: Tensor, timesteps: Tensor, context: Tensor, y: Any = None,
@@ -39,7 +39,9 @@ class ForgeUNet(LdmUNet):
         return self.unet(x, timesteps, encoder_hidden_states=context).sample
 
 
-def _in_place(block: Any) -> Any:
+def in_place(block: Any) -> Any:
+    """Return a transformer block's forward that adds to what it holds."""
+
     def forward(x: Tensor, *_: Any, encoder_hidden_states: Any = None, **__: Any) -> Tensor:
         x = x.clone()
         x += block.attn1(block.norm1(x))

@@ -208,8 +208,8 @@ class LentModel:
     score: how well latents show prompts, for the saliency source "clip"; batch: prompts to record
     at once, 0: as many as take about a gigabyte; more: what predictions depend on besides the
     weights of `denoiser.module`, hashed, for a UNet that hooks and patches change; applied: diffs
-    that are in its weights already, as its file's record tells them; in_place: its blocks write to
-    what they hold, so that none can be computed a second time on the way back.
+    that are in its weights already, as its file's record tells them; in_place: its blocks may
+    write to what they hold (`models/recompute.py`).
     """
 
     denoiser: Denoiser

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
+from fakes.webui_forge import in_place
 from toys.tiny import frozen_bits, tiny_model
 from trust_engine.diff import LowRankOffset
 from trust_engine.diff.overlaid import Overlaid
@@ -116,15 +119,18 @@ def ups(made: Relabelling) -> Tensor:
     return torch.cat([offset.up.flatten() for offset in made.offsets.values()])
 
 
-def test_little_room_changes_nothing_but_last_digits() -> None:
-    whole, one = training(), tiny_model().denoiser
-
-    def once() -> None:
-        one(torch.zeros(1, 4, 4, 4), torch.tensor([0]), tiny_model().encoder.encode(["a gun"]))
-
-    blocks, calls = blocks_of(one, once), list[str]()
-    paths = innermost(one.module, blocks)
+def paths_of(denoiser: Denoiser) -> list[str]:
+    """List the modules that recompute their inside."""
+    told = torch.zeros(1, 4, 4, 4), torch.tensor([0]), tiny_model().encoder.encode(["a gun"])
+    blocks = blocks_of(denoiser, lambda: denoiser(*told))
+    paths = innermost(denoiser.module, blocks)
     assert len(paths) == len(blocks) and sum("transformer_blocks" in path for path in paths) > 1
+    return paths
+
+
+def test_little_room_changes_nothing_but_last_digits() -> None:
+    whole, one, calls = training(), tiny_model().denoiser, list[str]()
+    paths = paths_of(one)
     small = training(one, rows=1, blocks=paths)
     for path in paths:
         module = one.module.get_submodule(path)
@@ -135,6 +141,32 @@ def test_little_room_changes_nothing_but_last_digits() -> None:
     torch.testing.assert_close(small.moved.grad, whole.moved.grad, rtol=0, atol=1e-4 * largest)
     # Picture by picture: the concept's, and of the rest what theta_0 says and what is trained.
     assert len(calls) == PLAN.batch * 3 * len(paths)
+
+
+def held_by_host(denoiser: Denoiser) -> Denoiser:
+    """Hold a network's weights as inference tensors, and let its blocks write in place."""
+    for block in denoiser.module.modules():
+        if hasattr(block, "attn2"):
+            block.forward = in_place(block)
+        for name, parameter in block._parameters.items():
+            if parameter is not None:
+                with torch.inference_mode():
+                    block._parameters[name] = torch.nn.Parameter(parameter.clone(), False)
+    return denoiser
+
+
+@pytest.mark.parametrize("stepping", [False, True], ids=["alone", "where a host may write"])
+def test_blocks_that_write_in_place_are_computed_again(stepping: bool) -> None:
+    whole, paths = training(), paths_of(tiny_model().denoiser)
+    small = training(held_by_host(tiny_model().denoiser), rows=1, blocks=paths, in_place=True)
+    held = allow_mutation_on_saved_tensors() if stepping else contextlib.nullcontext()
+    next(iter(whole))
+    with held:
+        next(iter(small))
+    assert whole.moved.grad is not None and small.moved.grad is not None
+    largest = float(whole.moved.grad.abs().max())
+    torch.testing.assert_close(small.moved.grad, whole.moved.grad, rtol=0, atol=1e-4 * largest)
+    assert all(p.is_inference() for p in small.denoiser.module.parameters())
 
 
 def test_the_inside_of_a_block_is_computed_again_on_the_way_back() -> None:
@@ -154,13 +186,14 @@ class Told(torch.nn.Linear):
         return super().forward(x) * options["block"] * more["block"]
 
 
-def test_a_block_is_told_on_the_way_back_what_it_was_told() -> None:
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_block_is_told_on_the_way_back_what_it_was_told(in_place: bool) -> None:
     block, x = Told(3, 3), torch.randn(2, 3)
     options, found = {"block": torch.tensor(1.0)}, []
     for blocks in ([], [block]):
         x = x.detach().requires_grad_()
         options["block"] = torch.tensor(1.0)
-        with recomputed(blocks):
+        with recomputed(blocks, in_place):
             first = block(x, options, more=options)
             options["block"] = torch.tensor(7.0)  # as a host does before its next block
             (first + block(x, options, more=options)).sum().backward()

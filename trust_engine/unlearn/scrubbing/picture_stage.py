@@ -143,14 +143,12 @@ class PictureStage:
         plan = relabel_plan(self.spec)
         concepts, rest, anchors = (pictures.rows(torch.tensor(p)) for p in self.lists.places)
         large = sum(p.numel() for p in lent.module.parameters()) > LARGE
-        # What cannot be computed again is held instead: then of one picture alone.
-        again = large and not self.model.in_place
-        blocks = innermost(lent.module, order) if again else []
-        rows = (TOGETHER_BACK if blocks else 1) if large else min(plan.batch, _rows(self.model))
+        blocks = innermost(lent.module, order) if large else []
+        rows = TOGETHER_BACK if large else min(plan.batch, _rows(self.model))
         begun = {k.removeprefix(HERE): t for k, t in self.begun.items() if k.startswith(HERE)}
         return Relabelling(
             lent, scrubbed.offsets, concepts, anchors, rest, self.uncond,
-            plan, self.spec.seed, rows, blocks, begun,
+            plan, self.spec.seed, rows, blocks, self.model.in_place, begun,
         )  # fmt: skip
 
     @property

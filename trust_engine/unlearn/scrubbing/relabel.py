@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ... import seeds
 from ...diff import LowRankOffset
@@ -31,7 +31,7 @@ from ...diff.overlaid import Overlaid
 from ...errors import DivergenceError
 from ...models.contract import Conditioning, Denoiser, compute_dtype, device_of, stack
 from ...models.parameters import exchanged
-from ...models.recompute import recomputed
+from ...models.recompute import plain, recomputed
 from .noised import EARLIEST, LATEST, Drawn, replaced
 
 SNR_CAP = 5.0
@@ -71,8 +71,9 @@ class Relabelling:
 
     concept, anchors: pictures (n) of either, drawn from the same noises in the same order; rest:
     of what stays. blocks: paths of modules that recompute their inside in the way back, () for
-    none; rows: pictures that pass the UNet at once, which changes sums in their last digits alone.
-    begun: `kept` of a run before, gone on with to the same bits. Raises DivergenceError.
+    none; in_place: they may write to what they hold; rows: pictures that pass the UNet at once,
+    which changes sums in their last digits alone. begun: `kept` of a run before, gone on with to
+    the same bits. Raises DivergenceError.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class Relabelling:
         seed: int,
         rows: int,
         blocks: Sequence[str] = (),
+        in_place: bool = False,
         begun: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.denoiser, self.begun_with, self.plan = denoiser, dict(sorted(offsets.items())), plan
-        self.seed, self.rows, self.blocks = seed, rows, blocks
+        self.seed, self.rows, self.blocks, self.in_place = seed, rows, blocks, in_place
         self.seen = torch.cat([concept.latents, anchors.latents]).float().cpu()
         self.goal = anchors.latents.float().cpu().repeat(2, 1, 1, 1)
         self.pictures = len(anchors.latents)
@@ -231,8 +233,12 @@ class Relabelling:
     def _standing(self, factors: Mapping[str, LowRankOffset]) -> Iterator[Denoiser]:
         """Have the network compute under the factors, on the way back, too."""
         module, lent = self.denoiser.module, Overlaid(self.denoiser, factors)
-        blocks = map(module.get_submodule, self.blocks)
-        with exchanged(module, _clones(module)), recomputed(blocks), lent.overlaid():
+        outside = dict(module.named_parameters())
+        if self.in_place:  # a block copies its own when it is its turn
+            within = tuple(f"{block}." for block in self.blocks)
+            outside = {n: p for n, p in outside.items() if not n.startswith(within)}
+        again = recomputed(map(module.get_submodule, self.blocks), self.in_place)
+        with exchanged(module, plain(outside)), again, lent.overlaid():
             yield self.denoiser
 
 
@@ -249,8 +255,3 @@ class _Batch:
         """Take some of the pictures."""
         goal = None if self.goal is None else self.goal[some]
         return _Batch(self.x[some], self.t[some], self.cond.select(some), goal)
-
-
-def _clones(module: nn.Module) -> dict[str, Tensor]:
-    """Copy inference tensors, which hosts hold: they cannot be saved for the way back."""
-    return {n: p.detach().clone() for n, p in module.named_parameters() if p.is_inference()}
