@@ -24,17 +24,19 @@ def full_size() -> str:
     samples = Recipe().samples(concepts=1)
     heads = ("model", "blocks", "stored a sample, MB", f"of {samples} samples, GB",
              "moments of a block, GB", "computed in every pass", "passes", "TFLOP",
-             "on the GPU, above sampling, GB", "relabelling there, GB", "its work, in passes",
+             "on the GPU, above sampling, GB", "relabelling there, GB (in place)",
+             "its work, in passes",
              "eigenproblems (width: how many)")  # fmt: skip
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for family in ("sd15", "sd2", "sdxl"):
         size = count_scrubbing(family)
         widths = ", ".join(f"{d}: {n}" for d, n in size.widths.items())
+        back = f"{size.relabelling_gb:.2f} ({size.in_place_gb:.2f})"
         rows.append(
             f"| {family} | {size.blocks} | {size.stored_mb:.1f} "
             f"| {size.stored_mb * samples / 1000:.1f} | {size.moments_gb:.2f} | {size.outside:.3%} "
-            f"| {size.passes} | {size.tflop:.0f} | {size.above_gb:.2f} | {size.relabelling_gb:.2f} "
-            f"| {size.relabelling} | {widths} |"
+            f"| {size.passes} | {size.tflop:.0f} | {size.above_gb:.2f} "
+            f"| {back} | {size.relabelling} | {widths} |"
         )
     return "\n".join(rows)
 

@@ -86,8 +86,8 @@ class ScrubbingSize:
     rest; widths: how many eigenproblems of each width there are; outside: the share of a pass that
     is computed each time, blocks being stored or not; blocks: how many there are; above_gb: what a
     pass takes on the device above sampling a picture, a block's scrubbed weights included;
-    relabelling_gb: likewise one there and back; passes, tflop: of drawing and scrubbing a thing,
-    and those of relabelling it.
+    relabelling_gb: likewise one there and back, in_place_gb: where blocks write in place; passes,
+    tflop: of drawing and scrubbing a thing, and those of relabelling it.
     """
 
     stored_mb: float
@@ -97,6 +97,7 @@ class ScrubbingSize:
     blocks: int
     above_gb: float
     relabelling_gb: float
+    in_place_gb: float
     passes: int
     tflop: float
     relabelling: int
@@ -129,7 +130,8 @@ def count_scrubbing(family: str) -> ScrubbingSize:
         1 - sum(counts[block.path] for block in blocks) / total,
         len(blocks),
         _scrubbing_gb(family, blocks) - drawing,
-        _relabelling_gb(family, blocks) - drawing,
+        _relabelling_gb(family, blocks, False) - drawing,
+        _relabelling_gb(family, blocks, True) - drawing,
         passes,
         passes * pass_tflop(family, 1),
         relabelling_work(spec),
@@ -154,7 +156,9 @@ def _scrubbing_gb(family: str, blocks: Sequence[Block]) -> float:
     return live.peak / GB + own / GB
 
 
-def _relabelling_gb(family: str, blocks: Sequence[Block], share: float = 0.022) -> float:
+def _relabelling_gb(
+    family: str, blocks: Sequence[Block], in_place: bool, share: float = 0.022
+) -> float:
     """Count the GB of relabelling's pass there and back; share: directions, of a layer's width."""
     denoiser, inputs = _full_size_call(family, TOGETHER_BACK)
     with (
@@ -171,7 +175,7 @@ def _relabelling_gb(family: str, blocks: Sequence[Block], share: float = 0.022) 
             offsets[key] = LowRankOffset(up, torch.zeros(rank, width))
         lent = Overlaid(denoiser, offsets)
         again = map(denoiser.module.get_submodule, innermost(denoiser.module, blocks))
-        with recomputed(again), lent.overlaid():
+        with recomputed(again, in_place), lent.overlaid():
             denoiser(*inputs).float().square().sum().backward()
     return live.peak / GB  # Adam's numbers are in main memory
 
