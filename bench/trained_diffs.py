@@ -45,7 +45,8 @@ def _concepts(
     return found | ({style: ConceptSpec((style,), "style")} if style else {})
 
 
-CONCEPTS = _concepts(SINGLES, ("baby+beer", "girl+wine", "cat on red", "dog on blue"), "openmoji")
+PAIRS = ("baby+beer", "girl+wine", "dog+cat")
+CONCEPTS = _concepts(SINGLES, (*PAIRS, "cat on red", "dog on blue"), "openmoji")
 HELD_OUT = _concepts(
     ("bird", "house", "snowman"),
     ("horse+apple", "sunflower+tree", "house on yellow", "tree on yellow"),
