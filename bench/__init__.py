@@ -2,6 +2,7 @@
 
 rivals           TRUST beside other methods
 engine           every kind of concept, ablations, held-out concepts
+pairs            combinations: one run beside the mean of three
 stacked          ten concepts one by one, merged, in one run
 growth           what one run over many concepts costs
 scrub            trials of scrubbing

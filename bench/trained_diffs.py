@@ -72,6 +72,11 @@ def by_chance(seed: int = CHANCE) -> dict[str, ConceptSpec]:
     return _concepts(singles, [f"{members[i]}+{members[i + 1]}" for i in (0, 2, 4)])
 
 
+def concept_of(name: str) -> ConceptSpec:
+    """Return a concept by its name here; any other word is a thing."""
+    return {**EVERY, **by_chance()}.get(name) or ConceptSpec((name,))
+
+
 FOLDER = Path("runs/diffs")
 MAKERS = (
     "phrases", "spec", "models/attention", "models/sampler", "prompts/concept",
@@ -114,7 +119,7 @@ def trained(
 
     name: a concept's, or several's, ", " between them; changes: of the default spec.
     """
-    concepts = tuple(EVERY.get(part) or ConceptSpec((part,)) for part in name.split(", "))
+    concepts = tuple(map(concept_of, name.split(", ")))
     path = FOLDER / variant.replace(" ", "-") / f"{name.replace(' ', '-')}-{seed}.safetensors"
     story = path.with_suffix(".json")
     spec = UnlearnSpec(concepts, seed=seed, **(changes or {}))
