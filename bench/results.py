@@ -21,10 +21,12 @@ from bench.baselines.catalogue import METHODS
 from bench.baselines.table import UNTOUCHED, Cells, kept_shares, read_cells, title_of
 from bench.engine import ABLATED, STORE, VARIANTS
 from bench.measure import GONE, relative
+from bench.pairs import DRAWN, WAYS
+from bench.pairs import STORE as PAIRED
 from bench.rivals import CHANCE, CURVES
 from bench.rivals import CONCEPTS as RIVALLED
 from bench.stacked import summary as several
-from bench.trained_diffs import CONCEPTS, HELD_OUT
+from bench.trained_diffs import CONCEPTS, HELD_OUT, PAIRS
 from bench.world.crisp import RUNGS
 from trust_engine.audit.metrics.intervals import Rate
 from trust_engine.settings import Setting
@@ -114,41 +116,75 @@ def engine(names: Sequence[str], variants: Sequence[str] = ("default",)) -> str:
     return markdown(["setting" if several else "", "seeds", *heads], rows)
 
 
+Pair = tuple[dict[str, Any], dict[str, Any] | None]
+"""A cell, and the untouched model's of its concept and seed, if there is one."""
+
+
 def rivals(name: str, store: Path = FIGURES / "rivals") -> str:
     """Write the cells of one concept: a row for each method."""
     cells = read_cells(store, name)
-    return _rows("method", [(title_of(m), m, row, cells) for m, row in cells.items()])
+    return _rows("method", [(title_of(m), m, _based(cells, m)) for m in cells])
 
 
 def by_chance(kind: str) -> str:
-    """Write our cells of the concepts drawn by chance, a row each; "" where there are none."""
-    rows = []
-    for name in of_kind(CHANCE, kind):
-        cells = read_cells(FIGURES / "rivals", name)
-        ours = [method for method in ("trust", "trust-scrub") if method in cells]
-        rows += [(f"{name}: {title_of(m)}", m, cells[m], cells) for m in ours]
+    """Write our cells of the concepts drawn by chance, a row each and all; "" without any."""
+    rows: list[tuple[str, str, list[Pair]]] = []
+    for method in ("trust", "trust-scrub"):
+        found = {
+            n: _based(read_cells(FIGURES / "rivals", n), method) for n in of_kind(CHANCE, kind)
+        }
+        own = [(f"{n}: {title_of(method)}", method, row) for n, row in found.items() if row]
+        if len(own) > 1:
+            own.append(("all of them", method, [pair for _, _, row in own for pair in row]))
+        rows += own
     return _rows("concept and method", rows) if rows else ""
 
 
-def _rows(head: str, rows: Sequence[tuple[str, str, list[dict[str, Any]], Cells]]) -> str:
-    """Write rows of (title, method, its cells, the concept's cells)."""
-    every = [cell for _, _, row, _ in rows for cell in row]
+def _based(cells: Cells, method: str) -> list[Pair]:
+    bases = {cell["seed"]: cell for cell in cells.get(UNTOUCHED, ())}
+    return [(cell, bases.get(cell["seed"])) for cell in cells.get(method, ())]
+
+
+def _rows(head: str, rows: Sequence[tuple[str, str, Sequence[Pair]]]) -> str:
+    """Write rows of (title, method, its cells)."""
+    every = [cell for _, _, row in rows for cell, _ in row]
     figures = [f for f in WORDS if any(f in cell["figures"] for cell in every)]
     attacks = [a for a in ATTACKS if any(a in cell["attacks"] for cell in every)]
     lines = []
-    for title, method, row, cells in rows:
-        bases = {cell["seed"]: cell for cell in cells.get(UNTOUCHED, ())}
-        kept = [kept_shares(cell, bases[cell["seed"]]) for cell in row if cell["seed"] in bases]
+    for title, method, row in rows:
+        cells = [cell for cell, _ in row]
+        kept = [kept_shares(cell, base) for cell, base in row if base]
         shown = [
-            share(pooled([c["figures"].get(f) for c in row], absent=True)) if f in GONE
+            share(pooled([c["figures"].get(f) for c in cells], absent=True)) if f in GONE
             else "" if method == UNTOUCHED
             else mean([k[f] for k in kept if f in k])
             for f in figures
         ]  # fmt: skip
-        stood = [share(pooled([c["attacks"].get(a, {}).get("asr") for c in row])) for a in attacks]
+        stood = [
+            share(pooled([c["attacks"].get(a, {}).get("asr") for c in cells])) for a in attacks
+        ]
         lines.append([title, str(len(row)), *shown, *stood])
     heads = [*(WORDS[f] for f in figures), *(f"after {ATTACKS[a]}" for a in attacks)]
     return markdown([head, "seeds", *heads], lines)
+
+
+def pairs() -> str:
+    """Write bench.pairs: each combination by one run and by the mean of three, then all of them."""
+    cells = json.loads((ROOT / PAIRED).read_text("utf-8"))["cells"]
+    columns = ("both", "first", "second", "sharing", "others")
+    rows = []
+    for title, names in (*((n, (n,)) for n in (*PAIRS, *DRAWN)), ("all of them", (*PAIRS, *DRAWN))):
+        for way in list(WAYS)[1:]:
+            keys = [key for key in cells if any(key.startswith(f"{way}/{n}/") for n in names)]
+            bases = [key.replace(way, UNTOUCHED, 1) for key in keys]
+            kept = [relative(cells[k], cells[b]) for k, b in zip(keys, bases, strict=True)]
+            gone = share(pooled([cells[key]["both"] for key in keys], absent=True))
+            figures = [gone, *(mean([k[c] for k in kept]) for c in columns[1:])]
+            if keys:
+                rows.append(
+                    [f"{title}: {way}", str(cells[keys[0]]["both"]["n"] * len(keys)), *figures]
+                )
+    return markdown(["combination", "pictures of it", *(WORDS[c] for c in columns)], rows)
 
 
 def curves(concept: str) -> str:
@@ -342,6 +378,8 @@ def makers() -> dict[str, Callable[[], str]]:
     """Return what writes each table, by its name."""
     kinds = ("single", "combination", "conditional", "style")
     made: dict[str, Callable[[], str]] = {"summary": summary, "short": short, "several": stacked}
+    if (ROOT / PAIRED).exists():
+        made["pairs"] = pairs
     for title, concepts in (("kinds", CONCEPTS), ("held out", HELD_OUT)):
         for kind in kinds:
             made[f"{title}: {kind}"] = lambda c=concepts, k=kind: engine(of_kind(c, k))  # type: ignore[misc]
