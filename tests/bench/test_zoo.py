@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from bench.world import quality
 from bench.world.scenes import random_scene
 from bench.zoo import (
     archive,
@@ -379,6 +380,23 @@ def test_a_flow_is_lent_as_a_network_that_predicts_noise() -> None:
     (z, time) = seen[0]
     sigma = (time / 1000).view(-1, 1, 1, 1)
     torch.testing.assert_close(z, (1 - sigma) * x0 + sigma * noise)
+
+
+def test_whoever_names_pictures_sees_every_object_once_and_is_not_told(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def generate(prompts: list[str], seeds: range, settings: SamplerSettings) -> Any:
+        asked.extend(prompts)
+        assert len(set(seeds)) == len(prompts)
+        yield torch.zeros(len(prompts), 3, 128, 128)
+
+    model: Any = SimpleNamespace(generate=generate)
+    orders = [quality.draw_shuffled(model, tmp_path / "grid.png", seed) for seed in (11, 12)]
+    assert orders[0] + orders[1] == asked and orders[0] != orders[1]
+    for order in orders:
+        for name in OBJECTS:
+            assert sum(prompt.split()[1] == name for prompt in order) == 1
+    assert Image.open(tmp_path / "grid.png").size == (7 * 192, 4 * 192)
 
 
 @pytest.mark.parametrize(
