@@ -56,7 +56,7 @@ def pack_member(name: str) -> None:
     """Write an archive of what a training has reached."""
     if member(name).job is None:
         raise ZooError(f"{name} is made of {SOURCE[name]} when it is unpacked: pack that")
-    data = pack(trained(name))
+    data = pack(trained(name), member(name).units)
     write_atomically(path_of(name), data)
     with tempfile.TemporaryDirectory() as folder:
         torch.set_num_threads(1)

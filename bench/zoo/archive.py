@@ -25,7 +25,23 @@ FOLDER = Path(__file__).with_name("archives")
 VERSION = "1"
 LARGEST = 127
 PRESET = 9 | lzma.PRESET_EXTREME
-FINE = 8.0  # units in the root mean square of a row of additions: about 5 bits an entry, packed
+
+
+@dataclass(frozen=True)
+class Units:
+    """How finely weights are told: units in a row's root mean square; 8 are about 5 bits an entry.
+
+    added: of what is added to the demo's weights; net, text: of own weights; None: as finely as 8
+    bits allow.
+    """
+
+    added: float = 8.0
+    net: float | None = None
+    text: float | None = None
+
+    def of(self, name: str) -> float | None:
+        """Return those of an own weight."""
+        return self.net if name.startswith("net.") else self.text
 
 
 class ZooError(Exception):
@@ -78,19 +94,20 @@ def from_bytes(steps: Tensor, unit: Tensor) -> Tensor:
     return (steps.float().flatten(1) * unit.float()[:, None]).view(steps.shape)
 
 
-def pack(trained: Trained) -> bytes:
+def pack(trained: Trained, units: Units | None = None) -> bytes:
     """Write weights as an archive."""
+    fine = units or Units()
     ours: dict[str, Tensor] = {}
     for name, weight in trained.weights.items():
         own, there = weight.float(), demo().get(name)
         if there is None or there.shape != own.shape:
-            ours |= _packed(name, own, None)
+            ours |= _packed(name, own, fine.of(name))
         elif torch.equal(own.half(), there.half()):
             ours["=" + name] = torch.zeros(0)
         elif (own - there).norm() < own.norm():
-            ours |= _packed("+" + name, own - there, FINE)
+            ours |= _packed("+" + name, own - there, fine.added)
         else:
-            ours |= _packed(name, own, None)
+            ours |= _packed(name, own, fine.of(name))
     facts = {"version": VERSION, "step": str(trained.step), "demo": demo_digest()}
     ordered = {name: ours[name].contiguous() for name in sorted(ours)}
     return lzma.compress(save(ordered, facts), preset=PRESET)

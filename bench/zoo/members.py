@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.world import pack as world
 from bench.world.train_unet import SHIPPED
 from bench.zoo import derived, english, sd3, siblings, text, towers
-from bench.zoo.archive import Trained, ZooError, path_of, read
+from bench.zoo.archive import Trained, Units, ZooError, path_of, read
 from bench.zoo.files import SCHEDULER, demo_folder, index_of, write_file, write_folder
 from bench.zoo.training import RUNS
 from bench.zoo.unet import Job, train
@@ -28,7 +28,7 @@ class Member:
 
     job: None for one made of others; prepare: trains or restores what comes before the denoiser,
     up to a step for a trial; extra: further weights to pack, "text.NAME"; write: path of a file or
-    folder to write to.
+    folder to write to; units: how finely its archive tells weights.
     """
 
     says: str
@@ -37,6 +37,7 @@ class Member:
     prepare: Callable[[int | None], None] = lambda stop: None
     extra: Callable[[], Mapping[str, Tensor]] = dict
     folder: bool = False
+    units: Units | None = None
 
 
 def _text_weights(path: Path) -> dict[str, Tensor]:
@@ -99,13 +100,14 @@ def _write_inpainting(trained: Trained, folder: Path) -> Path:
     return write_folder(folder, parts, configs, index)
 
 
-def _sibling(name: str, says: str) -> Member:
+def _sibling(name: str, says: str, units: Units | None = None) -> Member:
     return Member(
         says,
         lambda trained, path: write_file(path, siblings.tensors_of(name, trained)),
         lambda start: siblings.job(name, start),
         _sibling_text(name),
         lambda: {f"text.{k}": w for k, w in _text_weights(towers.kept(name)).items()},
+        units=units,
     )
 
 
@@ -117,9 +119,14 @@ MEMBERS: dict[str, Member] = {
         english.job,
         _english_text,
         lambda: {k: w for k, w in _text_weights(text.KEPT).items() if k.startswith("text.")},
+        units=Units(added=2.0),
     ),
     "sd2": _sibling("sd2", "SD 2.x: v-prediction, wider text read before its last layer"),
-    "sdxl": _sibling("sdxl", "SDXL: two towers, pooled text and size, its pattern of attention"),
+    "sdxl": _sibling(
+        "sdxl",
+        "SDXL: two towers, pooled text and size, its pattern of attention",
+        Units(added=2.0, net=4.0, text=8.0),
+    ),
     "sd3": Member("SD 3: a small MMDiT with rectified flow", sd3.write, sd3.job, folder=True),
     "look": Member("a fine-tune of the demo: wavy outlines", _write_demo, derived.look_job),
     "lightning": Member(

@@ -174,8 +174,20 @@ def test_an_archive_gives_back_what_went_in() -> None:
     after = archive.unpack(archive.pack(before), "m")
     assert after.step == 1234 and set(after.weights) == set(before.weights)
     assert torch.equal(after.weights["net.conv_out.bias"], before.weights["net.conv_out.bias"])
-    for name, tolerance in ((KEY, 0.01 / archive.FINE), ("text.head.weight", 0.02)):
+    for name, tolerance in ((KEY, 0.01 / archive.Units().added), ("text.head.weight", 0.02)):
         assert (after.weights[name] - before.weights[name]).abs().max() < tolerance, name
+
+
+def test_coarser_units_take_fewer_bytes_and_are_kept_to() -> None:
+    before = some()
+    fine, coarse = (archive.pack(before, archive.Units(n, n, n)) for n in (8.0, 2.0))
+    assert len(coarse) < 0.8 * len(fine)
+    for data, units in ((fine, 8), (coarse, 2)):
+        error = archive.unpack(data, "m").weights["text.head.weight"]
+        error = error - before.weights["text.head.weight"]
+        unit = before.weights["text.head.weight"].square().mean(1).sqrt() / units
+        assert (error.abs() <= 0.51 * unit[:, None]).all()
+        assert error.abs().max() > 0.3 * unit.min()
 
 
 def test_bytes_hold_rows_of_any_size() -> None:
