@@ -268,7 +268,7 @@ def lightning_job(start: tuple[dict[str, Tensor], int] | None = None) -> Job:
             t = torch.full((BATCH,), now, device=device)
             eps = module(x, t, **texts([captions[i] for i in chosen.tolist()])).sample
         away = F.mse_loss(ddim_step(x, eps.float(), now, 1000 // FEW), goal)
-        return away, {"step": step}
+        return away, {"at": step}
 
     return Job(
         "lightning",
