@@ -35,7 +35,8 @@ def shown(cells: Mapping[str, Any]) -> list[str]:
         way, name, seed = key.split("/")
         if way != "untouched":
             kept = relative(figures, cells[f"untouched/{name}/{seed}"])
-            lines.append(f"{key}: { ({k: round(v, 3) for k, v in kept.items()}) }")
+            told = ", ".join(f"{group} {value:.3f}" for group, value in kept.items())
+            lines.append(f"{key}: {told}")
     return lines
 
 

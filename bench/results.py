@@ -378,8 +378,6 @@ def makers() -> dict[str, Callable[[], str]]:
     """Return what writes each table, by its name."""
     kinds = ("single", "combination", "conditional", "style")
     made: dict[str, Callable[[], str]] = {"summary": summary, "short": short, "several": stacked}
-    if (ROOT / PAIRED).exists():
-        made["pairs"] = pairs
     for title, concepts in (("kinds", CONCEPTS), ("held out", HELD_OUT)):
         for kind in kinds:
             made[f"{title}: {kind}"] = lambda c=concepts, k=kind: engine(of_kind(c, k))  # type: ignore[misc]
@@ -401,6 +399,7 @@ def makers() -> dict[str, Callable[[], str]]:
     return made | {
         "quick": lambda: rivals("gun", quick),
         "quick: cost": lambda: cost("gun", quick),
+        "pairs": pairs,
         "zoo": zoo,
         "crisp": crisp,
         "crisp: objects": crisp_objects,
