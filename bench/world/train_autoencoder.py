@@ -38,7 +38,8 @@ def codec_loss(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, dict[str, float
     mean, deviation = z.mean((0, 2, 3)), z.std((0, 2, 3))
     moments = mean.square().mean() + (deviation - 1).square().mean()
     loss = pixel + edge + 0.3 * F.mse_loss(y, x) + 0.05 * moments
-    return loss, {"pixel": round(float(pixel), 4), "deviation": round(float(deviation.mean()), 3)}
+    told = {"pixel": float(pixel.detach()), "deviation": float(deviation.detach().mean())}
+    return loss, {name: round(figure, 4) for name, figure in told.items()}
 
 
 def crops(rng: np.random.Generator, count: int, lattice: int = 1) -> Tensor:

@@ -86,7 +86,7 @@ def main() -> None:
         probed = F.binary_cross_entropy_with_logits(read, named)
         recall = float(((logits > 0) & (true > 0)).sum() / true.sum())
         precision = float(((logits > 0) & (true > 0)).sum() / (logits > 0).sum().clamp(min=1))
-        figures = {"recall": recall, "precision": precision, "probed": float(probed)}
+        figures = {"recall": recall, "precision": precision, "probed": float(probed.detach())}
         return each.sum() / BATCH + 10 * probed, {k: round(v, 3) for k, v in figures.items()}
 
     for _ in stage.run(loss_of):

@@ -18,6 +18,7 @@ MORE = 1500  # steps that refresh a judge that is there already
 LATTICES = (1, 8)  # any place, and the places that the model learns
 WARP = 0.05  # of half the side of a picture, at most about twice that
 SMUDGE = 0.12  # of half the range of a colour, likewise
+SCORED = 3000  # renders that the accuracies are of
 NOTHING_SHARE = 0.12  # scrambled pictures that show no object, so that debris is not a find
 
 
@@ -101,7 +102,7 @@ def main() -> None:
     save_file(
         {k: v.half().cpu().contiguous() for k, v in weights.items()}, ASSETS / "judge.safetensors"
     )
-    stage.log(**accuracy(3000))
+    stage.log(**accuracy(SCORED))
 
 
 def accuracy(count: int) -> dict[str, float]:

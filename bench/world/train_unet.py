@@ -24,6 +24,7 @@ SCENES = 12_000
 CAPTIONS = 3  # different ones for each scene
 PAIRS = 0.4  # share of two-object scenes in a batch: they are the harder ones
 LATTICE = 8  # pixels of one latent cell: it spares the UNet every sprite's sub-cell variants
+GRID_STEPS = 20  # of DDIM, in the grids that show how far it is
 DROP = 0.1  # share of captions replaced by "", so that guidance works
 SNR_CAP = 5.0
 SHIPPED = RUNS / "unet-shipped.pt"  # where to go on from, if it is there
@@ -134,7 +135,7 @@ def main() -> None:
         signal = alphas[t].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * x + (1 - signal).sqrt() * noise
         with autocast(device):
-            out = forward(noisy, t, texts[told.to(texts.device)]).sample
+            out = forward(noisy, t, texts[told.to(texts.device)].float()).sample
         snr = alphas[t] / (1 - alphas[t])
         each = F.mse_loss(out.float(), noise, reduction="none").mean((1, 2, 3))
         plain = round(float(each.detach().mean()), 4)
@@ -165,7 +166,7 @@ def save_grid(stage: Stage, clip: TinyClip, device: torch.device) -> None:
     x = torch.randn(len(texts), 4, 16, 16, generator=generator).to(device)
     both = clip.text(tokenize([""] * len(texts) + texts).to(device)).last_hidden_state
     sampler = schedule()
-    sampler.set_timesteps(20)
+    sampler.set_timesteps(GRID_STEPS)
     for t in sampler.timesteps:
         with autocast(device):
             free, told = unet(torch.cat([x, x]), t, both).sample.float().chunk(2)

@@ -108,7 +108,9 @@ class Stage:
             self.step += 1
             if self.step % 50 == 0:
                 pace = (time.monotonic() - started) / (self.step - first)
-                self.log(loss=round(float(loss), 5), seconds_a_step=round(pace, 3), **figures)
+                self.log(
+                    loss=round(float(loss.detach()), 5), seconds_a_step=round(pace, 3), **figures
+                )
             if time.monotonic() - self._saved > 240:
                 self.save()
             yield self.step
