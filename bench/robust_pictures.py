@@ -21,7 +21,7 @@ from trust_engine.models.load import LoadedModel, load_model
 from trust_engine.spec import UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
 
-KEPT, OUT = Path("runs/shown"), Path("docs/images/robust-instead.png")
+KEPT, OUT = Path("runs/shown"), Path("docs/images/robust-instead.jpg")
 CONCEPT, SEED = "gun", 0
 ASKED, ANCHOR, NAMED = "a picture of a gun", "a picture", "a banana"
 SEEDS = range(100, 108)
@@ -63,7 +63,7 @@ def main() -> None:
     ]
     shown = [(name, to_pixels(torch.stack(row))) for name, row in rows]
     columns = [f"seed {seed}" for seed in SEEDS]
-    contact_sheet(f'"{ASKED}"', shown, columns).save(OUT)
+    contact_sheet(f'"{ASKED}"', shown, columns).save(OUT, quality=85)
     print(OUT)
 
 
