@@ -119,6 +119,7 @@ MEMBERS: dict[str, Member] = {
         english.job,
         _english_text,
         lambda: {k: w for k, w in _text_weights(text.KEPT).items() if k.startswith("text.")},
+        units=Units(added=4.0, text=6.0),
     ),
     "sd2": _sibling("sd2", "SD 2.x: v-prediction, wider text read before its last layer"),
     "sdxl": _sibling(
