@@ -331,6 +331,19 @@ def zoo() -> str:
     return markdown(("model", *kinds, "worst object"), rows)
 
 
+def language() -> str:
+    """Write what `bench.zoo.language` finds: held-out words, and the object by dialect."""
+    rows: list[list[str]] = []
+    heads: list[str] = []
+    for name, found in json.loads((FIGURES / "language.json").read_text("utf-8")).items():
+        kinds = [found["held_out_words"], found["words_drawn_at_least_half_the_time"]]
+        heads = list(found["dialects"])
+        kinds += [found["dialects"][dialect]["object"] for dialect in heads]
+        rows.append([f"`{name}`", *(share(pooled([kind])) for kind in kinds)])
+    words = ("held-out words", "of them drawn at least every other time")
+    return markdown(["model", *words, *(f"dialect: {name}" for name in heads)], rows)
+
+
 def crisp() -> str:
     """Write bench.world.crisp's means: a row for each model."""
     rows = []
@@ -401,6 +414,7 @@ def makers() -> dict[str, Callable[[], str]]:
         "quick: cost": lambda: cost("gun", quick),
         "pairs": pairs,
         "zoo": zoo,
+        "language": language,
         "crisp": crisp,
         "crisp: objects": crisp_objects,
         "settings": settings,
