@@ -121,13 +121,23 @@ MEMBERS: dict[str, Member] = {
         lambda: {k: w for k, w in _text_weights(text.KEPT).items() if k.startswith("text.")},
         units=Units(added=4.0, text=6.0),
     ),
-    "sd2": _sibling("sd2", "SD 2.x: v-prediction, wider text read before its last layer"),
+    "sd2": _sibling(
+        "sd2",
+        "SD 2.x: v-prediction, wider text read before its last layer",
+        Units(added=4.0, net=8.0, text=8.0),
+    ),
     "sdxl": _sibling(
         "sdxl",
         "SDXL: two towers, pooled text and size, its pattern of attention",
         Units(added=2.0, net=4.0, text=8.0),
     ),
-    "sd3": Member("SD 3: a small MMDiT with rectified flow", sd3.write, sd3.job, folder=True),
+    "sd3": Member(
+        "SD 3: a small MMDiT with rectified flow",
+        sd3.write,
+        sd3.job,
+        folder=True,
+        units=Units(net=4.0),
+    ),
     "look": Member("a fine-tune of the demo: wavy outlines", _write_demo, derived.look_job),
     "lightning": Member(
         "a LoRA for 4 steps without guidance, and the demo with it",

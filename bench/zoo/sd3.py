@@ -21,7 +21,7 @@ from trust_engine.models.contract import Conditioning, ModuleDenoiser, scaled_li
 from trust_engine.models.demo_clip import TEXT_CONFIG, TinyClip, tokenize
 
 TOKENS = 24  # of a caption; the rest is padding
-STEPS = 20_000
+STEPS = 8_000
 SHIFT = 3.0
 CONFIG: dict[str, Any] = {
     "sample_size": 16,
