@@ -129,7 +129,7 @@ MEMBERS: dict[str, Member] = {
     "sdxl": _sibling(
         "sdxl",
         "SDXL: two towers, pooled text and size, its pattern of attention",
-        Units(added=2.0, net=4.0, text=8.0),
+        Units(added=3.0, net=4.0, text=8.0),
     ),
     "sd3": Member(
         "SD 3: a small MMDiT with rectified flow",

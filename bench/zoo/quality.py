@@ -28,7 +28,7 @@ def main() -> None:
             model, settings = load(name, unpack_member(name, Path(folder))), settings_of(name)
             shown = grid(model, settings)
             shown.resize((shown.width // 2, shown.height // 2)).save(
-                PICTURES / f"zoo-{name}.jpg", quality=85
+                PICTURES / f"zoo-{name}.jpg", quality=75
             )
             found = measure(model, IMAGES, PAIRS, settings)
         write_atomically(FIGURES / f"{name}.json", (json.dumps(found, indent=1) + "\n").encode())

@@ -18,7 +18,7 @@ from trust_engine.models.families import MODELS, ModelFamily
 
 FAMILY = {"sd2": "demo-v", "sdxl": "demo-xl"}
 TEXT_STEPS = 1200
-STEPS = {"sd2": 1500, "sdxl": 2000}  # sdxl's attention at the lowest level starts from nothing
+STEPS = {"sd2": 1500, "sdxl": 2500}  # sdxl's attention at the lowest level starts from nothing
 PREDICTION = {"sd2": "v", "sdxl": "eps"}
 
 
