@@ -333,11 +333,11 @@ def zoo() -> str:
 
 def language() -> str:
     """Write what `bench.zoo.language` finds: held-out words, and the object by dialect."""
-    rows: list[list[str]] = []
-    heads: list[str] = []
-    for name, found in json.loads((FIGURES / "language.json").read_text("utf-8")).items():
+    models = json.loads((FIGURES / "language.json").read_text("utf-8"))
+    (heads,) = {tuple(found["dialects"]) for found in models.values()}
+    rows = []
+    for name, found in models.items():
         kinds = [found["held_out_words"], found["words_drawn_at_least_half_the_time"]]
-        heads = list(found["dialects"])
         kinds += [found["dialects"][dialect]["object"] for dialect in heads]
         rows.append([f"`{name}`", *(share(pooled([kind])) for kind in kinds)])
     words = ("held-out words", "of them drawn at least every other time")

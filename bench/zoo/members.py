@@ -28,7 +28,8 @@ class Member:
 
     job: None for one made of others; prepare: trains or restores what comes before the denoiser,
     up to a step for a trial; extra: further weights to pack, "text.NAME"; write: path of a file or
-    folder to write to; units: how finely its archive tells weights.
+    folder to write to; units: how finely its archive tells weights, as coarsely as
+    the judge's aims allow, for room is short.
     """
 
     says: str
