@@ -38,6 +38,7 @@ NAME_IT = "name it in a word or a phrase"
 KINDS: tuple[str, ...] = get_args(Kind)
 JOINT = ("combination", "conditional")  # several things together, or one under a condition
 SPEC_VERSION = 1
+MOST_STAYS = 2_000  # prompts, which a diff's label has to hold
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ class UnlearnSpec:
     negative guidance; rate: a share of a tensor's root mean square; xi: in z-scores; budget: a
     fraction 0..1; passes: beyond them prompts borrow others' states. With `robust`, training is
     preceded by scrubbing and relabelling (unlearn/scrubbing), for which `passes`, `cfg`,
-    `sampling`, `seed` and, of the latter, `steps` count. ablation: what no user needs.
+    `sampling`, `seed` and, of the latter, `steps` count. stays: the prompts, a picture each, of
+    what must stay in its pictures (empty: the engine's own). ablation: what no user needs.
     """
 
     concepts: tuple[ConceptSpec, ...]
@@ -279,6 +281,7 @@ class UnlearnSpec:
         "same machine with the same versions and number of threads.",
         label="Seed", flag=True,
     )  # fmt: skip
+    stays: tuple[str, ...] = ()
     ablation: Ablation = Ablation()
 
     def __post_init__(self) -> None:
@@ -292,6 +295,7 @@ class UnlearnSpec:
         if not concepts:
             raise SpecError("there is no concept to unlearn; name at least one")
         object.__setattr__(self, "concepts", tuple(concepts))
+        object.__setattr__(self, "stays", _phrases(self.stays, "stays", least=0))
         self._check_contradictions()
         for name, setting in SETTINGS.items():
             setting.check(name, getattr(self, name))
@@ -308,6 +312,16 @@ class UnlearnSpec:
                     )
         if told := contradiction(self.concepts):
             raise SpecError(told)
+        if len(self.stays) > MOST_STAYS:
+            told = f"lists {len(self.stays):,} pictures; use at most {MOST_STAYS:,}"
+            raise SpecError(told, field="stays")
+        for prompt in self.stays:
+            if any(concept.carried_by(prompt) for concept in self.concepts):
+                raise SpecError(
+                    f"shows what is to be forgotten ({quoted(prompt)})",
+                    field="stays",
+                    remedy="take it out",
+                )
 
     def refuse_unheeded(self) -> None:
         """Raise SpecError for a choice that a run would pass over.
@@ -326,6 +340,12 @@ class UnlearnSpec:
                 f"{self.saliency}",
                 field="robust",
                 remedy="take {saliency attention}, or switch {robust} off",
+            )
+        if self.stays and not self.robust:
+            raise SpecError(
+                "lists pictures, which only robust mode draws",
+                field="stays",
+                remedy="switch {robust} on, or leave it out",
             )
         joint = [concept for concept in self.concepts if concept.kind in JOINT]
         if self.robust and joint:
@@ -375,7 +395,8 @@ class UnlearnSpec:
         """Serialise to one line of JSON, stable for equal specs."""
         told = {"version": SPEC_VERSION, **dataclasses.asdict(self)}
         told["ablation"] = {k: v for k, v in told["ablation"].items() if v != ABLATIONS[k].default}
-        for name, usual in (("ablation", {}), *((n, DEFAULTS[n]) for n in ("syntax", "sampling"))):
+        later = (("stays", ()), *((name, DEFAULTS[name]) for name in ("syntax", "sampling")))
+        for name, usual in (("ablation", {}), *later):
             if told[name] == usual:
                 del told[name]  # a spec is compared by its text
         return json.dumps(told, sort_keys=True)

@@ -24,8 +24,8 @@ def wrong(about: Setting) -> list[Any]:
     return [about.low - 1, over, float("nan"), float("inf"), True, "1", None, *whole]
 
 
-def test_every_field_but_the_concepts_is_a_setting() -> None:
-    assert ["concepts", *SETTINGS, "ablation"] == list(UnlearnSpec.__dataclass_fields__)
+def test_every_field_but_concepts_and_pictures_is_a_setting() -> None:
+    assert ["concepts", *SETTINGS, "stays", "ablation"] == list(UnlearnSpec.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -2,6 +2,7 @@
 
 main      all commands, errors and exit codes
 unlearn   `unlearn` and `demo`
+prompts   `prompts`
 generate  `generate`
 audit     `audit`
 diff      `diff info|verify|apply|merge|export|annotate|fingerprint`

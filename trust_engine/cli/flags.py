@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from ..spec import SETTINGS
+from ..spec import KINDS, SETTINGS
+
+PRESERVE = "what must keep its look (default: the nearest words the model knows)"
+ALSO = "further concepts to remove in the same run, one each (beside a style: styles)"
+TEMPLATE = 'sentences of your own with {} where the concept goes, e.g. "a photo of {}"'
+STAYS = (
+    "with --robust: a text file of what its pictures of what must stay show, a prompt a line "
+    "(default: what is preserved, alone and in pairs; the command prompts writes such a file)"
+)
 
 
 def add_command(commands: Any, name: str, says: str, about: str = "") -> argparse.ArgumentParser:
@@ -47,6 +56,32 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
         "auto: up to 1 GB, high: up to 5 GB; training a layer takes 0.2 GB (SD 1.x, 2.x) to "
         "0.5 GB (SDXL) (default: auto)",
     )
+
+
+def add_concepts(parser: argparse.ArgumentParser) -> None:
+    """Declare what to unlearn, and what must stay."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--concept",
+        nargs="+",
+        metavar="TEXT",
+        help="one or more words or phrases that mean it; a comma separates them, too",
+    )
+    what.add_argument(
+        "--spec", type=Path, metavar="FILE.json", help="a saved spec instead of flags"
+    )
+    parser.add_argument("--kind", choices=KINDS, help="default: single, or as --with/--when imply")
+    parser.add_argument("--with", dest="companion", metavar="TEXT", help="e.g. beer (combination)")
+    parser.add_argument(
+        "--when", dest="condition", metavar="TEXT", help='e.g. "on a red background" (conditional)'
+    )
+    add_list(parser, "--preserve", "TEXT", PRESERVE)
+    parser.add_argument(
+        "--anchor", metavar="TEXT", help="what to draw instead (default: the same without it)"
+    )
+    add_list(parser, "--also", "TEXT", ALSO)
+    add_list(parser, "--template", "TEXT", TEMPLATE)
+    parser.add_argument("--stays", type=Path, metavar="FILE.txt", help=STAYS)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 from ..errors import SpecError
 from ..spec import SETTINGS, ConceptSpec, UnlearnSpec, also_named
 
-CONCEPT_FLAGS = ("kind", "companion", "condition", "preserve", "anchor", "also", "template")
+CONCEPT_FLAGS = (
+    "kind", "companion", "condition", "preserve", "anchor", "also", "template", "stays",
+)  # fmt: skip
 FLAGS = tuple(name for name, setting in SETTINGS.items() if setting.flag)
 
 
@@ -47,7 +49,20 @@ def _read_spec(args: argparse.Namespace) -> UnlearnSpec:
         templates=tuple(args.template),
     )
     concepts = (concept, *also_named(concept, args.also))
-    return _with_xi(UnlearnSpec(concepts, **changes), args.xi)
+    stays = read_lines(args.stays) if args.stays is not None else ()
+    return _with_xi(UnlearnSpec(concepts, stays=stays, **changes), args.xi)
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """Read a text file's lines but for empty ones; raises SpecError where there are none."""
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{path}: cannot be read ({error})") from error
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise SpecError(f"{path}: is empty; write a prompt a line")
+    return found
 
 
 def kind_of(args: argparse.Namespace) -> Any:

@@ -16,6 +16,7 @@ from .bench import add_bench
 from .console import console, missing
 from .diff import add_diff
 from .generate import add_generate
+from .prompts import add_prompts
 from .runs import add_runs, say
 from .unlearn import add_demo, add_unlearn, run_unlearn
 from .wording import worded
@@ -90,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_demo(commands)
     add_generate(commands)
     add_unlearn(commands)
+    add_prompts(commands)
     add_audit(commands)
     add_diff(commands)
     add_runs(commands)

@@ -14,8 +14,14 @@ from ..audit.judges.catalogue import explained, forms
 from ..errors import DivergenceError, SpecError, TrustError
 from ..io.outputs import check_outputs, check_suffix
 from ..settings import in_range
-from ..spec import KINDS
-from .flags import add_command, add_device, add_list, add_memory, add_model, add_settings
+from .flags import (
+    add_command,
+    add_concepts,
+    add_device,
+    add_memory,
+    add_model,
+    add_settings,
+)
 from .inputs import read_spec, say_applied, say_cut
 from .runs import Stopping, add_store, open_store, say
 from .wording import worded
@@ -35,9 +41,6 @@ ABOUT_DEMO = (
     "Unlearn one concept from the embedded demo model and show the result: diff.safetensors, "
     "before_after.png, neurons.png and audit.json in --out."
 )
-PRESERVE = "what must keep its look (default: the nearest words the model knows)"
-ALSO = "further concepts to remove in the same run, one each (beside a style: styles)"
-TEMPLATE = 'sentences of your own with {} where the concept goes, e.g. "a photo of {}"'
 FAILED, INCOMPLETE = "failed", "incomplete"  # of runs whose diff is not what was asked for
 IMAGES = 1  # pictures an object in the demo's own audit, which says so
 ROWS = {
@@ -53,27 +56,7 @@ def add_unlearn(commands: Any) -> None:
     """Declare `unlearn`."""
     parser = add_command(commands, "unlearn", "make a diff that removes a concept", ABOUT)
     add_model(parser)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--concept",
-        nargs="+",
-        metavar="TEXT",
-        help="one or more words or phrases that mean it; a comma separates them, too",
-    )
-    what.add_argument(
-        "--spec", type=Path, metavar="FILE.json", help="a saved spec instead of flags"
-    )
-    parser.add_argument("--kind", choices=KINDS, help="default: single, or as --with/--when imply")
-    parser.add_argument("--with", dest="companion", metavar="TEXT", help="e.g. beer (combination)")
-    parser.add_argument(
-        "--when", dest="condition", metavar="TEXT", help='e.g. "on a red background" (conditional)'
-    )
-    add_list(parser, "--preserve", "TEXT", PRESERVE)
-    parser.add_argument(
-        "--anchor", metavar="TEXT", help="what to draw instead (default: the same without it)"
-    )
-    add_list(parser, "--also", "TEXT", ALSO)
-    add_list(parser, "--template", "TEXT", TEMPLATE)
+    add_concepts(parser)
     add_settings(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument(
@@ -119,7 +102,7 @@ def run_unlearn(args: argparse.Namespace) -> None:
         model.check_room(spec, args.memory, memory_of(lent, spec) if spec.robust else 0)
         run = Unlearning(lent, spec, team=team, strict=args.strict)
         say_applied(args.model, model.applied)
-        say_cut(model.encoder, [*run.prompts.targets, *run.prompts.preserve])
+        say_cut(model.encoder, [*run.prompts.targets, *run.prompts.preserve, *spec.stays])
         try:
             stop = stack.enter_context(Stopping())
             with exhaustion_told(), Keeping(run, store, file, say if team.first else None) as kept:
@@ -127,7 +110,7 @@ def run_unlearn(args: argparse.Namespace) -> None:
                 for _ in run.ask():
                     pass
                 if team.first:
-                    _say_asked(run)
+                    say_asked(run)
                 run_with_bar(stop.between(kept))
                 if team.first:
                     diff = run.diff
@@ -145,7 +128,7 @@ def run_unlearn(args: argparse.Namespace) -> None:
     tell(args, model, run, diff)
 
 
-def _say_asked(run: Unlearning) -> None:
+def say_asked(run: Unlearning) -> None:
     """Tell what the model knows of the words, and what will be preserved."""
     from ..frontend.wording import some
 

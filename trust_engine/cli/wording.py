@@ -9,7 +9,7 @@ FLAGS = {
     **{name: name for name, setting in SETTINGS.items() if setting.flag},
     **{"companion": "with", "condition": "when", "concepts": "concept", "templates": "template"},
     **{name: name for name in ("concept", "kind", "preserve", "anchor", "also", "template")},
-    **{name: name for name in ("judge", "images", "pictures", "resolution", "keep")},
+    **{name: name for name in ("judge", "images", "pictures", "resolution", "keep", "stays")},
     **{name: name for name in ("memory", "device", "strict", "seed", "synonym", "retain", "style")},
 }
 

@@ -10,6 +10,7 @@ from ..diff import WeightDiff
 from ..unlearn.run import Unlearning
 from ..unlearn.trainer import Metrics
 from .before_after import BeforeAfter
+from .prompt_lists import prompt_lists
 from .wording import some
 
 SHOWN = 12  # of the things that are preserved
@@ -54,6 +55,7 @@ def run_report(
         explained(run, effect, harm),
         cost(run, diff, seen, seconds),
         f"Preserved: {first(run.prompts.kept, SHOWN)}.",
+        *([drawn] if (drawn := drawn_for(run)) else []),
         *said,
     ]
     return RunReport(headline, bool(bad), effect, harm, tuple(lines))
@@ -118,6 +120,16 @@ def cost(run: Unlearning, diff: WeightDiff, seen: BeforeAfter | None, seconds: f
     return f"Changed {changed}{took}: {run.passes} UNet passes{back}{drawn}."
 
 
+def drawn_for(run: Unlearning) -> str:
+    """Say what pictures robust mode has drawn; empty without it."""
+    if run.lists is None:
+        return ""
+    names = [concept.name for concept in run.spec.concepts]
+    own = [f"{len(p)} of {name}" for name, p in zip(names, run.lists.concepts, strict=True)]
+    rest = run.lists.rest
+    return f"Drawn: {', '.join(own)}; {len(rest)} of what must stay, such as {some(rest, 4)}."
+
+
 def sentence(text: str) -> str:
     """Make a sentence of a warning."""
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
@@ -145,4 +157,5 @@ def as_dict(run: Unlearning, diff: WeightDiff, report: RunReport, seen: Any) -> 
         "picture_passes": seen.passes if seen else 0,
         "pictures": seen.to_dict()["pictures"] if seen else [],
         "preserved": list(run.prompts.kept),
+        "prompts": prompt_lists(run).to_dict(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -77,14 +77,19 @@ def build_prompts(
     anchors, pushes = zip(*anchored.values(), strict=True)
     words = dict.fromkeys(w for w in kept if not any(c.carried_by(w) for c in concepts))
     found = PromptSet(tuple(anchored), anchors, pushes, tuple(keep), tuple(words), tuple(proposed))
-    for prompt in found.texts:
+    refuse_long(found.texts, encoder)
+    return found
+
+
+def refuse_long(prompts: Iterable[str], encoder: TextEncoder) -> None:
+    """Raise SpecError for a prompt that the encoder cannot take."""
+    for prompt in prompts:
         count = encoder.count_tokens(prompt)
         if count > MAX_TOKENS:
             raise SpecError(
                 f"prompt has {count} tokens, at most {MAX_TOKENS} fit; use fewer words: "
                 f"{quoted(prompt)}"
             )
-    return found
 
 
 def _unnamed(

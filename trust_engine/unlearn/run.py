@@ -33,7 +33,7 @@ from ..distributed import SINGLE, Workers
 from ..errors import DivergenceError, SpecError
 from ..models.contract import Conditioning, LentModel, device_of, with_syntax
 from ..models.precision import in_float32
-from ..prompts.concept import PromptSet, build_prompts
+from ..prompts.concept import PromptSet, build_prompts, refuse_long
 from ..spec import UnlearnSpec
 from .end_to_end import NOT_TOGETHER, differentiable
 from .provenance import identity_of, key_of, provenance_of
@@ -131,6 +131,7 @@ class Unlearning:
         self.prompts = build_prompts(*about, left_out=same)
         self.lists = None
         if spec.robust:
+            refuse_long(spec.stays, model.encoder)
             self.lists = lists_of(spec, build_prompts(*about, named=True, left_out=same))
 
     @property

@@ -18,10 +18,10 @@ class PictureLists:
     """Prompts, a picture each; whoever wants others replaces a list.
 
     concepts: of each concept it alone, for what stands beside it would go with it; alone: other
-    things, one at a time; pairs: two other things, without which all that is crowded would look
-    like the concept's own; near: what is most like the concept and what usually stands beside it;
-    anchors: of each concept's prompts what is to be seen instead, in their order and drawn from the
-    same noises.
+    things, one at a time, or all that the user lists; pairs: two other things, without which all
+    that is crowded would look like the concept's own; near: what is most like the concept and what
+    usually stands beside it; anchors: of each concept's prompts what is to be seen instead, in
+    their order and drawn from the same noises.
     """
 
     concepts: tuple[tuple[str, ...], ...]
@@ -69,9 +69,12 @@ class Counts:
 
 
 def picture_lists(
-    concepts: Sequence[ConceptSpec], prompts: PromptSet, counts: Counts | None = None
+    concepts: Sequence[ConceptSpec],
+    prompts: PromptSet,
+    counts: Counts | None = None,
+    stays: Sequence[str] = (),
 ) -> PictureLists:
-    """Choose from the prompts of a run on these concepts, evenly spread.
+    """Choose from the prompts of a run on these concepts, evenly spread; stays: the user's own.
 
     Things near the concept are the vocabulary's nearest by text, or, where the user said what to
     preserve, those; a user's list thus is where a concept's companions are named.
@@ -88,12 +91,15 @@ def picture_lists(
     near = things[: max(1, counts.near)] if counts.near and not styled else []
     shown = [tuple(spread(targets, counts.concept)) for targets in own]
     anchor_of = dict(zip(prompts.targets, prompts.anchors, strict=True))
+    anchors = tuple(tuple(anchor_of[target] for target in targets) for targets in shown)
+    if stays:
+        return PictureLists(tuple(shown), tuple(stays), anchors=anchors)
     return PictureLists(
         tuple(shown),
         tuple(spread(prompts.preserve, alone)),
         tuple(pairs),
         tuple(near[i % len(near)] for i in range(counts.near)) if near else (),
-        tuple(tuple(anchor_of[target] for target in targets) for targets in shown),
+        anchors,
     )
 
 

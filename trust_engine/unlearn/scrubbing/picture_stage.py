@@ -161,7 +161,7 @@ class PictureStage:
 
 def lists_of(spec: UnlearnSpec, prompts: PromptSet) -> PictureLists:
     """Choose what a run draws: every concept alone, and what must stay."""
-    return picture_lists(spec.concepts, prompts, recipe_of(spec).counts)
+    return picture_lists(spec.concepts, prompts, recipe_of(spec).counts, spec.stays)
 
 
 def _rows(model: LentModel) -> int:
