@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -340,6 +341,27 @@ def test_what_a_run_would_pass_over_is_refused_and_stays_readable() -> None:
         replace(spec, **{"robust": False, "engine": "local", **fine}).refuse_unheeded()
     with pytest.raises(SpecError, match="robust trains layer by layer"):
         Unlearning(tiny_model(), spec)
+
+
+def test_pictures_of_what_must_stay_are_read_and_refused() -> None:
+    """A prompt a picture, commas and repetitions its own; a spec without them is as it ever was."""
+    gun = ConceptSpec(("gun",))
+    plain = UnlearnSpec((gun,), robust=True)
+    assert "stays" not in json.loads(plain.to_json())
+    mine = replace(plain, stays=("a cat, a tree", "a dog", "a dog"))
+    assert mine.stays == ("a cat, a tree", "a dog", "a dog")
+    assert UnlearnSpec.from_json(mine.to_json()) == mine
+    mine.refuse_unheeded()
+    for wrong, told in (
+        (("a cat", "a GUN beside a dog"), "stays shows what is to be forgotten ('a GUN"),
+        (("",), "stays is empty"),
+        ("a cat", "stays must be a list of texts"),
+        (("a cat",) * 2001, "stays lists 2,001 pictures; use at most 2,000"),
+    ):
+        with pytest.raises(SpecError, match=re.escape(told)):
+            replace(plain, stays=wrong)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="which only robust mode draws"):
+        replace(mine, robust=False).refuse_unheeded()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from ..errors import SpecError
 from ..spec import SETTINGS, ConceptSpec, UnlearnSpec, also_named
 
@@ -56,7 +57,7 @@ def _read_spec(args: argparse.Namespace) -> UnlearnSpec:
 def read_lines(path: Path) -> tuple[str, ...]:
     """Read a text file's lines but for empty ones; raises SpecError where there are none."""
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = strict_json.decoded(path.read_bytes()).splitlines()
     except (OSError, ValueError) as error:
         raise SpecError(f"{path}: cannot be read ({error})") from error
     found = tuple(line.strip() for line in lines if line.strip())

@@ -30,6 +30,7 @@ from trust_engine.unlearn.trainer import Metrics, SelectiveTrainer
 FIRST = LDM_PREFIX + "input_blocks.0.0.weight"
 UNLEARN = ["unlearn", "--model", "m", "--out", "new/o", "--concept", "gun"]
 BRIEF = [*UNLEARN[:-2], "--spec", "brief.json"]  # the same in a fraction of the passes
+PROMPTS = ["prompts", "--model", "m", "--concept", "gun"]
 GENERATE = ["generate", "--model", "m", "--out", "new/o", "--prompt", "a cat"]
 AUDIT = ["audit", "--model", "m", "--diff", "d", "--concept", "gun", "--json", "new/o"]
 
@@ -71,6 +72,8 @@ def _in_a_folder_with_odd_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     Path("scalar.safetensors").write_bytes(save({FIRST: torch.tensor(1.0)}))
     odd = {FIRST: torch.zeros(64, 4, 3, 3), LDM_PREFIX + "control.0.weight": torch.zeros(2)}
     Path("odd.safetensors").write_bytes(save(odd))
+    Path("stays.txt").write_text("a cat\n\n  a dog \n")
+    Path("blank.txt").write_text(" \n")
     gun = (ConceptSpec(("gun",)),)
     Path("spec.json").write_text(UnlearnSpec(gun).to_json())
     Path("brief.json").write_text(UnlearnSpec(gun, passes=64, trajectory_steps=2).to_json())
@@ -136,6 +139,17 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> trust_engine.models.load.LoadedMode
         ([*UNLEARN, "--also", "gun"], "same concept twice"),
         ([*UNLEARN, "--also", "toy", "--preserve", "a toy"], "preserve names the concept 'toy'"),
         ([*UNLEARN, "--template", "a photo"], "needs {} once"),
+        ([*UNLEARN, "--stays", "stays.txt"], "--stays lists pictures, which only robust"),
+        ([*UNLEARN, "--robust", "--stays", "missing.txt"], "missing.txt: cannot be read"),
+        ([*UNLEARN, "--robust", "--stays", "blank.txt"], "blank.txt: is empty"),
+        ([*UNLEARN, "--robust", "--stays", "."], "cannot be read"),
+        ([*UNLEARN, "--also", "dog", "--robust", "--stays", "stays.txt"],
+         "--stays shows what is to be forgotten ('a dog')"),
+        ([*UNLEARN[:-2], "--spec", "spec.json", "--stays", "stays.txt"], "--spec"),
+        ([*PROMPTS, "--out", "new/o"], "add --robust"),
+        ([*PROMPTS, "--robust", "--stays", "stays.txt", "--out", "./stays.txt"],
+         "is what stays itself"),
+        ([*PROMPTS, "--robust", "--with", "beer"], "--robust cannot take"),
         ([*UNLEARN, "--budget", "2"], "budget is 2"),
         ([*UNLEARN, "--engine", "remote"], "--engine"),
         ([*UNLEARN, "--robust", "--engine", "global"], "passes over the global engine"),
@@ -373,6 +387,33 @@ def test_stopped_by_the_user(
     assert files() == before
 
 
+@pytest.mark.usefixtures("tiny")
+def test_prompts_are_listed_edited_and_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    """What `prompts` writes is what a run draws, and what was edited is drawn in its place."""
+    few = ["--model", "m", "--spec"]
+    spec = UnlearnSpec((ConceptSpec(("gun",)),), passes=64, trajectory_steps=2, robust=True)
+    Path("robust.json").write_text(spec.to_json())
+    assert main(["prompts", *few, "robust.json", "--out", "engine.txt"]) == 0
+    shown, lines = capsys.readouterr().out, Path("engine.txt").read_text().splitlines()
+    assert "  a gun -> (the empty prompt)\n" in shown
+    assert f"{len(lines)} pictures show what must stay:\n  {lines[0]}\n" in shown
+    assert main(["prompts", *few, "robust.json", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["stays"] == lines and "a gun" in told["shown"]["gun"]
+    assert ["a gun", ""] in told["erased"] and set(told["preserved"]) & set(lines)
+    run = trust_engine.unlearn.run.Unlearning(tiny_model(), spec)
+    for _ in run.ask():
+        pass
+    assert run.lists is not None and list(run.lists.rest) == lines
+
+    Path("mine.txt").write_text("\ufeffa cat, red\r\n\r\n a tree \r\n", "utf-16-le")
+    flags = ["prompts", "--model", "m", "--concept", "gun", "--robust", "--stays", "mine.txt"]
+    assert main([*flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stays"] == ["a cat, red", "a tree"]
+    assert main([*PROMPTS, "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"erased", "preserved"}
+
+
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
@@ -387,6 +428,7 @@ def test_stopped_by_the_user(
             ["--model", "--concept", "--spec", "--kind", "--with", "--when", "--preserve",
              "--anchor", "--device", "--steps", "--seed", "--out", "--json"],
         ),
+        (["prompts"], ["--model", "--concept", "--with", "--robust", "--stays", "--out", "--json"]),
         (["audit"], ["--model", "--diff", "--concept", "--seed", "--images", "--json"]),
     ],
 )  # fmt: skip

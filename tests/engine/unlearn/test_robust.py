@@ -189,6 +189,26 @@ def test_two_concepts_are_both_taken_out() -> None:
     assert both.diff.directions > whole().diff.directions
 
 
+def test_the_users_own_pictures_of_what_must_stay_are_drawn() -> None:
+    """In place of the engine's, as many as there are; the concept's, and its anchors, as ever."""
+    mine = ("a cat with a hat, red", "a tree", "a tree", "a dog beside a house")
+    made, usual = ran(stays=mine), whole()
+    assert made.lists is not None and usual.lists is not None
+    assert made.lists.rest == mine != usual.lists.rest
+    assert made.lists.concepts == usual.lists.concepts
+    assert made.lists.anchors == usual.lists.anchors
+    assert made.drawn == 2 * len(made.lists.concepts[0]) + len(mine)
+    assert content(made.diff) != content(usual.diff)
+    assert made.prompts == usual.prompts  # what is trained on states stays as it is
+    assert made.diff.provenance["spec"] == robust_spec(stays=mine).to_json()
+
+
+def test_a_picture_whose_prompt_is_too_long_is_refused() -> None:
+    long = " ".join(["red"] * 76)
+    with pytest.raises(SpecError, match="prompt has 76 tokens, at most 75 fit"):
+        Unlearning(tiny_model(), robust_spec(stays=("a cat", long)))
+
+
 def test_what_has_no_looks_of_its_own_is_refused() -> None:
     pair = ConceptSpec(("dog",), "combination", companion="cat")
     with pytest.raises(SpecError, match=r"robust cannot take .dog with cat. out of pictures"):
