@@ -16,7 +16,7 @@ from .bench import add_bench
 from .console import console, missing
 from .diff import add_diff
 from .generate import add_generate
-from .prompts import add_prompts
+from .list_prompts import add_prompts
 from .runs import add_runs, say
 from .unlearn import add_demo, add_unlearn, run_unlearn
 from .wording import worded
