@@ -34,7 +34,7 @@ from .charts import to_image
 from .declaring import Output, node
 from .file_names import check_prefix
 from .folders import report_file
-from .inputs import choice, lines, number, seed, setting, socket, text, verdict
+from .inputs import by_line, choice, lines, number, seed, setting, socket, text, verdict
 from .lending import Lent, lend
 from .private_unet import private_denoiser
 from .progress import Bar, sparing, tell
@@ -213,7 +213,7 @@ def request_of(
     """Say what is audited; raises SpecError or ModelError for what cannot be."""
     check_judge(judge)
     check_retain(judge, retain)
-    kept = tuple(line.strip() for line in retain.splitlines() if line.strip())
+    kept = by_line(retain)
     return AuditRequest(concept, judge, level, images, seed, retain=kept)
 
 

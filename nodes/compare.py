@@ -15,7 +15,7 @@ from ..trust_engine.frontend.pictures import contact_sheet
 from .charts import to_image
 from .declaring import Output, node
 from .host import schedule_of
-from .inputs import choice, number, socket, text, verdict
+from .inputs import by_line, choice, number, socket, text, verdict
 from .lending import FACTOR, check_clip, latent_side
 from .progress import Bar
 from .weights import Weights
@@ -109,7 +109,7 @@ class TrustCompare:
 
 def pairs_of(prompts: str, seeds: str) -> list[tuple[str, int]]:
     """List each prompt with each seed; raises SpecError for none, or for too many."""
-    asked = [line.strip() for line in prompts.splitlines() if line.strip()]
+    asked = by_line(prompts)
     numbers = read_seeds(seeds)
     if not asked:
         raise SpecError("there is no prompt: write one a line into `prompts`")
