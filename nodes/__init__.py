@@ -5,6 +5,7 @@ unlearn        TRUST Unlearn
 settings       TRUST Unlearn Settings
 concept        TRUST Concept
 find_neurons   TRUST Find Neurons
+prompts        TRUST Prompts
 audit          TRUST Audit
 compare        TRUST Compare
 diffs          TRUST Load Diff, Apply Diff, Merge Diffs
@@ -53,6 +54,7 @@ from .concept import TrustConcept
 from .demo import TrustDemoModel
 from .diffs import TrustApplyDiff, TrustLoadDiff, TrustMergeDiffs
 from .find_neurons import TrustFindNeurons
+from .prompts import TrustPrompts
 from .saving import TrustExportLora, TrustSaveDiff
 from .settings import TrustUnlearnSettings
 from .unlearn import TrustUnlearn
@@ -62,6 +64,7 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {
     "TrustDemoModel": TrustDemoModel,
     "TrustConcept": TrustConcept,
     "TrustFindNeurons": TrustFindNeurons,
+    "TrustPrompts": TrustPrompts,
     "TrustUnlearn": TrustUnlearn,
     "TrustUnlearnSettings": TrustUnlearnSettings,
     "TrustSaveDiff": TrustSaveDiff,
@@ -76,6 +79,7 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
     "TrustDemoModel": "TRUST Demo Model",
     "TrustConcept": "TRUST Concept",
     "TrustFindNeurons": "TRUST Find Neurons",
+    "TrustPrompts": "TRUST Prompts",
     "TrustUnlearn": "TRUST Unlearn",
     "TrustUnlearnSettings": "TRUST Unlearn Settings",
     "TrustSaveDiff": "TRUST Save Diff",

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..trust_engine.errors import SpecError
 from ..trust_engine.spec import KINDS, ConceptSpec
 from .declaring import Output, node
-from .inputs import choice, lines, socket, text, verdict
+from .inputs import by_line, choice, lines, socket, text, verdict
 from .sockets import CONCEPT
 
 PARTNERS = {
@@ -68,7 +68,9 @@ class TrustConcept:
     }
     GIVES: ClassVar = (
         Output(
-            "concept", CONCEPT, "Connect to Unlearn, Find Neurons or Audit, or to another Concept."
+            "concept",
+            CONCEPT,
+            "Connect to Unlearn, Find Neurons, Prompts or Audit, or to another Concept.",
         ),
     )
 
@@ -96,7 +98,7 @@ class TrustConcept:
             parts_of(words, kind, partner),
             preserve=lines(preserve),
             anchor=anchor.strip() or None,
-            templates=tuple(line.strip() for line in templates.splitlines() if line.strip()),
+            templates=by_line(templates),
         )
         return ((*and_also, concept),)
 

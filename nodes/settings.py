@@ -32,7 +32,9 @@ class Settings:
 class TrustUnlearnSettings:
     """Settings for those who want to look under the bonnet."""
 
-    DESCRIPTION = "Optional settings for Unlearn and Find Neurons. What it starts with is sensible."
+    DESCRIPTION = (
+        "Optional settings for Unlearn, Find Neurons and Prompts. What it starts with is sensible."
+    )
 
     REQUIRED: ClassVar = {
         "saliency": setting("saliency", "attention", "noise"),
@@ -43,7 +45,11 @@ class TrustUnlearnSettings:
         "sampling": setting("sampling"),
     }  # fmt: skip
     GIVES: ClassVar = (
-        Output("settings", SETTINGS, "Connect to Unlearn, and to Find Neurons if you use it."),
+        Output(
+            "settings",
+            SETTINGS,
+            "Connect to Unlearn, and to Find Neurons and Prompts if you use them.",
+        ),
     )
 
     def collect(self, resolution: int, **fields: Any) -> tuple[Settings]:

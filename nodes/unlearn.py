@@ -17,7 +17,7 @@ from .charts import stacked, summary_picture, to_image, where
 from .declaring import Output, node
 from .host import family_named
 from .host_run import Neurons, Ran, for_browser, run_engine
-from .inputs import choice, number, seed, setting, socket
+from .inputs import by_line, choice, number, seed, setting, socket, text, verdict
 from .lending import Lent, lend
 from .patching import patched
 from .progress import sparing
@@ -27,6 +27,7 @@ from .sockets import CONCEPT, DIFF, NEURONS, SETTINGS
 
 log = logging.getLogger(__name__)
 SMALL = 2  # rows of a batch on the second try
+UNKNOWN = ConceptSpec(("zxqwv",))  # in the place of what comes over a link
 
 
 @node("unlearn", shown_again=True, hidden=("unique_id", "prompt"))
@@ -59,6 +60,10 @@ class TrustUnlearn:
         "pictures": number(COUNT, 0, MOST, 1, "Test pictures at the end, drawn without and "
                            "with the diff: the report rests on them. Half of them show "
                            "what must stay. 0: none."),
+        "stays": text("", "Robust mode: what its pictures of what must stay show, a prompt a "
+                      "line. Empty: what is preserved, alone and in pairs; TRUST Prompts lists "
+                      "it.", multiline=True, hint="robust mode's pictures of what stays "
+                      "(optional)"),
     }  # fmt: skip
     GIVES: ClassVar = (
         Output("model", "MODEL",
@@ -69,6 +74,13 @@ class TrustUnlearn:
                "also before and after."),
         Output("report", "STRING", "What was done, in words."),
     )  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, stays: str | None = None, robust: bool | None = None) -> bool | str:
+        """Refuse pictures of what must stay that no run could draw, or that this one would not."""
+        if not stays or robust is None:
+            return True
+        return verdict(lambda: check_stays(stays, robust))
 
     def unlearn(
         self,
@@ -85,12 +97,13 @@ class TrustUnlearn:
         neurons: Neurons | None = None,
         settings: Settings | None = None,
         pictures: int = COUNT,
+        stays: str = "",
         unique_id: str | None = None,
         prompt: Prompt | None = None,
     ) -> dict[str, Any]:
         """Run the engine; out of memory, once more with less of it."""
         spec = compose(concept, settings, effort, objective=objective, engine=engine,
-                       budget=budget, robust=robust, seed=seed)  # fmt: skip
+                       budget=budget, robust=robust, seed=seed, stays=by_line(stays))  # fmt: skip
         resolution = settings.resolution if settings else 0
 
         def work(small: bool) -> tuple[Lent, Ran]:
@@ -119,6 +132,11 @@ class TrustUnlearn:
         remember(prompt, unique_id, shown)
         ui = {"text": [report], "trust_run": [json.dumps(shown)], "trust_headline": [told.headline]}
         return {"ui": ui, "result": (after, diff, to_image(picture), report)}
+
+
+def check_stays(stays: str, robust: bool) -> None:
+    """Raise SpecError for pictures of what must stay that no concept makes right."""
+    UnlearnSpec((UNKNOWN,), robust=robust, stays=by_line(stays)).refuse_unheeded()
 
 
 def labelled(diff: WeightDiff, lent: Lent) -> WeightDiff:

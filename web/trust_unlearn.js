@@ -1,6 +1,6 @@
-// TRUST Unlearn in the browser: a chart in Unlearn and Find Neurons, a badge in Audit, a label in
-// Load Diff, what the other nodes say, a toast at the end. Where the front end lacks what a part
-// needs, the part is left out.
+// TRUST Unlearn in the browser: a chart in Unlearn and Find Neurons, a list in Prompts, a badge in
+// Audit, a label in Load Diff, what the other nodes say, a toast at the end. Where the front end
+// lacks what a part needs, the part is left out.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -9,9 +9,11 @@ import { allNodes, nodeAt } from "./trust/graph.js";
 import { auditLine, badge, diffLine } from "./trust/labels.js";
 import { failure, refusals } from "./trust/errors.js";
 import { emptyRun, finishedRun, stopped, withProgress } from "./trust/run.js";
+import { lineOf, listOf } from "./trust/said.js";
 import { text, useTexts } from "./trust/texts.js";
 
 const CHARTED = { TrustUnlearn: 170, TrustFindNeurons: 170 }; // pixels
+const LISTED = { TrustPrompts: 200 };
 const LINE = 60; // the host keeps a margin of 10 around it
 const SAYING = ["TrustApplyDiff", "TrustMergeDiffs", "TrustSaveDiff", "TrustExportLora"];
 const BADGES = { good: "#2f8f6b", mixed: "#b7791f", bad: "#c0283c" };
@@ -75,19 +77,7 @@ function setUpChart(node, height) {
 }
 
 function showLine(node, said, title, colour) {
-  const element = elements.get(node);
-  const line = document.createElement("div");
-  line.textContent = said;
-  line.title = title;
-  line.style.cssText =
-    // A border, not padding: what is cut off must not show in it.
-    "box-sizing:content-box;border:solid transparent;border-width:4px 8px;border-radius:6px;" +
-    "font:11px/14px sans-serif;cursor:help;overflow:hidden;max-height:28px;" +
-    "display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;" +
-    (colour
-      ? `background:${colour};color:#fff;`
-      : "background:var(--comfy-input-bg,#333);color:var(--input-text,#ddd);");
-  element.replaceChildren(line);
+  elements.get(node).replaceChildren(lineOf(said, title, colour));
 }
 
 function setUpBadge(node) {
@@ -102,13 +92,12 @@ function setUpBadge(node) {
   });
 }
 
-/** Show what a node says when it has run; the whole of it on hover. */
-function setUpText(node) {
-  if (!addView(node, LINE)) return;
+/** Show what a node says when it has run. */
+function setUpText(node, height, shown) {
+  if (!addView(node, height)) return;
   chain(node, "onExecuted", (message) => {
     const said = message?.text?.[0];
-    if (said) showLine(node, said, said);
-    else elements.get(node).replaceChildren();
+    elements.get(node).replaceChildren(...(said ? [shown(said, said)] : []));
   });
 }
 
@@ -284,7 +273,8 @@ app.registerExtension({
       if (kind in CHARTED) setUpChart(node, CHARTED[kind]);
       if (kind === "TrustAudit") setUpBadge(node);
       if (kind === "TrustLoadDiff") setUpLabel(node);
-      if (SAYING.includes(kind)) setUpText(node);
+      if (SAYING.includes(kind)) setUpText(node, LINE, lineOf);
+      if (kind in LISTED) setUpText(node, LISTED[kind], listOf);
       if (kind === "TrustSaveDiff") setUpSaved(node);
     });
   },

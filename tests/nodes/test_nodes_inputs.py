@@ -18,9 +18,9 @@ from trust_engine.spec import UnlearnSpec
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("en", "de")
 IDS = {
-    "TrustDemoModel", "TrustConcept", "TrustFindNeurons", "TrustUnlearn", "TrustUnlearnSettings",
-    "TrustSaveDiff", "TrustLoadDiff", "TrustApplyDiff", "TrustMergeDiffs", "TrustExportLora",
-    "TrustCompare", "TrustAudit",
+    "TrustDemoModel", "TrustConcept", "TrustFindNeurons", "TrustPrompts", "TrustUnlearn",
+    "TrustUnlearnSettings", "TrustSaveDiff", "TrustLoadDiff", "TrustApplyDiff", "TrustMergeDiffs",
+    "TrustExportLora", "TrustCompare", "TrustAudit",
 }  # fmt: skip
 
 
@@ -90,13 +90,22 @@ def test_every_input_is_explained_and_taken(part: Part, nodes: dict[str, Any]) -
 def test_defaults_are_the_engines(part: Part, nodes: dict[str, Any]) -> None:
     spec = {field.name: field.default for field in dataclasses.fields(UnlearnSpec)}
     seen = set()
-    for key in ("TrustUnlearn", "TrustUnlearnSettings", "TrustFindNeurons"):
+    for key in ("TrustUnlearn", "TrustUnlearnSettings", "TrustFindNeurons", "TrustPrompts"):
         for name, (_, options) in declared(nodes[key]).items():
-            if name in spec and name != "seed":
+            if name in spec and name not in ("seed", "stays"):
                 assert options["default"] == spec[name], (key, name)
                 seen.add(name)
-    # Words, steps and seed have inputs of their own.
-    assert set(spec) - seen == {"concepts", "steps", "seed", "ablation"}
+    # Words, steps, seed and pictures of what must stay have inputs of their own.
+    assert set(spec) - seen == {"concepts", "steps", "seed", "stays", "ablation"}
+
+
+def test_unlearns_values_keep_their_places(nodes: dict[str, Any]) -> None:
+    """A saved workflow has a list of values; what is added comes last."""
+    kinds = {name: told[0] for name, told in declared(nodes["TrustUnlearn"]).items()}
+    values = ("INT", "FLOAT", "STRING", "BOOLEAN")
+    assert [name for name, kind in kinds.items() if isinstance(kind, list) or kind in values] == [
+        "objective", "engine", "effort", "budget", "robust", "seed", "pictures", "stays"
+    ]  # fmt: skip
 
 
 def test_untouched_settings_change_nothing(part: Part, nodes: dict[str, Any]) -> None:

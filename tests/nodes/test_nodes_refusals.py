@@ -35,13 +35,14 @@ def test_only_texts_are_asked_for(part: Part) -> None:
     """The host drops its own checks, of ranges and choices, for each input that is named."""
     found = validating(part)
     assert {"TrustConcept", "TrustAudit", "TrustCompare", "TrustSaveDiff", "TrustExportLora",
-            "TrustLoadDiff"} <= set(found)  # fmt: skip
+            "TrustLoadDiff", "TrustUnlearn"} <= set(found)  # fmt: skip
     for key, node in found.items():
         declared = {**node.INPUT_TYPES()["required"], **node.INPUT_TYPES().get("optional", {})}
         for name, told in inspect.signature(node.VALIDATE_INPUTS).parameters.items():
             kind = declared[name][0]
             assert kind == "STRING" or (key, name) in {
-                ("TrustConcept", "kind"), ("TrustLoadDiff", "diff_name")}, (key, name)  # fmt: skip
+                ("TrustConcept", "kind"), ("TrustLoadDiff", "diff_name"),
+                ("TrustUnlearn", "robust")}, (key, name)  # fmt: skip
             assert told.default is None, "what comes over a link is left out, or None"
         assert refused(node) == "", f"{key} with all its inputs linked"
 

@@ -6,7 +6,8 @@ import { pathToFileURL } from "node:url";
 
 const KINDS = [
   "TrustUnlearn", "TrustFindNeurons", "TrustAudit", "TrustLoadDiff", "TrustApplyDiff",
-  "TrustMergeDiffs", "TrustSaveDiff", "TrustExportLora", "TrustConcept", "KSampler",
+  "TrustMergeDiffs", "TrustSaveDiff", "TrustExportLora", "TrustPrompts", "TrustConcept",
+  "KSampler",
 ];
 const RUN = { node: "7", kind: "run", done: 1, total: 9, steps: 3, points: [["a", 0, 1, 0]] };
 const AUDIT = { node: "7", kind: "audit", stage: "drawing", done: 1, total: 4 };
@@ -120,6 +121,27 @@ test("a chosen diff is described, the whole label on hover", async () => {
   const [line] = node.shown[0].element.children;
   assert.equal(line.textContent, "forgets gun · demo · not audited");
   assert.equal(line.title, "the label");
+});
+
+test("prompts are listed in full, to scroll in and to copy from", () => {
+  node = current("TrustPrompts");
+  extension.nodeCreated(node);
+  const [{ element, options }] = node.shown;
+  assert.equal(options.serialize, false, "a list is no value of the workflow");
+  node.onExecuted({ text: ["2 prompts are erased:\n  a gun -> a cat\n  gun -> cat"] });
+  const [list] = element.children;
+  assert.equal(list.value.split("\n").length, 3);
+  assert.equal(list.readOnly, true);
+  node.onExecuted({});
+  assert.deepEqual(element.children, []);
+});
+
+test("a node that saved a file says so in a line, the whole of it on hover", () => {
+  node = current("TrustExportLora");
+  extension.nodeCreated(node);
+  node.onExecuted({ text: ["written to loras/gun"] });
+  const [line] = node.shown[0].element.children;
+  assert.deepEqual([line.textContent, line.title], ["written to loras/gun", "written to loras/gun"]);
 });
 
 test("a toast says that a run is over or what went wrong, where there are toasts", () => {
