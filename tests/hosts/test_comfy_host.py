@@ -60,6 +60,35 @@ def test_runs_only_when_something_changed(server: ComfyServer) -> None:
     assert "11" not in told.cached and told.text("11").startswith("cat: "), told.error
 
 
+def test_prompts_are_listed_and_drawn(server: ComfyServer, baseline: list[str]) -> None:
+    """Prompts runs without anything behind it; its `stays` goes into Unlearn's, or others do."""
+    told = {"model": DIRECT, "clip": ["1", 1], "concept": ["10", 0], "settings": ["12", 0]}
+    listing = {"15": node("TrustPrompts", robust=True, **told)}
+    few = hurry(passes=16)
+    asked = {**unlearned(settings=few), **listing}
+    first = server.run(
+        {"1": node("TrustDemoModel"), **{key: asked[key] for key in ("10", "12", "15")}}
+    )
+    assert first.status == "success", first.error
+    _, stays = first.text("15").split(" pictures show what must stay:\n")
+    listed = [line.strip() for line in stays.splitlines()]
+    assert len(listed) > 1 and "  a gun -> " in first.text("15")
+    linked = unlearned(robust=True, settings=few, stays=["15", 1])
+    ended = server.run({**drawn(PATCHED), **linked, **listing})
+    assert ended.status == "success", ended.error
+    assert "15" in ended.cached and ended.outputs["15"] == first.outputs["15"]
+    pixels = server.pixels(ended, "7")
+    assert pixels != baseline
+    assert f"{len(listed)} of what must stay, such as {listed[0]}, " in ended.text("11")
+    own = server.run({**drawn(PATCHED), **unlearned(robust=True, settings=few)})
+    assert server.pixels(own, "7") == pixels, "unedited, they are its own"
+    mine = unlearned(robust=True, settings=few, stays="a cat\na tree\n")
+    ended = server.run({**drawn(PATCHED), **mine})
+    assert "2 of what must stay, such as a cat, a tree." in ended.text("11"), ended.error
+    assert server.pixels(ended, "7") != pixels
+    assert drawn_anew(server) == baseline
+
+
 def test_expected_time_is_about_right(server: ComfyServer) -> None:
     """Told before the run by what was measured, then by what the last run took."""
     settings = hurry(stop_effect=0.0, passes=128, trajectory_steps=4)

@@ -97,13 +97,20 @@ def test_mistakes_are_explained(
     assert drawn_anew(server) == baseline
 
 
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"word": ", "}, "there is no concept"),
+        ({"stays": "a boat"}, "`stays` lists pictures, which only robust mode draws"),
+    ],
+)
 def test_what_is_written_wrongly_is_refused_before_anything_runs(
-    server: ComfyServer, baseline: list[str]
+    server: ComfyServer, baseline: list[str], told: dict, text: str
 ) -> None:
-    prompt = {**drawn(PATCHED), **unlearned(", ")}
+    prompt = {**drawn(PATCHED), **unlearned(**told)}
     answer = server.post("/prompt", {"prompt": prompt, "client_id": "test"})
-    told = [error for one in answer["node_errors"].values() for error in one["errors"]]
-    assert any("there is no concept" in f"{e['message']} {e['details']}" for e in told), answer
+    found = [error for one in answer["node_errors"].values() for error in one["errors"]]
+    assert any(text in f"{error['message']} {error['details']}" for error in found), answer
     assert drawn_anew(server) == baseline
 
 
