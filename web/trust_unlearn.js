@@ -23,12 +23,13 @@ const elements = new WeakMap(); // node -> where it is shown
 const audits = new Map(); // node -> what its line said before the audit that runs now
 
 /** Give a node a DOM widget, which both renderers show; false where there is none. */
-function addView(node, height) {
+function addView(node, height, grows = false) {
   if (typeof node.addDOMWidget !== "function") return false;
   const element = document.createElement("div");
   element.style.cssText = "width:100%;overflow:hidden;box-sizing:border-box;";
   const sized = () => height;
-  const options = { serialize: false, getMinHeight: sized, getMaxHeight: sized, getHeight: sized };
+  const options = { serialize: false, getMinHeight: sized };
+  if (!grows) Object.assign(options, { getMaxHeight: sized, getHeight: sized });
   const widget = node.addDOMWidget("trust_view", "trust_view", element, options);
   widget.serialize = false; // a picture is no value: it belongs neither in files nor in prompts
   elements.set(node, element);
@@ -94,7 +95,7 @@ function setUpBadge(node) {
 
 /** Show what a node says when it has run. */
 function setUpText(node, height, shown) {
-  if (!addView(node, height)) return;
+  if (!addView(node, height, shown === listOf)) return;
   chain(node, "onExecuted", (message) => {
     const said = message?.text?.[0];
     elements.get(node).replaceChildren(...(said ? [shown(said, said)] : []));

@@ -37,6 +37,26 @@ FIT = """() => {
     canvas.ds.offset = [room / canvas.ds.scale - left, room / canvas.ds.scale - top];
     canvas.setDirty(true, true);
 }"""  # noqa: E501
+LIST = """() => {
+    app.graph.clear();
+    const add = (type, ...at) => {
+        const node = LiteGraph.createNode(type);
+        node.pos = at;
+        app.graph.add(node);
+        return node;
+    };
+    const join = (from, slot, to, name) => from.connect(slot, to, to.findInputSlot(name));
+    const [demo, concept] = [add("TrustDemoModel", 0, 60), add("TrustConcept", 0, 250)];
+    const [listed, unlearn] = [add("TrustPrompts", 400, 60), add("TrustUnlearn", 950, 60)];
+    for (const to of [listed, unlearn]) {
+        join(demo, 0, to, "model");
+        join(demo, 1, to, "clip");
+        join(concept, 0, to, "concept");
+    }
+    join(listed, 1, unlearn, "stays");
+    for (const one of [listed, unlearn])
+        one.widgets.find(({name}) => name === "robust").value = true;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +211,27 @@ def test_badge_and_label(page: Any, tmp_path: Path) -> None:
     line = page.wait_for_selector("text=/forgets gun · demo · not audited/")
     assert "TRUST diff demo_gun.safetensors" in line.get_attribute("title")
     shot(page, "chain", tmp_path)
+
+
+def test_prompts_are_listed(page: Any, tmp_path: Path) -> None:
+    """The list is scrolled in, the graph is not zoomed; its output goes into Unlearn's field."""
+    page.evaluate(LIST)
+    page.evaluate(FIT)
+    queue(page)
+    wait(page)
+    listed = page.locator("textarea[readonly]").first
+    page.wait_for_function("() => document.querySelector('textarea[readonly]')?.value")
+    assert " pictures show what must stay:" in listed.input_value()
+    scale = page.evaluate("() => app.canvas.ds.scale")
+    listed.click()
+    page.mouse.wheel(0, 300)
+    page.wait_for_function("() => document.querySelector('textarea[readonly]').scrollTop > 0")
+    assert page.evaluate("() => app.canvas.ds.scale") == scale
+    shot(page, "prompts", tmp_path)
+    saved = page.evaluate("() => app.graph.serialize()")
+    unlearn = next(one for one in saved["nodes"] if one["type"] == "TrustUnlearn")
+    link = next(one["link"] for one in unlearn["inputs"] if one["name"] == "stays")
+    assert link is not None
 
 
 def test_workflow_keeps_its_values(page: Any) -> None:

@@ -55,6 +55,7 @@ function current(comfyClass) {
 
 class Element {
   style = {};
+  dataset = {};
   get firstChild() {
     return this.children?.[0];
   }
@@ -128,6 +129,7 @@ test("prompts are listed in full, to scroll in and to copy from", () => {
   extension.nodeCreated(node);
   const [{ element, options }] = node.shown;
   assert.equal(options.serialize, false, "a list is no value of the workflow");
+  assert.equal(options.getMaxHeight, undefined, "it grows with the node");
   node.onExecuted({ text: ["2 prompts are erased:\n  a gun -> a cat\n  gun -> cat"] });
   const [list] = element.children;
   assert.equal(list.value.split("\n").length, 3);

@@ -22,7 +22,9 @@ export function listOf(said) {
   list.value = said;
   list.readOnly = true;
   list.wrap = "off";
-  list.onwheel = (event) => event.stopPropagation(); // else the graph is zoomed
+  // The wheel scrolls it and does not zoom the graph; in the Vue renderer once it was clicked.
+  list.onwheel = (event) => event.stopPropagation();
+  list.dataset.captureWheel = "true";
   list.style.cssText =
     "box-sizing:border-box;width:100%;height:100%;padding:4px 8px;border:0;border-radius:6px;" +
     "resize:none;font:11px/14px sans-serif;" +
