@@ -26,6 +26,7 @@ jobs            one at a time, with progress and interrupt
 unlearn_job     unlearn
 audit_job       audit
 estimate        time and memory beforehand
+prompts_job     which prompts a run would use
 speed           how fast the checkpoint is here
 runs            where stopped and finished runs are kept
 

@@ -24,8 +24,9 @@ from trust_engine.unlearn.effort import EFFORTS, steps_of
 from . import always_on, applying, asked_diffs, demo_model, folders, form
 from .audit_job import Question, asked_about, audit
 from .estimate import expect, watched
-from .jobs import ESTIMATE, JOBS, PROGRAM, Job
+from .jobs import ESTIMATE, JOBS, PROGRAM, PROMPTS, Job
 from .one_line import one_line
+from .prompts_job import list_prompts
 from .unlearn_job import Order
 
 ROOT = "/trust/v1"
@@ -41,6 +42,7 @@ def add(_demo: Any, app: FastAPI) -> None:
         ("GET", "/concepts", concepts),
         ("GET", "/diffs", diffs),
         ("POST", "/expect", post_expect),
+        ("POST", "/prompts", post_prompts),
         ("POST", "/unlearn", post_unlearn),
         ("POST", "/audit", post_audit),
         ("GET", "/jobs", jobs),
@@ -116,6 +118,12 @@ def post_expect(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
     """Begin to estimate what a run would take; the body is that of /unlearn."""
     order = _refusing(lambda: read_order(body))
     return _begun(JOBS.start(ESTIMATE, order.spec.name, expect(order), PROGRAM))
+
+
+def post_prompts(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
+    """Begin to list the prompts that a run would use; the body is that of /unlearn."""
+    order = _refusing(lambda: read_order(body))
+    return _begun(JOBS.start(PROMPTS, order.spec.name, list_prompts(order), PROGRAM))
 
 
 def post_unlearn(body: Any = Depends(_body)) -> dict[str, Any]:  # noqa: B008
@@ -201,6 +209,7 @@ def read_order(body: Any) -> Order:
             raise SpecError("effort and the spec's steps say the same; leave one out")
         settings = {"steps": steps_of(_text(body, "effort")), **settings}
     spec = UnlearnSpec.from_json(json.dumps({"concepts": parts, **settings}))
+    spec.refuse_unheeded()
     return Order(spec, **about)
 
 

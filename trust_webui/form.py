@@ -30,8 +30,9 @@ LARGEST = 1 << 16  # characters of one field: a spec has to fit into a diff's la
 class Form:
     """What the tab asks. Words and what to preserve are separated by commas or lines.
 
-    also: further things to forget in the same run; partner: of a combination or condition; rate,
-    beta, eta, lam, seed and the rest mean what the spec says.
+    also: further things to forget in the same run; partner: of a combination or condition;
+    templates, stays: one a line, commas and all; rate, beta, eta, lam, seed and the rest mean what
+    the spec says.
     """
 
     words: str = ""
@@ -55,12 +56,15 @@ class Form:
     passes: int = DEFAULTS["passes"]
     syntax: str = DEFAULTS["syntax"]
     sampling: str = DEFAULTS["sampling"]
+    templates: str = ""
+    stays: str = ""
 
     @property
     def concepts(self) -> tuple[ConceptSpec, ...]:
         """Return the concept, and those to forget with it; raises SpecError."""
         kept, anchor = listed(self.preserve), self.anchor.strip() or None
-        first = concept_of(self.words, self.kind, self.partner, kept, anchor)
+        own = lines_of(self.templates)
+        first = concept_of(self.words, self.kind, self.partner, kept, anchor, own)
         return (first, *also_named(first, listed(self.also)))
 
     @property
@@ -70,7 +74,8 @@ class Form:
                 "syntax", "sampling")  # fmt: skip
         settings: dict[str, Any] = {name: getattr(self, name) for name in same}
         whole = {name: int(getattr(self, name)) for name in ("seed", "passes")}
-        spec = UnlearnSpec(self.concepts, steps=steps_of(self.effort), **settings, **whole)
+        settings |= {"steps": steps_of(self.effort), "stays": lines_of(self.stays)}
+        spec = UnlearnSpec(self.concepts, **settings, **whole)
         spec.refuse_unheeded()
         return spec
 
@@ -90,6 +95,7 @@ def concept_of(
     partner: str,
     preserve: tuple[str, ...] = (),
     anchor: str | None = None,
+    templates: tuple[str, ...] = (),
 ) -> ConceptSpec:
     """Build a concept of what a page's fields say; raises SpecError in the page's own words."""
     if not listed(words):
@@ -102,12 +108,18 @@ def concept_of(
                         f"{' or '.join(PARTNERS)}, or empty the field")  # fmt: skip
     companion = other if kind == "combination" else None
     condition = other if kind == "conditional" else None
-    return ConceptSpec(listed(words), kind, companion, condition, preserve, anchor)  # type: ignore[arg-type]
+    about: Any = (kind, companion, condition, preserve, anchor, templates)
+    return ConceptSpec(listed(words), *about)
 
 
 def listed(text: str) -> tuple[str, ...]:
     """Split at commas and lines."""
     return names_in(text)
+
+
+def lines_of(text: str) -> tuple[str, ...]:
+    """Split at lines alone, and drop empty ones."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def filled(values: Mapping[str, Any]) -> Form:

@@ -14,17 +14,19 @@ from PIL import Image
 from trust_engine.errors import TrustError
 from trust_engine.frontend.charts import chart, stacked
 from trust_engine.frontend.pictures import PAPER
+from trust_engine.frontend.prompt_lists import PromptLists
 from trust_engine.frontend.wording import spelled
 
 from . import folders
 from .audit_job import Audited
-from .jobs import ESTIMATE, JOBS, PROGRAM, Job
+from .jobs import ESTIMATE, JOBS, PROGRAM, PROMPTS, Job
 from .one_line import one_line
 from .unlearn_job import Unlearned
 
 EVERY = 1.0  # seconds between two looks at a job; each costs the browser a new layout
 REDRAW = 2.0  # seconds between two charts
-KINDS = {"unlearn": "Unlearning", "audit": "Audit of", ESTIMATE: "Timing for"}
+KINDS = {"unlearn": "Unlearning", "audit": "Audit of", ESTIMATE: "Timing for",
+         PROMPTS: "Prompts for"}  # fmt: skip
 NOTHING: tuple[Any, ...] = ([], None, None, "")  # gallery, chart, neurons, report of no result
 COLOURS = {"failed": "#b91c1c", "stopped": "#b45309", "done": "#15803d"}
 
@@ -102,6 +104,8 @@ def finished(job: Job | None) -> tuple[Any, ...]:
     if isinstance(result, Audited):
         report = f"{result.verdict}\nPage: {result.page}"
         return (status(job), *NOTHING[:3], report, None)
+    if isinstance(result, PromptLists):
+        return (status(job), *NOTHING[:3], str(result), None)
     if not isinstance(result, Unlearned):
         return (status(job), *NOTHING, None)
     name = result.to_dict()["diff"]
@@ -127,18 +131,27 @@ def _clear(image: Image.Image | None) -> Image.Image | None:
     return stacked([Image.new("RGB", (image.width, image.width // 12), PAPER), image])
 
 
-def stopped(owner: str, kind: str) -> str:
-    """Stop what a page has begun of a kind, and nobody else's; returns the status."""
-    if not JOBS.stop(owner, kind):
+def stopped(owner: str, *kinds: str) -> str:
+    """Stop what a page has begun of these kinds, and nobody else's; returns the status."""
+    mine = JOBS.stop(owner, *kinds)
+    if not mine:
         return ("<p>This page has begun nothing that could be stopped. What other pages and "
                 "programs have begun is listed under <b>Jobs</b>.</p>")  # fmt: skip
-    return status(JOBS.latest(kind, owner))
+    return status(mine[-1])
 
 
 def unlimited() -> dict[str, Any]:
     """Let an event be worked on for several pages at once: gradio 4 takes one after another."""
-    major = str(getattr(gr, "__version__", "3")).partition(".")[0]
-    return {"concurrency_limit": None} if int(major) >= 4 else {}
+    return {"concurrency_limit": None} if _gradio() >= 4 else {}
+
+
+def from_the_top() -> dict[str, Any]:
+    """Let a box show the beginning of a long text: gradio 4 would scroll to its end."""
+    return {"autoscroll": False} if _gradio() >= 4 else {}
+
+
+def _gradio() -> int:
+    return int(str(getattr(gr, "__version__", "3")).partition(".")[0])
 
 
 def calm() -> dict[str, Any]:

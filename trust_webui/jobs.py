@@ -21,6 +21,7 @@ from .one_line import TITLE, one_line
 log = logging.getLogger(__name__)
 KEPT = 20  # jobs that are remembered
 ESTIMATE = "expect"  # the kind of job that only times the checkpoint
+PROMPTS = "prompts"  # the kind that only lists the prompts of a run
 OVER = ("done", "failed", "stopped")
 PROGRAM = "program"  # the owner of what is begun by the API; else it is one page's own token
 
@@ -193,14 +194,14 @@ class Jobs:
         place = listed.index(job) if job in listed else len(listed)
         return sum(not other.over for other in listed[:place])
 
-    def runs(self, owner: str, kind: str) -> list[Job]:
-        """Return what an owner has begun of a kind and what is not over."""
+    def runs(self, owner: str, *kinds: str) -> list[Job]:
+        """Return what an owner has begun of these kinds and what is not over."""
         return [job for job in self.all()
-                if owner and job.owner == owner and job.kind == kind and not job.over]  # fmt: skip
+                if owner and job.owner == owner and job.kind in kinds and not job.over]  # fmt: skip
 
-    def stop(self, owner: str, kind: str) -> list[Job]:
-        """Stop what an owner has begun of a kind; nobody else's. Returns what was stopped."""
-        mine = self.runs(owner, kind)
+    def stop(self, owner: str, *kinds: str) -> list[Job]:
+        """Stop what an owner has begun of these kinds; nobody else's. Returns what was stopped."""
+        mine = self.runs(owner, *kinds)
         for job in mine:
             job.stop()
         return mine

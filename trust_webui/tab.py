@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from secrets import token_hex
 from typing import Any
 
@@ -15,8 +15,10 @@ from trust_engine.unlearn.effort import EFFORTS
 from . import folders, form, job_status, tab_demo, tab_expected, tab_files, tab_jobs
 from .estimate import watched
 from .form import NAMES, Form
-from .jobs import JOBS, Job
+from .jobs import JOBS, PROMPTS, Job, Work
+from .prompts_job import list_prompts
 from .settings import option
+from .unlearn_job import Order
 from .wording import LABELS
 
 INTRO = (
@@ -28,6 +30,7 @@ PARTNERS = {
     "combination": ("With: the other half, which stays", "beer"),
     "conditional": ("When: elsewhere it stays", "on a red background"),
 }
+OF_THE_FORM = ("unlearn", PROMPTS)  # jobs that its buttons begin, and Stop stops
 
 
 def build() -> list[tuple[Any, str, str]]:
@@ -47,11 +50,13 @@ def build() -> list[tuple[Any, str, str]]:
                 refusal = gr.HTML(elem_id="trust_refusal")
                 with gr.Row():
                     estimate = gr.Button("How long will it take?", elem_id="trust_expect")
+                    prompts = gr.Button("Which prompts?", elem_id="trust_prompts")
                     again = gr.Button("Show the latest job", elem_id="trust_again")
             with gr.Column(scale=3):
                 state = gr.HTML(job_status.status(None), elem_id="trust_status")
                 report = gr.Textbox(label="Report", lines=5, interactive=False,
-                                    elem_id="trust_report")  # fmt: skip
+                                    elem_id="trust_report",
+                                    **job_status.from_the_top())  # fmt: skip
                 gallery = gr.Gallery(label="Before and after", elem_id="trust_gallery", columns=4)
                 with gr.Row():
                     curves = gr.Image(label="Effect and harm", type="pil", interactive=False,
@@ -67,6 +72,7 @@ def build() -> list[tuple[Any, str, str]]:
         started = start.click(
             _unlearn, [owner, *inputs], [owner, refusal, *outputs], **job_status.calm()
         )
+        prompts.click(_prompts, [owner, *inputs], [owner, refusal, *outputs], **job_status.calm())
         follow(started.then)  # by what the run has taken
         follow(estimate.click)
         follow(loaded.then)
@@ -118,6 +124,14 @@ def _fields() -> dict[str, Any]:
 def _more() -> dict[str, Any]:
     made = dict[str, Any]()
     made["also"] = gr.Textbox(label=LABELS["also"], placeholder="knife, sword")
+    made["templates"] = gr.Textbox(
+        label=LABELS["templates"], lines=2, elem_id="trust_templates",
+        info="With {} where the concept goes, a line each.", placeholder="empty: the engine's own",
+    )  # fmt: skip
+    made["stays"] = gr.Textbox(
+        label=LABELS["stays"], lines=3, elem_id="trust_stays", info="A prompt a line.",
+        placeholder="empty: what is preserved, alone and in pairs; Which prompts? lists it",
+    )  # fmt: skip
     made["engine"] = _choice("engine", "Engine")
     made["resolution"] = gr.Slider(
         0, 1024, value=0, step=64, label=LABELS["resolution"], elem_id="trust_resolution",
@@ -181,23 +195,34 @@ def _form(values: tuple[Any, ...]) -> Form:
 
 
 def _unlearn(owner: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    yield from _begun("unlearn", watched, owner, values)
+
+
+def _prompts(owner: str, *values: Any) -> Iterator[tuple[Any, ...]]:
+    yield from _begun(PROMPTS, list_prompts, owner, values)
+
+
+def _begun(
+    kind: str, job_of: Callable[[Order], Work], owner: str, values: tuple[Any, ...]
+) -> Iterator[tuple[Any, ...]]:
+    """Begin a job on what the form says, and show it; a refusal begins none."""
     owner = owner or token_hex(8)
     try:
         order = _form(values).order
     except TrustError as error:
         said = job_status.problem(error)
         # The status is written anew all the time while the page follows a job of its own.
-        beside = said if JOBS.runs(owner, "unlearn") else ""
+        beside = said if JOBS.runs(owner, *OF_THE_FORM) else ""
         yield (owner, beside, said, *job_status.NOTHING, gr.update())
         return
     beside = ""
-    for shown in _shown(JOBS.start("unlearn", order.spec.name, watched(order), owner)):
+    for shown in _shown(JOBS.start(kind, order.spec.name, job_of(order), owner)):
         yield (owner, beside, *shown)
         beside = gr.update()
 
 
 def _stop(owner: str) -> str:
-    return job_status.stopped(owner, "unlearn")
+    return job_status.stopped(owner, *OF_THE_FORM)
 
 
 def _again() -> Iterator[tuple[Any, ...]]:

@@ -23,7 +23,7 @@ from .unlearn_job import Order
 
 ANYTHING = "thing"  # stands for what to forget while nothing is typed: the word costs nothing
 NOT_YET = "Expected time and memory are shown here as soon as a checkpoint is loaded."
-TYPED = ("words", "also", "partner", "preserve", "anchor")
+TYPED = ("words", "also", "partner", "preserve", "anchor", "templates", "stays")
 SWITCHED = ("kind", "objective", "effort", "engine", "robust")
 DRAWN = ("resolution", "pictures", "passes")
 LONGEST_TURN = 5.0  # seconds that one who has asked waits for those before: a page may be closed

@@ -26,6 +26,7 @@ from hosts.webui_page import (
     saved,
     shot,
     shows,
+    unfold,
 )
 from hosts.webui_server import Server
 from trust_engine.diff import load_diff
@@ -46,6 +47,31 @@ def expected(page: Any) -> str:
     line = page.locator("#trust_expected").first  # gradio 3 gives two elements this name
     line.get_by_text(re.compile("Expected: .* of memory beside the model")).wait_for()
     return str(line.inner_text())
+
+
+def test_which_prompts(page: Any, webui_page: Server, tmp_path: Path) -> None:
+    """Listed in the report; what stays is typed a line each, commas and all."""
+    go(page, "TRUST")
+    unfold(page, "More settings")
+    fill(page, "#trust_words textarea", "gun")
+    fill(page, "#trust_templates textarea", "a photo of {}, outdoors\n{}")
+    fill(page, "#trust_stays textarea", "a cat, asleep\na dog")
+    shot(page, webui_page, "more", tmp_path, "#trust_stays")
+    page.locator("#trust_prompts").click()
+    page.wait_for_selector("#trust_problem >> text=/only robust mode draws; switch Robust on/")
+    page.locator("#trust_robust input").check()
+    page.locator("#trust_prompts").click()
+    page.wait_for_selector("#trust_state_done >> text=/Prompts for gun/")
+    box = page.locator("#trust_report textarea").first
+    report = box.input_value()
+    assert "a photo of a gun, outdoors -> " in report
+    assert "2 pictures show what must stay:\n  a cat, asleep\n  a dog" in report
+    assert box.evaluate("box => box.scrollTop") == 0, "read from its top"
+    shot(page, webui_page, "prompts", tmp_path)
+    page.locator("#trust_robust input").uncheck()
+    for field in ("words", "templates", "stays"):
+        fill(page, f"#trust_{field} textarea", "")
+    unfold(page, "More settings")
 
 
 def test_one_word_one_button(page: Any, webui_page: Server, tmp_path: Path) -> None:

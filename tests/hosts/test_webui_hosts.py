@@ -37,6 +37,21 @@ def test_unlearned_on_the_loaded_model(webui: Server, diff: str) -> None:
     assert listed["name"] == diff and listed["attention_layers"] == (16 if FULL_SIZE else 7)
 
 
+def test_prompts_are_listed(webui: Server, diff: str) -> None:
+    before, _ = first(webui)
+    stays = ["a cat, asleep", "a dog on a table"]
+    spec = {**ROBUST, "stays": stays}
+    body = {"concepts": [{"words": ["gun"]}], "spec": spec, "resolution": 64}
+    told = webui.finish(webui.ask("/trust/v1/prompts", body))
+    assert told["state"] == "done", told["message"]
+    assert told["result"]["stays"] == stays and "gun" in told["result"]["shown"]
+    assert all("gun" in target for target, _ in told["result"]["erased"])
+    assert first(webui)[0] == before
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        webui.ask("/trust/v1/prompts", {**body, "spec": {**SHORT, "stays": stays}})
+    assert caught.value.code == 422
+
+
 def test_on_off_and_strength(webui: Server, diff: str) -> None:
     before, plain = first(webui)
     full, text = first(webui, diff, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,27 @@ def test_every_field_arrives(form: Any) -> None:
         ({"words": "gun", "robust": True, "engine": "global"}, "trains layer by layer"),
         ({"words": "gun", "pictures": 17}, "pictures"),
         ({"words": "gun", "seed": -1}, "seed"),
+        ({"words": "gun", "stays": "a cat"}, "only robust mode draws"),
+        ({"words": "gun", "stays": "a gun", "robust": True}, "is to be forgotten"),
+        ({"words": "gun", "templates": "a photo"}, "where the concept goes"),
     ],
 )
 def test_mistakes_are_named(form: Any, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError, match=said):
         _ = form.Form(**fields).order
+
+
+def test_lines_are_split_at_lines_alone(form: Any) -> None:
+    """A sentence may have commas; empty lines and spaces around the others are nobody's."""
+    spec = form.Form(
+        words="gun, pistol", also="knife", robust=True,
+        templates="a photo of {}, outdoors\n\n  {} \r\n", stays="\n a cat, asleep\n \na dog\n",
+    ).order.spec  # fmt: skip
+    first, other = spec.concepts
+    assert first.templates == ("a photo of {}, outdoors", "{}") and other.templates == ()
+    assert spec.stays == ("a cat, asleep", "a dog")
+    usual = form.Form(words="gun", robust=True, templates="\n ", stays=" \n").order.spec
+    assert usual == UnlearnSpec((ConceptSpec(("gun",)),), robust=True)
 
 
 def test_what_the_page_sends(form: Any) -> None:
@@ -77,13 +94,24 @@ def test_what_the_page_sends(form: Any) -> None:
 
 
 def test_presets_come_back(form: Any, tmp_path: Path) -> None:
-    made = form.Form(words="gun", effort="thorough", seed=5)
+    lines = {"templates": "{}, big", "stays": "a cat\na dog"}
+    made = form.Form(words="gun", effort="thorough", seed=5, **lines)
     assert form.save_preset("My guns/../..", made) == "My-guns"
     assert form.presets() == ["My-guns"]
     assert form.load_preset("My-guns") == made
     assert all(tmp_path in path.parents for path in tmp_path.rglob("*.json"))
     with pytest.raises(TrustError, match="nowhere"):
         form.load_preset("nowhere")
+
+
+def test_a_preset_saved_before_a_field_was_added_loads(form: Any, tmp_path: Path) -> None:
+    form.save_preset("mine", form.Form(words="gun", sampling="lcm"))
+    (file,) = tmp_path.rglob("mine.json")
+    told = json.loads(file.read_text("utf-8"))
+    assert list(told)[-2:] == ["templates", "stays"], "at the end: that is what is new"
+    del told["templates"], told["stays"]
+    file.write_text(json.dumps(told), encoding="utf-8")
+    assert form.load_preset("mine") == form.Form(words="gun", sampling="lcm")
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,9 @@ def test_a_stop_touches_only_the_pages_own_jobs(host: Any) -> None:
     assert audit.state == "queued" and mine.state == "running" and not mine.stopping
     assert "nothing that could be stopped" in click("trust_stop", owner="page-b")["trust_status"]
     assert "nothing that could be stopped" in click("trust_stop")["trust_status"]
+    listing = JOBS.start("prompts", "dog", lambda job: "never", "page-b")
+    assert "Prompts for <b>dog" in click("trust_stop", owner="page-b")["trust_status"]
+    assert listing.state == "stopped" and audit.state == "queued"
     click("trust_audit_stop", owner="page-b")
     assert audit.state == "stopped" and mine.state == "running"
     click("trust_stop", owner="page-a")
@@ -205,8 +208,9 @@ def test_a_refusal_is_not_written_over_by_what_runs(host: Any) -> None:
     work = Patient()
     job = JOBS.start("unlearn", "gun", work, "page-a")
     until(work.begun.is_set)
-    assert "what to forget" in click("trust_unlearn", owner="page-a")["trust_refusal"]
-    assert click("trust_unlearn", owner="page-b")["trust_refusal"] == ""
+    for button in ("trust_unlearn", "trust_prompts"):
+        assert "what to forget" in click(button, owner="page-a")["trust_refusal"]
+        assert click(button, owner="page-b")["trust_refusal"] == ""
     call, inputs, _ = events("trust_unlearn")
     given = ["page-a" if _is_owner(c) else c.value for c in inputs]
     given[[c.settings.get("elem_id") for c in inputs].index("trust_words")] = "cat"

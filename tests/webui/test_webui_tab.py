@@ -63,9 +63,26 @@ def test_every_answer_fits_its_outputs(page: Any) -> None:
             listed = answer if isinstance(answer, tuple) else (answer,)
             assert len(listed) == len(outputs), call
             count += 1
-    assert count >= 14
+    assert count >= 15
     assert "what to forget" in press("trust_unlearn")["trust_status"]
+    assert "what to forget" in press("trust_prompts")["trust_status"]
     assert "choose a diff" in press("trust_export")["trust_told"]
+
+
+@pytest.mark.parametrize(("version", "told"), [("3.41.2", {}), ("4.40.0", {"autoscroll": False})])
+def test_a_long_report_is_read_from_its_top(
+    page: Any, version: str, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gradio 4 scrolls a box to its end unless told; gradio 3 does not know the word."""
+    import gradio
+
+    from trust_webui import tab
+
+    monkeypatch.setattr(gradio, "__version__", version, raising=False)
+    MADE.clear()
+    tab.build()
+    settings = by_id("trust_report").settings
+    assert {k: v for k, v in settings.items() if k == "autoscroll"} == told
 
 
 def test_it_begins_with_the_engines_defaults(page: Any) -> None:
@@ -149,9 +166,11 @@ def test_the_expected_line_follows_the_form(page: Any, monkeypatch: pytest.Monke
         told("trust_robust", trust_robust=True),
         told("trust_pictures", trust_pictures=16),
         told("trust_passes", trust_passes=64),
+        told("trust_stays", trust_stays="a cat\na dog", trust_robust=True),
     }
-    assert len(others | {first}) == 5 and JOBS.latest(ESTIMATE) is job
+    assert len(others | {first}) == 6 and JOBS.latest(ESTIMATE) is job
     assert told("trust_words", trust_words="gun") == first
+    assert "Sentences of your own" in told("trust_templates", trust_templates="a photo")
     assert "goes together with" in told("trust_kind", trust_kind="combination", trust_words="gun")
 
 
