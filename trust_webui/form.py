@@ -63,7 +63,7 @@ class Form:
     def concepts(self) -> tuple[ConceptSpec, ...]:
         """Return the concept, and those to forget with it; raises SpecError."""
         kept, anchor = listed(self.preserve), self.anchor.strip() or None
-        own = lines_of(self.templates)
+        own = by_line(self.templates)
         first = concept_of(self.words, self.kind, self.partner, kept, anchor, own)
         return (first, *also_named(first, listed(self.also)))
 
@@ -74,7 +74,7 @@ class Form:
                 "syntax", "sampling")  # fmt: skip
         settings: dict[str, Any] = {name: getattr(self, name) for name in same}
         whole = {name: int(getattr(self, name)) for name in ("seed", "passes")}
-        settings |= {"steps": steps_of(self.effort), "stays": lines_of(self.stays)}
+        settings |= {"steps": steps_of(self.effort), "stays": by_line(self.stays)}
         spec = UnlearnSpec(self.concepts, **settings, **whole)
         spec.refuse_unheeded()
         return spec
@@ -117,7 +117,7 @@ def listed(text: str) -> tuple[str, ...]:
     return names_in(text)
 
 
-def lines_of(text: str) -> tuple[str, ...]:
+def by_line(text: str) -> tuple[str, ...]:
     """Split at lines alone, and drop empty ones."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 

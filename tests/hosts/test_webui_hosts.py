@@ -49,7 +49,8 @@ def test_prompts_are_listed(webui: Server, diff: str) -> None:
     assert first(webui)[0] == before
     with pytest.raises(urllib.error.HTTPError) as caught:
         webui.ask("/trust/v1/prompts", {**body, "spec": {**SHORT, "stays": stays}})
-    assert caught.value.code == 422
+    with caught.value as refused:
+        assert refused.code == 422 and b"only robust mode draws" in refused.read()
 
 
 def test_on_off_and_strength(webui: Server, diff: str) -> None:
