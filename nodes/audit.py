@@ -27,6 +27,7 @@ from ..trust_engine.frontend.wording import sized, spelled
 from ..trust_engine.io.files import write_atomically
 from ..trust_engine.models.load import LoadedModel
 from ..trust_engine.models.sampler import SamplerSettings, sampled
+from ..trust_engine.phrases import by_line
 from ..trust_engine.spec import ConceptSpec, Sampling
 from ..trust_engine.unlearn.estimate import pass_seconds
 from .changes import between_models, diffs_between
@@ -34,7 +35,7 @@ from .charts import to_image
 from .declaring import Output, node
 from .file_names import check_prefix
 from .folders import report_file
-from .inputs import by_line, choice, lines, number, seed, setting, socket, text, verdict
+from .inputs import choice, lines, number, seed, setting, socket, text, verdict
 from .lending import Lent, lend
 from .private_unet import private_denoiser
 from .progress import Bar, sparing, tell

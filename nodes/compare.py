@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ..trust_engine.errors import SpecError
 from ..trust_engine.frontend.pictures import contact_sheet
+from ..trust_engine.phrases import by_line
 from .charts import to_image
 from .declaring import Output, node
 from .host import schedule_of
-from .inputs import by_line, choice, number, socket, text, verdict
+from .inputs import choice, number, socket, text, verdict
 from .lending import FACTOR, check_clip, latent_side
 from .progress import Bar
 from .weights import Weights

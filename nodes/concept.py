@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 from ..trust_engine.errors import SpecError
+from ..trust_engine.phrases import by_line
 from ..trust_engine.spec import KINDS, ConceptSpec
 from .declaring import Output, node
-from .inputs import by_line, choice, lines, socket, text, verdict
+from .inputs import choice, lines, socket, text, verdict
 from .sockets import CONCEPT
 
 PARTNERS = {

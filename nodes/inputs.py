@@ -70,11 +70,6 @@ def lines(value: str) -> tuple[str, ...]:
     return names_in(value)
 
 
-def by_line(value: str) -> tuple[str, ...]:
-    """Split a text at line ends alone, as prompts are written; empty lines are left out."""
-    return tuple(line.strip() for line in value.splitlines() if line.strip())
-
-
 def verdict(check: Callable[[], Any]) -> bool | str:
     """Return what the host wants of VALIDATE_INPUTS: True, or the sentence it shows at the node.
 

@@ -11,13 +11,14 @@ from ..trust_engine.diff.weight_diff import WeightDiff
 from ..trust_engine.frontend.before_after import before_after_sheet
 from ..trust_engine.frontend.run_report import run_report
 from ..trust_engine.frontend.subjects import COUNT, MOST, passes
+from ..trust_engine.phrases import by_line
 from ..trust_engine.spec import ConceptSpec, UnlearnSpec
 from .before_after import look
 from .charts import stacked, summary_picture, to_image, where
 from .declaring import Output, node
 from .host import family_named
 from .host_run import Neurons, Ran, for_browser, run_engine
-from .inputs import by_line, choice, number, seed, setting, socket, text, verdict
+from .inputs import choice, number, seed, setting, socket, text, verdict
 from .lending import Lent, lend
 from .patching import patched
 from .progress import sparing

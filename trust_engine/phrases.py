@@ -83,6 +83,11 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…")
 
 
+def by_line(text: str) -> tuple[str, ...]:
+    """Split a text at line ends alone, as prompts are written; empty lines are left out."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
 def names_in(text: str) -> tuple[str, ...]:
     """Split a text at commas and line ends into names, each once."""
     parts = re.split(rf"[{COMMAS}\n\r]", text)

@@ -11,7 +11,7 @@ from typing import Any
 from trust_engine.errors import OutputError, SpecError
 from trust_engine.frontend.subjects import COUNT
 from trust_engine.io.files import write_atomically
-from trust_engine.phrases import names_in
+from trust_engine.phrases import by_line, names_in
 from trust_engine.spec import DEFAULTS, ConceptSpec, UnlearnSpec, also_named
 from trust_engine.unlearn.effort import steps_of
 
@@ -115,11 +115,6 @@ def concept_of(
 def listed(text: str) -> tuple[str, ...]:
     """Split at commas and lines."""
     return names_in(text)
-
-
-def by_line(text: str) -> tuple[str, ...]:
-    """Split at lines alone, and drop empty ones."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def filled(values: Mapping[str, Any]) -> Form:

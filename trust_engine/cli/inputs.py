@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import strict_json
 from ..errors import SpecError
+from ..phrases import by_line
 from ..spec import SETTINGS, ConceptSpec, UnlearnSpec, also_named
 
 CONCEPT_FLAGS = (
@@ -57,10 +58,9 @@ def _read_spec(args: argparse.Namespace) -> UnlearnSpec:
 def read_lines(path: Path) -> tuple[str, ...]:
     """Read a text file's lines but for empty ones; raises SpecError where there are none."""
     try:
-        lines = strict_json.decoded(path.read_bytes()).splitlines()
+        found = by_line(strict_json.decoded(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise SpecError(f"{path}: cannot be read ({error})") from error
-    found = tuple(line.strip() for line in lines if line.strip())
     if not found:
         raise SpecError(f"{path}: is empty; write a prompt a line")
     return found

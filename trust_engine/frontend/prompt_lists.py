@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,8 @@ class PromptLists:
             *indented(self.preserved),
         ]
         for name, prompts in self.shown.items():
-            parts += [f"{len(prompts)} pictures show {name}:", *indented(prompts)]
+            often = [f"{p} (x{n})" if n > 1 else p for p, n in Counter(prompts).items()]
+            parts += [f"{len(prompts)} pictures show {name}:", *indented(often)]
         if self.stays:
             parts += [f"{len(self.stays)} pictures show what must stay:", *indented(self.stays)]
         return "\n".join(parts)

@@ -397,6 +397,10 @@ def test_prompts_are_listed_edited_and_drawn(capsys: pytest.CaptureFixture[str])
     shown, lines = capsys.readouterr().out, Path("engine.txt").read_text().splitlines()
     assert "  a gun -> (the empty prompt)\n" in shown
     assert f"{len(lines)} pictures show what must stay:\n  {lines[0]}\n" in shown
+    assert main(["prompts", *few, "robust.json", "--template", "a {}", "--json"]) == 2
+    assert "--spec says all" in capsys.readouterr().err
+    assert main([*PROMPTS, "--robust", "--template", "my {}"]) == 0
+    assert "24 pictures show gun:\n  my a gun (x24)\n" in capsys.readouterr().out
     assert main(["prompts", *few, "robust.json", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["stays"] == lines and "a gun" in told["shown"]["gun"]
