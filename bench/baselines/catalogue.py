@@ -9,6 +9,7 @@ from typing import Any
 from trust_engine.diff.apply import patched
 from trust_engine.spec import KINDS, UnlearnSpec
 from trust_engine.unlearn.run import Unlearning
+from trust_engine.unlearn.scrubbing.relabel import BACK
 
 from . import ablation, closed_form, combination, esd, hardened, leco, salun, zeroing
 from .common import Task, Weights
@@ -48,7 +49,8 @@ def trust(task: Task, changes: Mapping[str, Any]) -> Weights:
         pass
     if run.spec.robust:  # it stores what blocks return: a call is less than a pass
         asked = run.knowledge.passes if run.knowledge else 0
-        meter.passes, meter.diff = before + asked + run.passes, run.diff
+        passes = asked + run.passes + BACK * run.backward
+        meter.passes, meter.diff = before + passes, run.diff
     return dict(patched(task.model, [(run.diff, 1.0)]).denoiser.overrides)  # type: ignore[attr-defined]
 
 

@@ -30,7 +30,8 @@ from trust_engine.models.contract import Conditioning
 from trust_engine.models.load import LoadedModel
 from trust_engine.models.overrides import weights_of
 from trust_engine.models.sampler import SamplerSettings
-from trust_engine.spec import ConceptSpec
+from trust_engine.spec import ConceptSpec, UnlearnSpec
+from trust_engine.unlearn.run import Unlearning
 
 SHORT: dict[str, Any] = {
     "esd-x": esd.Settings(steps=3, rate=3e-4, batch=2, sampler_steps=3),
@@ -56,6 +57,12 @@ def _small() -> Iterator[None]:
         patch.setattr(hardened, "DRAWING_STEPS", 3)
         patch.setattr(hardened, "MEASURED", 3)
         yield
+
+
+def robust() -> UnlearnSpec:
+    """Return what the short run of robust mode is asked for."""
+    task = task_of()
+    return UnlearnSpec((task.concept,), seed=task.seed, **SHORT["trust-scrub"])
 
 
 @cache
@@ -266,6 +273,11 @@ def test_passes_are_counted_backward_as_two() -> None:
     meter = Meter()
     combination.erase(task_of(meter=meter), combination.Settings(steps=2, rate=2e-4, batch=3))
     assert meter.passes == 2 * 3 * (2 + 2 * 3)
+    task, run = ran("trust-scrub")[0], Unlearning(task_of().model.lend(), robust())
+    for _ in run:
+        pass
+    assert run.knowledge is not None and run.backward > 0
+    assert task.meter.passes == run.knowledge.passes + run.passes + 2 * run.backward
     meter = Meter()
     closed_form.uce(task_of(meter=meter), closed_form.Settings())
     assert meter.passes == 0
