@@ -26,6 +26,7 @@ INTRO = (
     "The checkpoint is not changed: you get a small diff, which the accordion **TRUST** in txt2img "
     "and img2img puts on, at any strength."
 )
+LISTED = "<p>The list appears under <b>Report</b>, at the top of the page.</p>"
 PARTNERS = {
     "combination": ("With: the other half, which stays", "beer"),
     "conditional": ("When: elsewhere it stays", "on a red background"),
@@ -199,23 +200,29 @@ def _unlearn(owner: str, *values: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _prompts(owner: str, *values: Any) -> Iterator[tuple[Any, ...]]:
-    yield from _begun(PROMPTS, list_prompts, owner, values)
+    yield from _begun(PROMPTS, list_prompts, owner, values, LISTED)
 
 
 def _begun(
-    kind: str, job_of: Callable[[Order], Work], owner: str, values: tuple[Any, ...]
+    kind: str,
+    job_of: Callable[[Order], Work],
+    owner: str,
+    values: tuple[Any, ...],
+    beside: str = "",
 ) -> Iterator[tuple[Any, ...]]:
-    """Begin a job on what the form says, and show it; a refusal begins none."""
+    """Begin a job on what the form says, and show it; a refusal begins none.
+
+    beside: what is said beside the buttons, from where the report may be out of sight.
+    """
     owner = owner or token_hex(8)
     try:
         order = _form(values).order
     except TrustError as error:
         said = job_status.problem(error)
         # The status is written anew all the time while the page follows a job of its own.
-        beside = said if JOBS.runs(owner, *OF_THE_FORM) else ""
-        yield (owner, beside, said, *job_status.NOTHING, gr.update())
+        again = said if JOBS.runs(owner, *OF_THE_FORM) else ""
+        yield (owner, again, said, *job_status.NOTHING, gr.update())
         return
-    beside = ""
     for shown in _shown(JOBS.start(kind, order.spec.name, job_of(order), owner)):
         yield (owner, beside, *shown)
         beside = gr.update()

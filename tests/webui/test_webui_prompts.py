@@ -130,7 +130,8 @@ def test_what_the_model_says_is_listed(fake: Any, monkeypatch: pytest.MonkeyPatc
 def test_the_button_shows_the_list_and_no_pictures(page: Any) -> None:
     typed = {"trust_words": "gun", "trust_robust": True, "trust_templates": "a {}, drawn\n\n{} \n",
              "trust_stays": "\n".join(STAYS), "trust_resolution": 64}  # fmt: skip
-    *_, last = answers("trust_prompts", **typed)
+    first, *_, last = answers("trust_prompts", **typed)
+    assert "appears under <b>Report</b>" in first["trust_refusal"]  # which may be out of sight
     assert "trust_state_done" in last["trust_status"], last["trust_status"]
     assert "Prompts for <b>gun</b>" in last["trust_status"]
     report = last["trust_report"]
