@@ -33,7 +33,7 @@ def drawn(model: LoadedModel, prompt: str) -> list[Tensor]:
 
 
 def made(model: LoadedModel, name: str, anchor: str | None = None) -> LoadedModel:
-    """Run robust mode, or read back what it made; "scrubbed" stops before training."""
+    """Run robust mode, or read back what it made; "scrubbed" stops before the last stage."""
     path = KEPT / f"{name}.safetensors"
     if not path.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
@@ -56,8 +56,8 @@ def main() -> None:
     both = made(model, "both")
     rows = [
         ("untouched", drawn(model, ASKED)),
-        ("scrubbed", drawn(made(model, "scrubbed"), ASKED)),
-        ("scrubbed and trained", drawn(both, ASKED)),
+        ("scrubbed and relabelled", drawn(made(model, "scrubbed"), ASKED)),
+        ("and then trained", drawn(both, ASKED)),
         (f'the same for "{ANCHOR}"', drawn(both, ANCHOR)),
         (f'with the anchor "{NAMED}"', drawn(made(model, "anchored", NAMED), ASKED)),
     ]
