@@ -12,6 +12,7 @@ import torch
 from toys.tiny import content, frozen_bits, tiny_model, tiny_spec
 from trust_engine.diff import WeightDiff, applied, load_diff, save_diff
 from trust_engine.errors import SpecError
+from trust_engine.frontend.run_report import run_report
 from trust_engine.models.contract import LentModel
 from trust_engine.spec import ConceptSpec, UnlearnSpec
 from trust_engine.unlearn.autosave import Keeping
@@ -201,6 +202,17 @@ def test_the_users_own_pictures_of_what_must_stay_are_drawn() -> None:
     assert content(made.diff) != content(usual.diff)
     assert made.prompts == usual.prompts  # what is trained on states stays as it is
     assert made.diff.provenance["spec"] == robust_spec(stays=mine).to_json()
+
+
+def test_the_report_says_what_was_drawn() -> None:
+    made = ran(stays=("a cat", "a tree"))
+    lines = run_report(made, made.diff, None).lines
+    shown = len(made.lists.concepts[0]) if made.lists else 0
+    assert f"Drawn: {shown} of gun; 2 of what must stay, such as a cat, a tree." in lines
+    plain = Unlearning(tiny_model(), tiny_spec())
+    for _ in plain:
+        pass
+    assert not any(line.startswith("Drawn") for line in run_report(plain, plain.diff, None).lines)
 
 
 def test_a_picture_whose_prompt_is_too_long_is_refused() -> None:
